@@ -1,0 +1,88 @@
+package block
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Never is one prefix that is never blocked, and the rule that says so in words ("own address", "gateway",
+// "allow in config line 12").
+type Never struct {
+	Prefix netip.Prefix `json:"prefix"`
+	Rule   string       `json:"rule"`
+	// Config marks an allow of the config file, which `allow list` shows and `allow remove` cannot take away.
+	Config bool `json:"config,omitempty"`
+}
+
+// BuiltinNever returns the ranges that are never the address of a stranger's mail server: loopback, link-local,
+// multicast, the unspecified address and, unless private is true, RFC 1918, CGNAT (RFC 6598) and ULA (RFC 4193).
+// Documentation and benchmark ranges are not among them: labs use these as attackers.
+func BuiltinNever(private bool) []Never {
+	list := []Never{
+		{Prefix: netip.MustParsePrefix("0.0.0.0/8"), Rule: "this network"},
+		{Prefix: netip.MustParsePrefix("127.0.0.0/8"), Rule: "loopback"},
+		{Prefix: netip.MustParsePrefix("169.254.0.0/16"), Rule: "link-local"},
+		{Prefix: netip.MustParsePrefix("224.0.0.0/4"), Rule: "multicast"},
+		{Prefix: netip.MustParsePrefix("255.255.255.255/32"), Rule: "broadcast"},
+		{Prefix: netip.MustParsePrefix("::/127"), Rule: "loopback"},
+		{Prefix: netip.MustParsePrefix("fe80::/10"), Rule: "link-local"},
+		{Prefix: netip.MustParsePrefix("ff00::/8"), Rule: "multicast"},
+	}
+	if private {
+		return list
+	}
+	for _, p := range []string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"} {
+		list = append(list, Never{Prefix: netip.MustParsePrefix(p), Rule: "private range"})
+	}
+	return list
+}
+
+// neverSet finds the never-block rule around a prefix. It is replaced as a whole, never changed.
+type neverSet struct {
+	rules map[pkey]Never
+	have  lengths
+}
+
+func newNeverSet(list []Never) *neverSet {
+	s := &neverSet{rules: make(map[pkey]Never, len(list))}
+	for _, n := range list {
+		if !n.Prefix.IsValid() {
+			continue
+		}
+		n.Prefix = n.Prefix.Masked()
+		k := keyOf(n.Prefix)
+		if _, dup := s.rules[k]; !dup {
+			s.have[k.bits]++
+			s.rules[k] = n
+		}
+	}
+	return s
+}
+
+// around returns the widest rule that covers k.
+func (s *neverSet) around(k pkey) (found Never, ok bool) {
+	s.have.around(k, func(w pkey) {
+		if n, hit := s.rules[w]; hit && !ok {
+			found, ok = n, true
+		}
+	})
+	return found, ok
+}
+
+// A NeverError says which rule refused a block.
+type NeverError struct {
+	Prefix netip.Prefix
+	By     Never
+}
+
+func (e *NeverError) Error() string {
+	return fmt.Sprintf("%s is never blocked: it lies in %s (%s)", e.Prefix, e.By.Prefix, e.By.Rule)
+}
+
+// HintText tells what to do about it.
+func (e *NeverError) HintText() string {
+	if e.By.Config {
+		return "take the line out of the config file and reload the agent if this prefix may be blocked"
+	}
+	return "mxshieldctl status shows all rules; block a more specific prefix outside this range"
+}

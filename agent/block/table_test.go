@@ -1,0 +1,681 @@
+package block
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+var t0 = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+
+// lpm is a Sink that enforces its contract in the plainest way: the longest prefix that contains an address decides.
+type lpm struct {
+	set  map[netip.Prefix]Enforced
+	fail error
+	ops  []string
+}
+
+func newLPM() *lpm { return &lpm{set: map[netip.Prefix]Enforced{}} }
+
+func (l *lpm) Set(p netip.Prefix, scope uint8, until time.Time) error {
+	if l.fail != nil {
+		return l.fail
+	}
+	l.ops = append(l.ops, fmt.Sprintf("set %s %d", p, scope))
+	l.set[p] = Enforced{p, scope, until}
+	return nil
+}
+
+func (l *lpm) Remove(p netip.Prefix) error {
+	if l.fail != nil {
+		return l.fail
+	}
+	if _, ok := l.set[p]; ok {
+		l.ops = append(l.ops, "remove "+p.String())
+	}
+	delete(l.set, p)
+	return nil
+}
+
+func (l *lpm) scope(a netip.Addr, now time.Time) Scope {
+	best := Enforced{}
+	for p, e := range l.set {
+		if p.Contains(a) && (!best.Prefix.IsValid() || p.Bits() > best.Prefix.Bits()) {
+			best = e
+		}
+	}
+	if best.Prefix.IsValid() && (best.Until.IsZero() || best.Until.After(now)) {
+		return Scope(best.Scope)
+	}
+	return ScopeNone
+}
+
+func (l *lpm) all() (list []Enforced) {
+	for _, e := range l.set {
+		list = append(list, e)
+	}
+	return list
+}
+
+func pfx(s string) netip.Prefix {
+	p, err := ParsePrefix(s)
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
+
+func auto(p string, c Cause, d time.Duration, at time.Time) Entry {
+	return Entry{Prefix: pfx(p), Kind: Block, Cause: c, Scope: c.Scope(), Until: at.Add(d), Hits: 10}
+}
+
+func manual(p string, at time.Time) Entry {
+	return Entry{Prefix: pfx(p), Kind: Block, Cause: Manual, Scope: ScopeAll, Until: at}
+}
+
+func newTable(t *testing.T, never ...string) (*Table, *lpm) {
+	t.Helper()
+	s := newLPM()
+	tab := New(Options{Origin: "mx1", Sink: s})
+	list := BuiltinNever(false)
+	for _, n := range never {
+		list = append(list, Never{Prefix: pfx(n), Rule: "own address"})
+	}
+	if err := tab.SetNever(list, t0); err != nil {
+		t.Fatal(err)
+	}
+	return tab, s
+}
+
+func apply(t *testing.T, tab *Table, e Entry, now time.Time) Result {
+	t.Helper()
+	r, err := tab.Apply(e, now)
+	if err != nil {
+		t.Fatalf("apply %s %s: %v", e.Kind, e.Prefix, err)
+	}
+	return r
+}
+
+func TestUnblockInsideCIDR(t *testing.T) {
+	tab, s := newTable(t)
+	apply(t, tab, manual("198.51.100.0/24", time.Time{}), t0)
+	r := apply(t, tab, Entry{Prefix: pfx("198.51.100.7"), Kind: Clear, Until: t0.Add(time.Hour)}, t0.Add(time.Second))
+	if r.CancelledTotal != 1 {
+		t.Errorf("cancelled %d blocks, want 1", r.CancelledTotal)
+	}
+	now := t0.Add(2 * time.Second)
+	for a, want := range map[string]Scope{"198.51.100.7": ScopeNone, "198.51.100.8": ScopeAll, "198.51.101.1": ScopeNone} {
+		if got := s.scope(netip.MustParseAddr(a), now); got != want {
+			t.Errorf("%s: kernel drops %s, want %s", a, got, want)
+		}
+	}
+	d := tab.Decide(pfx("198.51.100.7"), now)
+	if d.Drop || d.Rule != RuleCleared || d.By == nil || d.Clear == nil {
+		t.Errorf("decision %+v", d)
+	}
+	// A newer block of the single address holds again.
+	apply(t, tab, manual("198.51.100.7", time.Time{}), now)
+	if s.scope(netip.MustParseAddr("198.51.100.7"), now) != ScopeAll {
+		t.Error("a block newer than the clear does not hold")
+	}
+}
+
+func TestUnblockCIDROverSingles(t *testing.T) {
+	tab, s := newTable(t)
+	for i := range 100 {
+		apply(t, tab, auto(fmt.Sprintf("198.51.100.%d", i), Dictionary, 72*time.Hour, t0), t0)
+	}
+	for i := range 5 {
+		apply(t, tab, auto(fmt.Sprintf("2001:db8:1:%d::/64", i), Dictionary, 72*time.Hour, t0), t0)
+	}
+	r := apply(t, tab, Entry{Prefix: pfx("198.51.100.0/24"), Kind: Clear, Until: t0.Add(time.Hour)}, t0.Add(time.Second))
+	if r.CancelledTotal != 100 {
+		t.Errorf("cancelled %d, want 100", r.CancelledTotal)
+	}
+	if n := len(s.set); n != 5 {
+		t.Errorf("the kernel holds %d prefixes, want the 5 of IPv6: %v", n, s.set)
+	}
+	apply(t, tab, Entry{Prefix: pfx("2001:db8::/32"), Kind: Clear, Until: t0.Add(time.Hour)}, t0.Add(time.Second))
+	if n := len(s.set); n != 0 {
+		t.Errorf("the kernel holds %d prefixes after the second clear", n)
+	}
+}
+
+func TestHoleInExact64(t *testing.T) {
+	tab, s := newTable(t, "2001:db8:9::25")
+	now := t0
+	apply(t, tab, auto("2001:db8:5::/64", Dictionary, time.Hour, now), now)
+	apply(t, tab, Entry{Prefix: pfx("2001:db8:5::1"), Kind: Allow, Cause: Manual}, now)
+	r := apply(t, tab, auto("2001:db8:9::/64", Dictionary, time.Hour, now), now)
+	if len(r.Open) != 1 {
+		t.Errorf("open %v, want the own address", r.Open)
+	}
+	for a, want := range map[string]Scope{
+		"2001:db8:5::1": ScopeNone, "2001:db8:5::2": ScopeMX, "2001:db8:9::25": ScopeNone, "2001:db8:9::26": ScopeMX,
+	} {
+		if got := s.scope(netip.MustParseAddr(a), now); got != want {
+			t.Errorf("%s: kernel drops %s, want %s", a, got, want)
+		}
+	}
+}
+
+func TestHoldsAgainstAutomaticBlocks(t *testing.T) {
+	tab, s := newTable(t)
+	now := t0
+	apply(t, tab, auto("203.0.113.7", Dictionary, 72*time.Hour, now), now)
+	apply(t, tab, Entry{Prefix: pfx("203.0.113.7"), Kind: Clear, Until: now.Add(time.Hour)}, now.Add(time.Second))
+	_, err := tab.Apply(auto("203.0.113.7", Dictionary, 72*time.Hour, now), now.Add(30*time.Minute))
+	var held *HeldError
+	if !errors.As(err, &held) {
+		t.Fatalf("automatic block during the hold: %v, want a HeldError", err)
+	}
+	if len(s.set) != 0 {
+		t.Errorf("the kernel holds %v", s.set)
+	}
+	later := now.Add(61 * time.Minute)
+	apply(t, tab, auto("203.0.113.7", Dictionary, 72*time.Hour, later), later)
+	if s.scope(netip.MustParseAddr("203.0.113.7"), later) != ScopeMX {
+		t.Error("no block after the hold")
+	}
+	// An entry that another node made during the hold is cancelled for good, not only while the hold lasts.
+	e := auto("203.0.113.7", AuthBrute, 100*time.Hour, now)
+	e.Origin, e.Stamp, e.Seq, e.Since = "mx2", StampAt(now.Add(20*time.Minute)), 1, now
+	if _, err := tab.Merge(e, later); err != nil {
+		t.Fatal(err)
+	}
+	if d := tab.Decide(pfx("203.0.113.7"), later); d.By.Origin != "mx1" || d.Scope != ScopeMX {
+		t.Errorf("decision by %s, scope %s", d.By.Origin, d.Scope)
+	}
+}
+
+func TestNever(t *testing.T) {
+	tab, s := newTable(t, "192.0.2.25")
+	if err := tab.SetNever(append(BuiltinNever(false), Never{Prefix: pfx("192.0.2.25"), Rule: "own address"},
+		Never{Prefix: pfx("203.0.113.0/24"), Rule: "allow in config line 4", Config: true}), t0); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{"192.0.2.25", "203.0.113.9", "203.0.113.0/25", "127.0.0.1", "10.1.2.3", "fe80::1", "::1", "224.0.0.1", "::ffff:10.0.0.1", "100.64.3.4", "fd00::1"} {
+		for _, e := range []Entry{manual(p, time.Time{}), auto(p, Dictionary, time.Hour, t0)} {
+			_, err := tab.Apply(e, t0)
+			var never *NeverError
+			if !errors.As(err, &never) && !(e.Automatic() && errors.Is(err, ErrPrefix)) {
+				t.Errorf("%s %s: %v, want a NeverError", e.Cause, p, err)
+			}
+		}
+	}
+	for _, p := range []string{"192.0.0.0/15", "2001::/31", "0.0.0.0/0", "::/0", "::/32"} {
+		if _, err := tab.Apply(Entry{Prefix: netip.MustParsePrefix(p), Kind: Clear, Until: t0.Add(time.Hour)}, t0); p != "::/32" && !errors.Is(err, ErrPrefix) {
+			t.Errorf("clear %s: %v, want ErrPrefix", p, err)
+		}
+	}
+	if _, err := tab.Apply(auto("198.51.100.0/23", Dictionary, time.Hour, t0), t0); !errors.Is(err, ErrPrefix) {
+		t.Errorf("automatic /23: %v", err)
+	}
+	// An edited state file cannot block them either.
+	e := manual("203.0.113.9", time.Time{})
+	e.Origin, e.Stamp, e.Since = "mx1", StampAt(t0), t0
+	if _, err := tab.Load(e); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tab.Resync(nil, t0, true); err != nil || len(s.set) != 0 {
+		t.Errorf("the kernel holds %v, %v", s.set, err)
+	}
+	if d := tab.Decide(pfx("203.0.113.9"), t0); d.Drop || d.Rule != RuleConfig {
+		t.Errorf("decision %+v", d)
+	}
+	// A CIDR around them goes in with holes, and a rule that goes closes its hole.
+	apply(t, tab, manual("192.0.2.0/24", time.Time{}), t0)
+	own := netip.MustParseAddr("192.0.2.25")
+	if s.scope(own, t0) != ScopeNone || s.scope(own.Next(), t0) != ScopeAll {
+		t.Errorf("the kernel holds %v", s.set)
+	}
+	if err := tab.SetNever(BuiltinNever(false), t0); err != nil {
+		t.Fatal(err)
+	}
+	if s.scope(own, t0) != ScopeAll {
+		t.Errorf("the hole of a rule that went is open: %v", s.set)
+	}
+}
+
+func TestFamiliesAreApart(t *testing.T) {
+	tab, s := newTable(t)
+	apply(t, tab, Entry{Prefix: netip.MustParsePrefix("::/32"), Kind: Clear, Until: t0.Add(time.Hour)}, t0)
+	apply(t, tab, auto("198.51.100.7", Dictionary, time.Hour, t0), t0)
+	if s.scope(netip.MustParseAddr("198.51.100.7"), t0) != ScopeMX {
+		t.Error("a clear of ::/32 holds against an IPv4 block")
+	}
+}
+
+func TestManualBeatsAutomatic(t *testing.T) {
+	tab, s := newTable(t)
+	a := netip.MustParseAddr("198.51.100.7")
+	apply(t, tab, auto("198.51.100.7", Dictionary, time.Hour, t0), t0)
+	apply(t, tab, Entry{Prefix: pfx("198.51.100.0/24"), Kind: Allow, Cause: Manual}, t0)
+	if s.scope(a, t0) != ScopeNone {
+		t.Error("an allow does not beat an automatic block")
+	}
+	apply(t, tab, manual("198.51.100.7", t0.Add(time.Hour)), t0)
+	if s.scope(a, t0) != ScopeAll {
+		t.Error("a more specific manual block does not beat an allow")
+	}
+	r := apply(t, tab, auto("198.51.100.7", Dictionary, 2*time.Hour, t0), t0.Add(time.Minute))
+	if !r.Already || r.Entry.Cause != Manual {
+		t.Errorf("evidence replaced a manual block: %+v", r)
+	}
+	apply(t, tab, Entry{Prefix: pfx("198.51.100.0/24"), Kind: Disallow}, t0.Add(time.Minute))
+	tab.Expire(t0.Add(2 * time.Hour))
+	if s.scope(a, t0.Add(2*time.Hour)) != ScopeNone || len(s.set) != 0 {
+		t.Errorf("after the end the kernel holds %v", s.set)
+	}
+}
+
+func TestScopeWidens(t *testing.T) {
+	tab, s := newTable(t)
+	a := netip.MustParseAddr("198.51.100.7")
+	apply(t, tab, auto("198.51.100.7", Dictionary, 3*time.Hour, t0), t0)
+	r := apply(t, tab, auto("198.51.100.7", AuthBrute, time.Hour, t0), t0.Add(time.Second))
+	if !r.Already || s.scope(a, t0.Add(time.Second)) != ScopeAll || !r.Entry.Until.Equal(t0.Add(3*time.Hour)) || r.Entry.Hits != 20 {
+		t.Errorf("%+v", r)
+	}
+	// Scopes of two origins: the wider one holds for its time, then the narrower one is seen again.
+	tab, s = newTable(t)
+	apply(t, tab, auto("198.51.100.7", AuthBrute, time.Hour, t0), t0)
+	e := auto("198.51.100.7", Dictionary, 3*time.Hour, t0)
+	e.Origin, e.Stamp, e.Since = "mx2", StampAt(t0), t0
+	if _, err := tab.Merge(e, t0); err != nil {
+		t.Fatal(err)
+	}
+	if s.scope(a, t0) != ScopeAll {
+		t.Error("the wider scope does not hold")
+	}
+	at := t0.Add(61 * time.Minute)
+	if n := tab.Expire(at); n != 1 || s.scope(a, at) != ScopeMX {
+		t.Errorf("after its end: %d expired, scope %s", n, s.scope(a, at))
+	}
+}
+
+func TestClockBehindStampsExpiresNothing(t *testing.T) {
+	tab, s := newTable(t)
+	e := auto("198.51.100.7", Dictionary, time.Hour, t0)
+	e.Origin, e.Stamp, e.Since = "mx1", StampAt(t0), t0
+	if _, err := tab.Load(e); err != nil {
+		t.Fatal(err)
+	}
+	long := auto("198.51.100.8", Dictionary, time.Second, t0.Add(-48*time.Hour))
+	long.Origin, long.Stamp, long.Since = "mx1", StampAt(t0.Add(-48*time.Hour)), t0
+	if _, err := tab.Load(long); err != nil {
+		t.Fatal(err)
+	}
+	if n := tab.Expire(t0.Add(-time.Hour)); n != 0 {
+		t.Errorf("%d expired by a clock that is behind the newest stamp", n)
+	}
+	if n := tab.Expire(t0.Add(time.Second)); n != 1 {
+		t.Errorf("%d expired, want 1", n)
+	}
+	_ = s
+}
+
+func TestClearIsKeptWhileItIsNeeded(t *testing.T) {
+	tab, _ := newTable(t)
+	e := manual("198.51.100.0/24", time.Time{})
+	e.Origin, e.Stamp, e.Since = "mx2", StampAt(t0), t0
+	if _, err := tab.Merge(e, t0); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, tab, Entry{Prefix: pfx("198.51.100.7"), Kind: Clear, Until: t0.Add(time.Hour)}, t0.Add(time.Second))
+	apply(t, tab, Entry{Prefix: pfx("203.0.113.7"), Kind: Clear, Until: t0.Add(time.Hour)}, t0.Add(time.Second))
+	at := t0.Add(60 * 24 * time.Hour)
+	if n := tab.Expire(at); n != 1 {
+		t.Errorf("%d clears forgotten, want the one that cancels nothing", n)
+	}
+	if d := tab.Decide(pfx("198.51.100.7"), at); d.Drop {
+		t.Error("a block without end came back after its clear was forgotten")
+	}
+}
+
+func TestSinkFailureIsRetried(t *testing.T) {
+	tab, s := newTable(t)
+	s.fail = errors.New("no room")
+	r := apply(t, tab, auto("198.51.100.7", Dictionary, time.Hour, t0), t0)
+	if r.Unenforced == "" || tab.Count(t0).Unenforced != 1 {
+		t.Errorf("a refused prefix is not reported: %+v", r)
+	}
+	s.fail = nil
+	tab.Expire(t0.Add(time.Second))
+	if s.scope(netip.MustParseAddr("198.51.100.7"), t0) != ScopeMX || tab.Count(t0).Unenforced != 0 {
+		t.Error("a refused prefix is not tried again")
+	}
+}
+
+func TestFull(t *testing.T) {
+	tab := New(Options{Origin: "mx1", MaxEntries: 3})
+	for i := range 3 {
+		apply(t, tab, auto(fmt.Sprintf("198.51.100.%d", i), Dictionary, time.Hour, t0), t0)
+	}
+	if _, err := tab.Apply(auto("198.51.100.9", Dictionary, time.Hour, t0), t0); !errors.Is(err, ErrFull) {
+		t.Errorf("automatic: %v, want ErrFull", err)
+	}
+	apply(t, tab, manual("198.51.100.9", time.Time{}), t0) // a person is never refused
+}
+
+func TestResyncKeepsOrphansAtFirst(t *testing.T) {
+	tab, s := newTable(t)
+	apply(t, tab, auto("198.51.100.1", Dictionary, time.Hour, t0), t0)
+	apply(t, tab, Entry{Prefix: pfx("198.51.100.2"), Kind: Clear, Until: t0.Add(time.Hour)}, t0)
+	s.set = map[netip.Prefix]Enforced{}
+	for _, p := range []string{"198.51.100.2", "198.51.100.3", "127.0.0.1"} {
+		s.set[pfx(p)] = Enforced{pfx(p), 1, t0.Add(time.Hour)}
+	}
+	if _, err := tab.Resync(s.all(), t0, false); err != nil {
+		t.Fatal(err)
+	}
+	has := func(p string) bool { _, ok := s.set[pfx(p)]; return ok }
+	if !has("198.51.100.1") || has("198.51.100.2") || !has("198.51.100.3") || has("127.0.0.1") {
+		t.Errorf("first resync: %v", s.set)
+	}
+	n, err := tab.Resync(s.all(), t0, true)
+	if err != nil || n != 1 || has("198.51.100.3") {
+		t.Errorf("second resync: %d changes, %v, %v", n, err, s.set)
+	}
+	if n, _ := tab.Resync(s.all(), t0, true); n != 0 {
+		t.Errorf("a resync of what is in line makes %d changes", n)
+	}
+}
+
+// TestHolesFirst: while a wide block goes in or out, no innocent inside it is ever dropped.
+func TestHolesFirst(t *testing.T) {
+	tab, s := newTable(t)
+	apply(t, tab, Entry{Prefix: pfx("198.51.100.7"), Kind: Allow, Cause: Manual}, t0)
+	apply(t, tab, manual("198.51.100.0/24", time.Time{}), t0)
+	apply(t, tab, Entry{Prefix: pfx("198.51.100.0/24"), Kind: Clear, Until: t0.Add(time.Hour)}, t0)
+	want := []string{"set 198.51.100.7/32 0", "set 198.51.100.0/24 3", "remove 198.51.100.0/24", "remove 198.51.100.7/32"}
+	if !slices.Equal(s.ops, want) {
+		t.Errorf("order %q, want %q", s.ops, want)
+	}
+}
+
+// model decides by the words of DESIGN section 6, over a plain list.
+func model(entries []Entry, never []Never, a netip.Addr, now time.Time) Scope {
+	for _, n := range never {
+		if n.Prefix.Contains(a) {
+			return ScopeNone
+		}
+	}
+	latest := map[string]Entry{}
+	for _, e := range entries {
+		k := fmt.Sprint(e.Origin, e.Prefix, e.Kind)
+		if o, ok := latest[k]; !ok || e.Stamp > o.Stamp || e.Stamp == o.Stamp && e.Seq > o.Seq {
+			latest[k] = e
+		}
+	}
+	live := func(e Entry) bool { return e.Until.IsZero() || e.Until.After(now) }
+	var best *Entry
+	scope := ScopeNone
+	for _, e := range latest {
+		if !e.Prefix.Contains(a) || !live(e) {
+			continue
+		}
+		cancelled := false
+		for _, c := range latest {
+			switch {
+			case e.Kind == Block && c.Kind == Clear && c.Prefix.Contains(a):
+				cancelled = cancelled || c.Stamp >= e.Stamp || e.Automatic() && StampAt(c.Until) > e.Stamp
+			case e.Kind == Allow && c.Kind == Disallow && c.Prefix == e.Prefix:
+				cancelled = cancelled || c.Stamp >= e.Stamp
+			}
+		}
+		if cancelled || e.Kind == Clear || e.Kind == Disallow {
+			continue
+		}
+		if e.Automatic() {
+			scope = max(scope, e.Scope)
+			continue
+		}
+		if best == nil || e.Prefix.Bits() > best.Prefix.Bits() || e.Prefix.Bits() == best.Prefix.Bits() && e.Stamp > best.Stamp {
+			best = &e
+		}
+	}
+	if best != nil {
+		if best.Kind == Allow {
+			return ScopeNone
+		}
+		return best.Scope
+	}
+	return scope
+}
+
+// drawEntry makes entries in a tiny space, so that they meet.
+func drawEntry(t *rapid.T, now time.Time) Entry {
+	prefixes := []string{
+		"198.51.0.0/16", "198.51.100.0/24", "198.51.100.0/28", "198.51.100.1/32", "198.51.100.2/32", "198.51.100.200/32",
+		"2001:db8::/32", "2001:db8:1::/48", "2001:db8:1:1::/64", "2001:db8:1:2::/64", "2001:db8:1:1::/80", "2001:db8:1:1::1/128", "2001:db8:1:2::1/128",
+	}
+	e := Entry{
+		Prefix: netip.MustParsePrefix(rapid.SampledFrom(prefixes).Draw(t, "prefix")),
+		Kind:   Kind(rapid.IntRange(1, 4).Draw(t, "kind")),
+		Since:  now, Hits: 1,
+	}
+	d := time.Duration(rapid.IntRange(1, 90).Draw(t, "minutes")) * time.Minute
+	switch e.Kind {
+	case Block:
+		e.Cause = rapid.SampledFrom([]Cause{Dictionary, AuthBrute, Manual}).Draw(t, "cause")
+		e.Scope, e.Until = e.Cause.Scope(), now.Add(d)
+		if e.Cause == Manual && d > time.Hour {
+			e.Until = time.Time{}
+		}
+	case Clear:
+		e.Until = now.Add(d)
+	case Allow:
+		e.Cause = Manual
+	}
+	return e
+}
+
+var probes = []string{
+	"198.51.100.1", "198.51.100.2", "198.51.100.9", "198.51.100.200", "198.51.100.77", "198.51.7.7", "198.52.0.1",
+	"2001:db8:1:1::1", "2001:db8:1:1::2", "2001:db8:1:1:8000::", "2001:db8:1:2::1", "2001:db8:1:2::2", "2001:db8:1:3::1", "2001:db8:9::1", "2001:db9::1",
+}
+
+// TestDecisionAndSinkAgainstModel runs random histories of local and foreign entries, expiry, changes of the rules
+// and restarts; after each step the decision and what the kernel would do equal the model, for every probe.
+func TestDecisionAndSinkAgainstModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := newLPM()
+		tab := New(Options{Origin: "mx1", Sink: s})
+		now := t0
+		never := []Never{}
+		var all []Entry
+		seq := uint64(1 << 20)
+		for range rapid.IntRange(1, 25).Draw(t, "steps") {
+			now = now.Add(time.Duration(rapid.IntRange(1, 1200).Draw(t, "seconds")) * time.Second)
+			switch rapid.IntRange(0, 9).Draw(t, "step") {
+			case 0:
+				never = nil
+				for _, p := range []string{"198.51.100.1/32", "198.51.100.0/28", "2001:db8:1:1::1/128", "2001:db8:1::/48"} {
+					if rapid.Bool().Draw(t, p) {
+						never = append(never, Never{Prefix: netip.MustParsePrefix(p), Rule: "test"})
+					}
+				}
+				if err := tab.SetNever(never, now); err != nil {
+					t.Fatal(err)
+				}
+			case 1: // restart: a new table from what was stored, over a kernel that kept its state
+				fresh := New(Options{Origin: "mx1", Sink: s})
+				if err := fresh.SetNever(never, now); err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range all {
+					if _, err := fresh.Load(e); err != nil {
+						t.Fatal(err)
+					}
+				}
+				tab = fresh
+				if _, err := tab.Resync(s.all(), now, true); err != nil {
+					t.Fatal(err)
+				}
+			case 2, 3:
+				e := drawEntry(t, now)
+				seq++
+				e.Origin, e.Stamp, e.Seq = "mx2", StampAt(now.Add(-time.Duration(rapid.IntRange(0, 3600).Draw(t, "age"))*time.Second)), seq
+				if e.Automatic() && e.Prefix.Bits() < map[bool]int{true: MinAutoBits4, false: MinAutoBits6}[e.Prefix.Addr().Is4()] {
+					continue
+				}
+				if _, err := tab.Merge(e, now); err != nil {
+					t.Fatal(err)
+				}
+				all = append(all, e)
+			default:
+				r, err := tab.Apply(drawEntry(t, now), now)
+				var n *NeverError
+				var h *HeldError
+				if err != nil && !errors.As(err, &n) && !errors.As(err, &h) && !errors.Is(err, ErrPrefix) {
+					t.Fatal(err)
+				}
+				if err == nil {
+					all = append(all, r.Entry)
+				}
+			}
+			tab.Expire(now)
+			for _, p := range probes {
+				a := netip.MustParseAddr(p)
+				want := model(all, never, a, now)
+				d := tab.Decide(netip.PrefixFrom(a, a.BitLen()), now)
+				if got := d.Scope; got != want || d.Drop != (want != ScopeNone) {
+					t.Fatalf("%s at %s: decision %s (%+v), model %s", a, now, got, d, want)
+				}
+				if got := s.scope(a, now); got != want {
+					t.Fatalf("%s at %s: kernel %s, model %s; %v", a, now, got, want, s.set)
+				}
+			}
+		}
+	})
+}
+
+// TestMergeLaws: the order in which entries arrive, and how often, does not matter.
+func TestMergeLaws(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var list []Entry
+		for i := range rapid.IntRange(1, 20).Draw(t, "n") {
+			e := drawEntry(t, t0)
+			if e.Automatic() {
+				e.Prefix = netip.MustParsePrefix("198.51.100.1/32")
+			}
+			e.Origin = rapid.SampledFrom([]string{"mx1", "mx2", "mx3"}).Draw(t, "origin")
+			e.Stamp, e.Seq = StampAt(t0.Add(time.Duration(rapid.IntRange(0, 5).Draw(t, "stamp"))*time.Minute)), uint64(i)
+			list = append(list, e)
+		}
+		a, b := New(Options{Origin: "me"}), New(Options{Origin: "me"})
+		for _, e := range list {
+			if _, err := a.Merge(e, t0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		other := slices.Concat(list, list)
+		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
+		r.Shuffle(len(other), func(i, j int) { other[i], other[j] = other[j], other[i] })
+		for _, e := range other {
+			if _, err := b.Merge(e, t0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, p := range probes {
+			x, y := a.Decide(pfx(p), t0), b.Decide(pfx(p), t0)
+			if x.Drop != y.Drop || x.Scope != y.Scope || x.Rule != y.Rule || !x.Until.Equal(y.Until) {
+				t.Fatalf("%s: %+v against %+v", p, x, y)
+			}
+		}
+	})
+}
+
+func TestEntryBinary(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		e := drawEntry(t, t0)
+		if e.Automatic() {
+			e.Prefix = netip.MustParsePrefix("2001:db8:1:2::/64")
+		}
+		e.Origin, e.Stamp, e.Seq, e.Reason = rapid.StringN(1, 20, 60).Draw(t, "origin"), 7<<16, 9, rapid.StringN(0, 40, 200).Draw(t, "reason")
+		b, err := e.MarshalBinary()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got Entry
+		if err := got.UnmarshalBinary(b); err != nil {
+			t.Fatal(err)
+		}
+		if got != e {
+			t.Fatalf("%+v became %+v", e, got)
+		}
+	})
+}
+
+func FuzzEntry(f *testing.F) {
+	for _, e := range []Entry{auto("198.51.100.7", Dictionary, time.Hour, t0), manual("2001:db8::/32", time.Time{})} {
+		e.Origin = "mx1"
+		b, err := e.MarshalBinary()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var e Entry
+		if e.UnmarshalBinary(b) != nil {
+			return
+		}
+		if err := checkWidth(e.Prefix, e.Automatic()); err != nil {
+			t.Fatalf("decoded %v: %v", e, err)
+		}
+		again, err := e.MarshalBinary()
+		if err != nil || string(again) != string(b) {
+			t.Fatalf("%x became %x, %v", b, again, err)
+		}
+	})
+}
+
+func TestParse(t *testing.T) {
+	good := map[string]string{
+		"192.0.2.7": "192.0.2.7/32", "192.0.2.0/24": "192.0.2.0/24", "2001:DB8::": "2001:db8::/128",
+		"::ffff:192.0.2.7": "192.0.2.7/32", "::ffff:192.0.2.0/120": "192.0.2.0/24",
+	}
+	for in, want := range good {
+		if p, err := ParsePrefix(in); err != nil || p.String() != want {
+			t.Errorf("%s: %v, %v; want %s", in, p, err, want)
+		}
+	}
+	for _, in := range []string{"", "x", "192.0.2.7/24", "192.0.2.256", "192.0.02.1", "fe80::1%eth0", "::ffff:0:0/90", "1.2.3.4/33", " 192.0.2.7"} {
+		if p, err := ParsePrefix(in); !errors.Is(err, ErrPrefix) {
+			t.Errorf("%q: %v, %v; want ErrPrefix", in, p, err)
+		}
+	}
+	for in, want := range map[string]time.Duration{"90s": 90 * time.Second, "3d": 72 * time.Hour, "1w": 168 * time.Hour, "0s": 0, "1h30m": 90 * time.Minute} {
+		if d, err := ParseDuration(in); err != nil || d != want {
+			t.Errorf("%s: %s, %v", in, d, err)
+		}
+	}
+	for _, in := range []string{"", "3", "d", "-3d", "-1h", "x", "3dd", "999999999d", "3d "} {
+		if d, err := ParseDuration(in); err == nil {
+			t.Errorf("%q: %s, want an error", in, d)
+		}
+	}
+}
+
+func BenchmarkApply(b *testing.B) {
+	tab := New(Options{Origin: "mx1", MaxEntries: 1 << 30})
+	_ = tab.SetNever(BuiltinNever(false), t0)
+	r := rand.New(rand.NewPCG(1, 2))
+	e := auto("198.51.100.7", Dictionary, time.Hour, t0)
+	for b.Loop() {
+		v := r.Uint32()
+		e.Prefix = netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(v>>24)&0x3f | 0x80, byte(v >> 16), byte(v >> 8), byte(v)}), 32)
+		_, _ = tab.Apply(e, t0) // a few of these addresses are private and refused, as they should be
+		if len(tab.dirty) > 1000 {
+			tab.Drain()
+		}
+	}
+}

@@ -1,0 +1,175 @@
+// Package control is how people and scripts talk to the agent: HTTP with JSON over a unix socket, the types of it,
+// the server and the client.
+//
+//	GET  /v1/status
+//	GET  /v1/list?within=192.0.2.0/24&cause=dictionary&kind=block&all=1&limit=100
+//	GET  /v1/why?prefix=192.0.2.7
+//	POST /v1/block     {"prefix": "192.0.2.7", "for": "72h", "reason": "..."}
+//	POST /v1/unblock   {"prefixes": ["192.0.2.7"], "hold": "1h"}
+//	POST /v1/allow     {"prefix": "192.0.2.0/24", "for": "", "reason": "..."}
+//	POST /v1/disallow  {"prefix": "192.0.2.0/24"}
+//	POST /v1/off       {"reason": "..."}
+//	POST /v1/on        {}
+//
+// Who may connect may do all of this: the socket's mode (root and group mxshield) is the permission. The peer's
+// user goes into the audit trail. Errors are {"error": "...", "hint": "..."} with a 4xx or 5xx status.
+package control
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/mxshield/mxshield/agent/block"
+)
+
+// DefaultSocket is where the agent listens.
+const DefaultSocket = "/run/mxshield/control.sock"
+
+// Status is the answer to status.
+type Status struct {
+	Version string    `json:"version"`
+	Node    string    `json:"node"`
+	PID     int       `json:"pid"`
+	Started time.Time `json:"started"`
+	Now     time.Time `json:"now"`
+	DryRun  bool      `json:"dry_run"`
+	Off     *Off      `json:"off,omitempty"` // set: nothing is dropped until `on`
+
+	Interfaces []Interface       `json:"interfaces"`
+	Ports      Ports             `json:"ports"`
+	Blocks     block.Counts      `json:"blocks"`
+	Accepted   int               `json:"blocked_with_accepted_mail"` // blocked sources that also had mail accepted
+	Packets    map[string]uint64 `json:"packets"`                    // by reason, since the maps were made
+	Inputs     []Input           `json:"inputs"`
+	Events     map[string]uint64 `json:"events"` // by kind, since the agent started
+	Sources    int               `json:"sources"`
+	State      State             `json:"state"`
+	Never      []block.Never     `json:"never"`
+	Warnings   []string          `json:"warnings,omitempty"`
+}
+
+// Off says since when and why the shield is detached.
+type Off struct {
+	Since  time.Time `json:"since"`
+	By     string    `json:"by"`
+	Reason string    `json:"reason,omitempty"`
+}
+
+// Interface is one place where the XDP program sits.
+type Interface struct {
+	Name string `json:"name"`
+	Mode string `json:"mode"` // native, tcx, generic
+}
+
+// Ports are the protected ports by group.
+type Ports struct {
+	MX         []uint16 `json:"mx"`
+	Submission []uint16 `json:"submission"`
+}
+
+// Input is one log that is read.
+type Input struct {
+	ID         string    `json:"id"`
+	State      string    `json:"state"`
+	Detail     string    `json:"detail,omitempty"`
+	Lag        int64     `json:"lag_bytes"`
+	Lines      uint64    `json:"lines"`
+	Truncated  uint64    `json:"truncated_lines,omitempty"`
+	Suppressed uint64    `json:"suppressed_messages,omitempty"`
+	LastLine   time.Time `json:"last_line,omitzero"`
+	LastError  string    `json:"last_error,omitempty"`
+}
+
+// State is the state file.
+type State struct {
+	Path  string `json:"path"`
+	Bytes int64  `json:"bytes"`
+	Error string `json:"error,omitempty"` // why the last write failed
+}
+
+// Listed is one row of list.
+type Listed struct {
+	block.Listed
+	Drops uint64 `json:"drops"` // packets dropped by this prefix since the kernel has it
+}
+
+// List is the answer to list. Total counts all matches, of which Entries are the newest.
+type List struct {
+	Entries []Listed `json:"entries"`
+	Total   int      `json:"total"`
+}
+
+// Why is the answer to why.
+type Why struct {
+	Prefix   netip.Prefix   `json:"prefix"`
+	Decision block.Decision `json:"decision"`
+	Words    string         `json:"words"` // the decision as a sentence
+	Drops    uint64         `json:"drops"` // packets dropped, of the entry that decides
+	Entries  []block.Entry  `json:"entries,omitempty"`
+	// Evidence is what the log said about the source up to the block; Known what is known of it now.
+	Evidence *Evidence `json:"evidence,omitempty"`
+	Known    *Evidence `json:"known,omitempty"`
+	History  []Audit   `json:"history,omitempty"`
+	Unblock  string    `json:"unblock,omitempty"` // what an unblock would do
+	Warnings []string  `json:"warnings,omitempty"`
+}
+
+// Evidence is the counts and a few redacted sample lines behind a verdict.
+type Evidence struct {
+	Prefix    netip.Prefix      `json:"prefix"`
+	Words     string            `json:"words"`
+	Score     float64           `json:"score"`
+	Threshold float64           `json:"threshold"`
+	Counts    map[string]uint32 `json:"counts,omitempty"`
+	Accepted  uint32            `json:"accepted"`
+	First     time.Time         `json:"first,omitzero"`
+	Last      time.Time         `json:"last,omitzero"`
+	Samples   []string          `json:"samples,omitempty"`
+}
+
+// Audit is one line of an address's history.
+type Audit struct {
+	Time   time.Time    `json:"time"`
+	Who    string       `json:"who"`
+	Action string       `json:"action"`
+	Prefix netip.Prefix `json:"prefix,omitzero"`
+	Detail string       `json:"detail,omitempty"`
+}
+
+// BlockRequest asks for a block or an allow. For "" takes the default (block: the configured time; allow: no end),
+// "forever" has no end.
+type BlockRequest struct {
+	Prefix string `json:"prefix"`
+	For    string `json:"for,omitempty"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// UnblockRequest asks for clears. Hold "" is one hour, "0s" none.
+type UnblockRequest struct {
+	Prefixes []string `json:"prefixes"`
+	Hold     string   `json:"hold,omitempty"`
+	Reason   string   `json:"reason,omitempty"`
+}
+
+// OffRequest asks to detach.
+type OffRequest struct {
+	Reason string `json:"reason,omitempty"`
+}
+
+// Done is the answer to a change.
+type Done struct {
+	Words   string         `json:"words"`
+	Results []block.Result `json:"results,omitempty"`
+}
+
+// Error is an error of the agent, as it travels.
+type Error struct {
+	Status int    `json:"-"`
+	Text   string `json:"error"`
+	Hint   string `json:"hint,omitempty"`
+}
+
+func (e *Error) Error() string { return e.Text }
+
+// HintText tells what to do about it.
+func (e *Error) HintText() string { return e.Hint }
