@@ -95,8 +95,20 @@ func (t *Table) verdictLocked(k pkey, at uint32) outcome {
 			continue
 		}
 		if manual.by != 0 {
+			// Nodes with the same entries must decide alike, so equal stamps of two origins need an order too.
 			m := &t.nodes[manual.by-1]
-			if m.key.bits > n.key.bits || m.key.bits == n.key.bits && m.newer(&n.record) {
+			switch {
+			case m.key.bits != n.key.bits:
+				// n is the more specific one: nearLocked goes from wide to narrow
+			case m.stamp != n.stamp:
+				if m.stamp > n.stamp {
+					continue
+				}
+			case m.kind != n.kind:
+				if m.kind == Allow {
+					continue
+				}
+			case later(m.until, n.until):
 				continue
 			}
 		}

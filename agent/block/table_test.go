@@ -437,7 +437,7 @@ func model(entries []Entry, never []Never, a netip.Addr, now time.Time) Scope {
 			scope = max(scope, e.Scope)
 			continue
 		}
-		if best == nil || e.Prefix.Bits() > best.Prefix.Bits() || e.Prefix.Bits() == best.Prefix.Bits() && e.Stamp > best.Stamp {
+		if best == nil || e.Prefix.Bits() > best.Prefix.Bits() || e.Prefix.Bits() == best.Prefix.Bits() && (e.Stamp > best.Stamp || e.Stamp == best.Stamp && e.Kind == Allow) {
 			best = &e
 		}
 	}
