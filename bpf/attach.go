@@ -1,0 +1,527 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Mode is how a program hangs on an interface.
+type Mode string
+
+const (
+	Auto    Mode = "auto"    // native, else tcx, else generic
+	Native  Mode = "native"  // XDP in the driver
+	TCX     Mode = "tcx"     // on the skb, before anything else looks at it; kernel 6.6
+	Generic Mode = "generic" // XDP on the skb: every driver, but copies packets to make them look like XDP's
+)
+
+// Modes are all of them.
+var Modes = []Mode{Auto, Native, TCX, Generic}
+
+// Attachment is a program of ours on an interface, as the kernel tells it.
+type Attachment struct {
+	Interface string
+	Index     int
+	Mode      Mode // never Auto
+	LinkID    uint32
+	ProgramID uint32
+}
+
+// Attach hangs the program on every interface of Options, and takes it off those it is on and should not be. Existing
+// links get the new program in place: not one packet goes unseen. May be called again at any time (an interface came);
+// what is right already stays as it is. One interface that fails does not keep the others from being shielded; the
+// error tells of all that did.
+func (s *Shield) Attach() error {
+	s.attachMu.Lock()
+	defer s.attachMu.Unlock()
+	if err := s.pinAll(); err != nil {
+		return err
+	}
+	names, err := ResolveInterfaces(s.opts.Interfaces)
+	errs := []error{err}
+	a := s.attacher()
+	for _, name := range names {
+		_, err := a.attach(name, s.opts.Attach)
+		errs = append(errs, err)
+	}
+	pinned, err := linkPins(s.opts.Pins)
+	errs = append(errs, err)
+	for _, name := range pinned {
+		if slices.Contains(names, name) || slices.Contains(s.opts.Interfaces, name) {
+			continue
+		}
+		s.log.Info("detaching from an interface that is not to be shielded any more", "interface", name)
+		_, err := detachPin(s.opts.Pins, linkPin(name))
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// Detach takes the programs off all interfaces. Tables and counters stay, Attach brings the programs back.
+func (s *Shield) Detach() error {
+	s.attachMu.Lock()
+	defer s.attachMu.Unlock()
+	_, err := detachAll(s.opts.Pins)
+	return err
+}
+
+// Attachments returns where programs of ours are, read from the kernel: not where they should be. Pinned links whose
+// interface is gone are not among them.
+func (s *Shield) Attachments() ([]Attachment, error) { return Attachments(s.opts.Pins) }
+
+// Attachments does the same without a Shield.
+func Attachments(pins string) ([]Attachment, error) {
+	names, err := linkPins(pins)
+	if err != nil {
+		return nil, err
+	}
+	var all []Attachment
+	for _, name := range names {
+		l, err := openLink(filepath.Join(pins, linkPin(name)))
+		if err != nil {
+			return all, err
+		}
+		if at, ok := l.attachment(); ok {
+			all = append(all, at)
+		}
+		l.Close()
+	}
+	return all, nil
+}
+
+func (s *Shield) attacher() *attacher {
+	return &attacher{pins: s.opts.Pins, log: s.log, xdp: s.xdp, tc: s.tc}
+}
+
+// attacher hangs programs on interfaces, for a Shield and for On.
+type attacher struct {
+	pins string
+	log  *slog.Logger
+	xdp  *ebpf.Program
+	tc   func() (*ebpf.Program, error)
+}
+
+// attach makes sure that the program is on the interface in the wanted mode.
+func (a *attacher) attach(name string, want Mode) (Attachment, error) {
+	at, err := a.attachTo(name, want)
+	if err != nil {
+		return at, notPermitted(fmt.Errorf("attach to %s: %w", name, err))
+	}
+	return at, nil
+}
+
+func (a *attacher) attachTo(name string, want Mode) (Attachment, error) {
+	dev, err := netlink.LinkByName(name)
+	if err != nil {
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			return Attachment{}, noInterface(name)
+		}
+		return Attachment{}, err
+	}
+	if t := dev.Attrs().EncapType; t != "ether" && t != "loopback" {
+		return Attachment{}, hint(fmt.Errorf("its packets have no Ethernet header (%s)", t),
+			"shield the interface the tunnel runs over")
+	}
+	old, err := a.current(name, dev)
+	if err != nil {
+		return Attachment{}, err
+	}
+	if old == nil {
+		l, err := a.create(dev, want)
+		if err != nil {
+			return Attachment{}, err
+		}
+		return a.keep(l, nil, name)
+	}
+	defer old.Close()
+	was := old.at.Mode
+
+	// auto with tcx: the driver may have learned XDP since. Generic stays: there is no trying without a gap.
+	if want == Auto && was == TCX {
+		l, err := a.createXDP(dev, Native)
+		if err == nil {
+			a.log.Info("moving from tcx to native XDP", "interface", name)
+			return a.keep(l, old, name)
+		}
+		a.log.Warn("attached at tcx: native XDP failed", "interface", name, "err", err)
+		want = TCX
+	}
+	if want == was || want == Auto {
+		if want == Auto && was == Generic {
+			a.log.Warn("attached as generic XDP, which is slow", "interface", name)
+		}
+		prog, err := a.program(was)
+		if err != nil {
+			return Attachment{}, err
+		}
+		if err := old.Update(prog); err != nil {
+			return Attachment{}, a.explain(dev, was, err)
+		}
+		at, ok := old.attachment()
+		if !ok {
+			return Attachment{}, errors.New("the interface went away")
+		}
+		return at, nil
+	}
+
+	a.log.Info("attaching in another mode", "interface", name, "old", was, "new", want)
+	if want == TCX || was == TCX {
+		// The two hooks are independent: first both, then the new one alone.
+		l, err := a.create(dev, want)
+		if err != nil {
+			return Attachment{}, err
+		}
+		return a.keep(l, old, name)
+	}
+	// Native and generic XDP exclude each other, so there is no way round a moment without. If the new one fails,
+	// the old one comes back.
+	a.log.Warn("there is a moment without a program between native and generic XDP", "interface", name)
+	if err := old.Detach(); err != nil {
+		return Attachment{}, err
+	}
+	l, err := a.create(dev, want)
+	if err != nil {
+		back, backErr := a.create(dev, was)
+		if backErr != nil {
+			os.Remove(filepath.Join(a.pins, linkPin(name)))
+			return Attachment{}, errors.Join(err, fmt.Errorf("and go back to %s: %w", was, backErr))
+		}
+		if _, keepErr := a.keep(back, old, name); keepErr != nil {
+			return Attachment{}, errors.Join(err, keepErr)
+		}
+		return Attachment{}, err
+	}
+	return a.keep(l, old, name)
+}
+
+// current returns our pinned link of this interface, nil if there is none that lives. What is defunct is removed.
+func (a *attacher) current(name string, dev netlink.Link) (*pinnedLink, error) {
+	path := filepath.Join(a.pins, linkPin(name))
+	tmp := filepath.Join(a.pins, newPrefix+linkPin(name))
+	old, err := openLink(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		old, err = nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if old != nil {
+		if at, ok := old.attachment(); ok && at.Index == dev.Attrs().Index {
+			old.at = at
+			// A process died between attaching the new link and dropping the old one.
+			if _, err := detachPin(a.pins, newPrefix+linkPin(name)); err != nil {
+				return nil, err
+			}
+			return old, nil
+		}
+		a.log.Info("removing a link whose interface is gone or was made anew", "interface", name, "pin", path)
+		// Detach too: it may hang on an interface that was renamed.
+		_ = old.Detach()
+		old.Close()
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("remove defunct link: %w", err)
+		}
+	}
+	// The same, a moment later: the new link is the one that lives.
+	if err := os.Rename(tmp, path); err == nil {
+		return a.current(name, dev)
+	}
+	return nil, nil
+}
+
+// keep pins a new link, in the place of the old one if there is one.
+func (a *attacher) keep(l link.Link, old *pinnedLink, name string) (Attachment, error) {
+	path := filepath.Join(a.pins, linkPin(name))
+	tmp := filepath.Join(a.pins, newPrefix+linkPin(name))
+	defer l.Close() // the pin keeps it
+	if err := l.Pin(tmp); err != nil {
+		return Attachment{}, fmt.Errorf("pin link: %w", err)
+	}
+	if old != nil {
+		if err := old.Detach(); err != nil {
+			a.log.Warn("cannot detach the old link", "interface", name, "err", err)
+		}
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		os.Remove(tmp)
+		return Attachment{}, fmt.Errorf("pin link: %w", err)
+	}
+	pinned, err := openLink(path)
+	if err != nil {
+		return Attachment{}, err
+	}
+	defer pinned.Close()
+	at, ok := pinned.attachment()
+	if !ok {
+		return Attachment{}, errors.New("the interface went away")
+	}
+	return at, nil
+}
+
+func (a *attacher) program(mode Mode) (*ebpf.Program, error) {
+	if mode == TCX {
+		return a.tc()
+	}
+	return a.xdp, nil
+}
+
+// create attaches anew.
+func (a *attacher) create(dev netlink.Link, want Mode) (link.Link, error) {
+	switch want {
+	case TCX:
+		return a.createTCX(dev)
+	case Native, Generic:
+		return a.createXDP(dev, want)
+	}
+	name := dev.Attrs().Name
+	l, nativeErr := a.createXDP(dev, Native)
+	if nativeErr == nil {
+		return l, nil
+	}
+	// Somebody else's program is for people to decide about, not for us to go round.
+	if errors.Is(nativeErr, errOtherProgram) {
+		return nil, nativeErr
+	}
+	l, tcxErr := a.createTCX(dev)
+	if tcxErr == nil {
+		a.log.Warn("attached at tcx: native XDP failed", "interface", name, "err", nativeErr)
+		return l, nil
+	}
+	l, err := a.createXDP(dev, Generic)
+	if err != nil {
+		return nil, errors.Join(nativeErr, tcxErr, err)
+	}
+	a.log.Warn("attached as generic XDP, which is slow: native XDP and tcx failed", "interface", name,
+		"native", nativeErr, "tcx", tcxErr)
+	return l, nil
+}
+
+func (a *attacher) createXDP(dev netlink.Link, mode Mode) (link.Link, error) {
+	flags := link.XDPDriverMode
+	if mode == Generic {
+		flags = link.XDPGenericMode
+	}
+	l, err := link.AttachXDP(link.XDPOptions{Program: a.xdp, Interface: dev.Attrs().Index, Flags: flags})
+	if err != nil {
+		return nil, a.explain(dev, mode, err)
+	}
+	return l, nil
+}
+
+func (a *attacher) createTCX(dev netlink.Link) (link.Link, error) {
+	prog, err := a.tc()
+	if err != nil {
+		return nil, err
+	}
+	// At the head: before programs that might steer a packet past us.
+	l, err := link.AttachTCX(link.TCXOptions{
+		Program: prog, Interface: dev.Attrs().Index, Attach: ebpf.AttachTCXIngress, Anchor: link.Head(),
+	})
+	if err != nil {
+		return nil, tcxError(err)
+	}
+	return l, nil
+}
+
+var errOtherProgram = errors.New("another XDP program is attached")
+
+// explain turns the errno of an XDP attachment into what to do about it.
+func (a *attacher) explain(dev netlink.Link, mode Mode, err error) error {
+	name := dev.Attrs().Name
+	err = fmt.Errorf("%s XDP: %w", mode, err)
+	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) {
+		now, nowErr := netlink.LinkByIndex(dev.Attrs().Index)
+		if nowErr != nil || now.Attrs().Xdp == nil || now.Attrs().Xdp.ProgId == 0 {
+			return err
+		}
+		id := now.Attrs().Xdp.ProgId
+		text := fmt.Sprintf("attach: tcx in the config runs beside it; or take it off: `ip link set dev %s xdp off`, "+
+			"or stop the program that attached it", name)
+		who := programName(ebpf.ProgramID(id))
+		if who == shieldProgMxshieldXdp {
+			text = "it is mxshield's, from another pin directory: `mxshieldctl off` there, or stop that agent"
+		}
+		return hint(fmt.Errorf("%w: %q (id %d): %w", errOtherProgram, who, id, err), text)
+	}
+	mtu := dev.Attrs().MTU
+	refused := errors.Is(err, unix.ERANGE) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.E2BIG)
+	if mode == Native && refused && mtu > 1500 {
+		return hint(fmt.Errorf("the driver refuses, maybe because of the MTU of %d: %w", mtu, err),
+			fmt.Sprintf("`ip link set dev %s mtu 1500` (on veth: of the peer too), or attach: tcx", name))
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, errENOTSUPP) {
+		return hint(fmt.Errorf("the driver has no %w", err), "attach: auto takes tcx or generic instead")
+	}
+	return err
+}
+
+// errENOTSUPP is the kernel's internal number, which some drivers let out.
+const errENOTSUPP = unix.Errno(524)
+
+func tcxError(err error) error {
+	err = fmt.Errorf("tcx: %w", err)
+	if v, verr := features.LinuxVersionCode(); verr == nil && v < 6<<16|6<<8 {
+		return hint(err, fmt.Sprintf("tcx needs kernel 6.6, this is %d.%d", v>>16, v>>8&0xff))
+	}
+	return err
+}
+
+func programName(id ebpf.ProgramID) string {
+	prog, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return "?"
+	}
+	defer prog.Close()
+	info, err := prog.Info()
+	if err != nil {
+		return "?"
+	}
+	return info.Name
+}
+
+// Link pins. bpffs reserves dots in names, and VLAN interfaces have them.
+
+var escapeName = strings.NewReplacer("%", "%25", ".", "%2E")
+var unescapeName = strings.NewReplacer("%2E", ".", "%25", "%")
+
+func linkPin(name string) string { return linkPrefix + escapeName.Replace(name) }
+
+// linkPins returns the names of the interfaces that have a pinned link.
+func linkPins(pins string) ([]string, error) {
+	entries, err := os.ReadDir(pins)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read pin directory: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if name, ok := strings.CutPrefix(e.Name(), linkPrefix); ok {
+			names = append(names, unescapeName.Replace(name))
+		}
+	}
+	return names, nil
+}
+
+// pinnedLink is a link of ours, read from its pin.
+type pinnedLink struct {
+	link.Link
+	at Attachment
+}
+
+// openLink opens a pinned link and checks that it is one of ours.
+func openLink(path string) (*pinnedLink, error) {
+	l, err := link.LoadPinnedLink(path, nil)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return nil, fmt.Errorf("open pinned link %s: %w", path, err)
+	}
+	if err != nil {
+		return nil, hint(fmt.Errorf("open pinned link %s: this is no link: %w", path, err), "remove it: `rm "+path+"`")
+	}
+	info, err := l.Info()
+	if err != nil {
+		l.Close()
+		return nil, fmt.Errorf("read pinned link %s: %w", path, err)
+	}
+	who := programName(info.Program)
+	if info.XDP() == nil && info.TCX() == nil || who != shieldProgMxshieldXdp && who != shieldProgMxshieldTc {
+		l.Close()
+		return nil, hint(fmt.Errorf("open pinned link %s: it belongs to another program: %q", path, who),
+			"see what pinned it there; `rm "+path+"` detaches that program")
+	}
+	return &pinnedLink{Link: l}, nil
+}
+
+// attachment asks the kernel where the link hangs; false if nowhere any more (in this network namespace).
+func (l *pinnedLink) attachment() (Attachment, bool) {
+	info, err := l.Info()
+	if err != nil {
+		return Attachment{}, false
+	}
+	at := Attachment{LinkID: uint32(info.ID), ProgramID: uint32(info.Program)}
+	if x := info.XDP(); x != nil {
+		at.Index = int(x.Ifindex)
+	} else if t := info.TCX(); t != nil {
+		at.Index, at.Mode = int(t.Ifindex), TCX
+	}
+	if at.Index == 0 {
+		return Attachment{}, false
+	}
+	dev, err := netlink.LinkByIndex(at.Index)
+	if err != nil {
+		return Attachment{}, false
+	}
+	at.Interface = dev.Attrs().Name
+	if at.Mode == TCX {
+		q, err := link.QueryPrograms(link.QueryOptions{Target: at.Index, Attach: ebpf.AttachTCXIngress})
+		return at, err == nil && slices.ContainsFunc(q.Programs, func(p link.AttachedProgram) bool { return p.ID == info.Program })
+	}
+	// The index may mean another interface in this namespace: the interface must say the same.
+	xdp := dev.Attrs().Xdp
+	if xdp == nil || xdp.ProgId != at.ProgramID {
+		return Attachment{}, false
+	}
+	at.Mode = Native
+	if xdp.AttachMode == nl.XDP_ATTACHED_SKB {
+		at.Mode = Generic
+	}
+	return at, true
+}
+
+// detachPin detaches the link of a pin for real, whoever else holds it, and removes the pin. The Attachment is what
+// it was; its Interface is empty if it hung nowhere.
+func detachPin(pins, name string) (Attachment, error) {
+	path := filepath.Join(pins, name)
+	l, err := openLink(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Attachment{}, nil
+	}
+	if err != nil {
+		return Attachment{}, err
+	}
+	defer l.Close()
+	at, ok := l.attachment()
+	if !ok {
+		at = Attachment{}
+	}
+	// Removing the pin would do if nobody else had the link open; an agent might.
+	if err := l.Detach(); err != nil && ok {
+		return at, fmt.Errorf("detach from %s: %w", at.Interface, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return at, fmt.Errorf("remove pin: %w", err)
+	}
+	return at, nil
+}
+
+// detachAll detaches every pinned link of ours and returns those that hung somewhere.
+func detachAll(pins string) ([]Attachment, error) {
+	entries, err := os.ReadDir(pins)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read pin directory: %w", err)
+	}
+	var were []Attachment
+	var errs []error
+	for _, e := range entries {
+		if !strings.HasPrefix(strings.TrimPrefix(e.Name(), newPrefix), linkPrefix) {
+			continue
+		}
+		at, err := detachPin(pins, e.Name())
+		if at.Interface != "" {
+			were = append(were, at)
+		}
+		errs = append(errs, err)
+	}
+	return were, errors.Join(errs...)
+}

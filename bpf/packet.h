@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * Parsing: from the first byte of the Ethernet header to the source address and the TCP destination port.
+ *
+ * What cannot be read passes: a packet we do not understand is the stack's business, and the stack throws away what
+ * is broken. The one exception is IPv6 extension headers: there a valid packet can push the ports out of our reach
+ * (a long chain, or a first fragment that ends inside the chain). It is returned with hidden set, and is then dropped
+ * if, and only if, its source is blocked: no mail comes like that, and passing it would be the way round a block.
+ *
+ * Bounds: 2 VLAN tags, 15 words of IPv4 header, MAX_EXT_HEADERS of at most 2048 bytes each, so the verifier sees at
+ * most about 12 kB of offset and no unbounded loop.
+ */
+#pragma once
+#include "maps.h"
+
+#define MAX_VLAN_TAGS 2
+#define MAX_EXT_HEADERS 6
+
+/* Not a reason: parsing went well, the tables decide. */
+#define UNDECIDED REASONS
+
+struct packet {
+	__u32 src[4];	/* network order; IPv4 uses src[0] */
+	__u16 dst_port;	/* network order; 0 if hidden */
+	__u8 ipv6;
+	__u8 hidden;	/* TCP ports out of reach behind extension headers */
+};
+
+static __always_inline int is_vlan(__u16 proto)
+{
+	return proto == ETH_P_8021Q_BE || proto == ETH_P_8021AD_BE || proto == ETH_P_QINQ_OLD_BE;
+}
+
+/* Extension headers that the stack walks on its way to TCP. ESP is not one: what is in it cannot be read. */
+static __always_inline int is_ext_header(__u8 next)
+{
+	return next == NEXT_HOP_BY_HOP || next == NEXT_ROUTING || next == NEXT_FRAGMENT || next == NEXT_AUTH ||
+	       next == NEXT_DEST_OPTS;
+}
+
+static __always_inline enum reason parse_ipv4(void *pos, void *end, struct packet *p)
+{
+	struct ipv4hdr *ip = pos;
+	struct tcpports *tcp;
+	__u32 words;
+
+	/* Pass: no whole header, nothing to compare. */
+	if ((void *)(ip + 1) > end)
+		return PASS_TRUNCATED;
+	words = ip->version_ihl & 0x0f;
+	/* Pass: the stack drops it. */
+	if (ip->version_ihl >> 4 != 4 || words < 5)
+		return PASS_MALFORMED;
+	/* Pass: mail is TCP. */
+	if (ip->proto != NEXT_TCP)
+		return PASS_NOT_TCP;
+	/*
+	 * Pass: only the first fragment has the ports. The others are worth nothing without it: if we drop the first,
+	 * they are never reassembled. (Fragments are multiples of 8 bytes, so the first always has the ports.)
+	 */
+	if (ip->frag_off & BE16(0x1fff))
+		return PASS_FRAGMENT;
+	tcp = pos + words * 4;
+	/* Pass: it ends inside the options or before the ports. */
+	if ((void *)(tcp + 1) > end)
+		return PASS_TRUNCATED;
+	p->src[0] = ip->src;
+	p->dst_port = tcp->dst;
+	return UNDECIDED;
+}
+
+static __always_inline enum reason parse_ipv6(void *pos, void *end, struct packet *p)
+{
+	struct ipv6hdr *ip = pos;
+	__u8 next;
+
+	/* Pass: no whole header, nothing to compare. */
+	if ((void *)(ip + 1) > end)
+		return PASS_TRUNCATED;
+	/* Pass: the stack drops it. */
+	if (ip->version_class >> 4 != 6)
+		return PASS_MALFORMED;
+	p->ipv6 = 1;
+	p->src[0] = ip->src[0];
+	p->src[1] = ip->src[1];
+	p->src[2] = ip->src[2];
+	p->src[3] = ip->src[3];
+	next = ip->next;
+	pos = ip + 1;
+
+#pragma clang loop unroll(full)
+	for (int i = 0; i <= MAX_EXT_HEADERS; i++) {
+		struct exthdr *ext = pos;
+
+		if (next == NEXT_TCP) {
+			struct tcpports *tcp = pos;
+
+			if ((void *)(tcp + 1) > end) {
+				/* Pass: cut off right after the IPv6 header, the stack drops it. */
+				if (i == 0)
+					return PASS_TRUNCATED;
+				/* The ports may be in the next fragment or buffer: look at the source only. */
+				p->hidden = 1;
+				return UNDECIDED;
+			}
+			p->dst_port = tcp->dst;
+			return UNDECIDED;
+		}
+		/* Pass: mail is TCP. ESP and unknown headers end up here too. */
+		if (!is_ext_header(next))
+			return PASS_NOT_TCP;
+		/* More headers than we walk, or the chain goes on elsewhere: look at the source only. */
+		if (i == MAX_EXT_HEADERS || (void *)(ext + 1) > end) {
+			p->hidden = 1;
+			return UNDECIDED;
+		}
+		if (next == NEXT_FRAGMENT) {
+			/* Pass: as for IPv4, not reassembled without the first one. */
+			if (ext->frag_off & BE16(0xfff8))
+				return PASS_FRAGMENT;
+			pos += 8;
+		} else if (next == NEXT_AUTH) {
+			pos += ((__u32)ext->len + 2) * 4;
+		} else {
+			pos += ((__u32)ext->len + 1) * 8;
+		}
+		next = ext->next;
+	}
+	/* Not reached: the last turn of the loop always returns. Pass, as everywhere, when in doubt. */
+	return PASS_TRUNCATED;
+}
+
+static __always_inline enum reason parse(void *data, void *end, struct packet *p)
+{
+	struct ethhdr *eth = data;
+	void *pos = eth + 1;
+	__u16 proto;
+
+	/* Pass: not even an Ethernet header. */
+	if (pos > end)
+		return PASS_TRUNCATED;
+	proto = eth->proto;
+
+#pragma clang loop unroll(full)
+	for (int i = 0; i < MAX_VLAN_TAGS; i++) {
+		struct vlanhdr *tag = pos;
+
+		if (!is_vlan(proto))
+			break;
+		/* Pass: ends inside a tag. */
+		if ((void *)(tag + 1) > end)
+			return PASS_TRUNCATED;
+		proto = tag->proto;
+		pos = tag + 1;
+	}
+
+	if (proto == ETH_P_IP_BE)
+		return parse_ipv4(pos, end, p);
+	if (proto == ETH_P_IPV6_BE)
+		return parse_ipv6(pos, end, p);
+	/* Pass: ARP and friends, and what has three VLAN tags or more: no mail host terminates that. */
+	return PASS_NOT_IP;
+}
