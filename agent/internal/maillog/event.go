@@ -1,8 +1,38 @@
 // Package maillog turns one line of an MTA's log into at most one Event. It knows nothing of scores or blocks.
 //
+// It reads syslog lines (RFC 3164, RFC 5424, rsyslog's ISO 8601 stamps, what journalctl prints, FreeBSD's
+// <facility.level>) of Postfix 2.3 and later. It does not follow files, ask DNS, or judge: a refused recipient is an
+// event here, and only package verdict says what it means.
+//
+//	p := maillog.New(maillog.Options{Seed: seed})
+//	var e maillog.Event
+//	if p.Parse([]byte("Mar  2 10:00:00 mx postfix/smtpd[7]: connect from unknown[192.0.2.1]"), time.Now(), &e) {
+//		fmt.Println(e.Kind, e.Source) // connect 192.0.2.1
+//	}
+//
+// # What a line may say
+//
 // Log lines are hostile: HELO, sender, recipient, user and reverse names are written by the attacker. The source
 // of an event is read only from the one place of the line where the MTA itself writes it; nothing is ever searched
-// for in the rest of the line. What is not recognised is no event.
+// for in the rest of the line. What is not recognised is no event. Where the MTA writes a client's text in front of
+// the address and the address cannot be told with certainty, there is no event either: an attacker may hide such a
+// line, but can never put somebody else's address into one.
+//
+// Text of the client can at most change the kind of the client's own event, never the source.
+//
+// # Theirs and ours
+//
+// Refusals that are our own fault (server configuration error, failed lookups, full disks and mailboxes, a lost
+// authentication server) and actions that refuse nothing (reject_warning, hold, filter, discard, ...) give an event of
+// kind Other: it has a source, but nothing may be held against it.
+//
+// # To add a signature
+//
+// 1. Put the raw line into testdata/postfix.txt, and into testdata/hostile.txt once for each piece of client text in
+// it, that piece replaced by a whole fake log line. 2. Find the daemon's function in postfix.go and add a case that
+// matches from the start of the message to the address with fixed words only, then calls client. If it is the reply
+// text that is new, add it to classify in reply.go. 3. Add the anchored pattern to the second opinion in fuzz_test.go.
+// 4. Run go test -update, and read the diff.
 package maillog
 
 import (
@@ -13,7 +43,8 @@ import (
 // Kind says what a source did.
 type Kind uint8
 
-// The kinds of event that come off log lines. Other carries a source and none of the other meanings.
+// The kinds of event that come off log lines. Other carries a source and none of the other meanings. Packages that
+// store kinds store these numbers: append before NumKinds, never insert.
 const (
 	None Kind = iota
 	Connect

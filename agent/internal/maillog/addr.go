@@ -1,0 +1,196 @@
+package maillog
+
+import "net/netip"
+
+// parseAddr reads the text of an IP address strictly: no leading zeros, no names, nothing left over. IPv4-mapped IPv6
+// is unmapped, a zone id dropped, and the unspecified addresses refused: they are nobody's.
+func parseAddr(b []byte) (netip.Addr, bool) {
+	// 45 bytes hold the longest IPv6 text; a zone id may be as long again.
+	if len(b) < 2 || len(b) > 96 {
+		return netip.Addr{}, false
+	}
+	colon := false
+	for i, c := range b {
+		if c == ':' {
+			colon = true
+			continue
+		}
+		if c == '%' && colon && i+1 < len(b) {
+			b = b[:i]
+			break
+		}
+		if !isHex(c) && c != '.' {
+			return netip.Addr{}, false // "unknown" and the like, without making an error value
+		}
+	}
+	var a netip.Addr
+	if colon {
+		if len(b) > 45 {
+			return netip.Addr{}, false
+		}
+		var buf [45]byte
+		n := copy(buf[:], b)
+		var ok bool
+		if a, ok = parse6(buf[:n]); !ok {
+			return netip.Addr{}, false
+		}
+	} else {
+		var v4 [4]byte
+		if !parse4(b, &v4) {
+			return netip.Addr{}, false
+		}
+		a = netip.AddrFrom4(v4)
+	}
+	a = a.Unmap()
+	if a.IsUnspecified() {
+		return netip.Addr{}, false
+	}
+	return a, true
+}
+
+func parse4(b []byte, out *[4]byte) bool {
+	part, digits, v := 0, 0, 0
+	for _, c := range b {
+		switch {
+		case c == '.':
+			if digits == 0 || part == 3 {
+				return false
+			}
+			out[part] = byte(v)
+			part, digits, v = part+1, 0, 0
+		case isDigit(c):
+			if digits > 0 && v == 0 {
+				return false // leading zero: octal to some, decimal to others
+			}
+			if v = v*10 + int(c-'0'); v > 255 {
+				return false
+			}
+			digits++
+		default:
+			return false
+		}
+	}
+	out[3] = byte(v)
+	return part == 3 && digits > 0
+}
+
+// parse6 reads RFC 4291 text: up to eight groups of one to four hex digits, one "::", a dotted quad at the end.
+// netip.ParseAddr would do, but it takes a string and makes an error value, and both allocate.
+func parse6(b []byte) (netip.Addr, bool) {
+	var out [16]byte
+	n, gap, i := 0, -1, 0 // bytes written, where "::" stood, position
+	if len(b) >= 2 && b[0] == ':' {
+		if b[1] != ':' {
+			return netip.Addr{}, false
+		}
+		gap, i = 0, 2
+	}
+	for i < len(b) {
+		if n == 16 {
+			return netip.Addr{}, false
+		}
+		start, v := i, 0
+		for i < len(b) && isHex(b[i]) && i-start < 5 {
+			v = v<<4 | unhex(b[i])
+			i++
+		}
+		if i < len(b) && b[i] == '.' {
+			var v4 [4]byte
+			if n > 12 || !parse4(b[start:], &v4) {
+				return netip.Addr{}, false
+			}
+			n += copy(out[n:], v4[:])
+			i = len(b)
+			break
+		}
+		if i == start || i-start > 4 {
+			return netip.Addr{}, false
+		}
+		out[n], out[n+1] = byte(v>>8), byte(v)
+		n += 2
+		if i == len(b) {
+			break
+		}
+		if b[i] != ':' || i+1 == len(b) {
+			return netip.Addr{}, false
+		}
+		i++
+		if b[i] == ':' {
+			if gap >= 0 {
+				return netip.Addr{}, false
+			}
+			gap = n
+			i++
+		}
+	}
+	if gap < 0 {
+		return netip.AddrFrom16(out), n == 16
+	}
+	if n == 16 {
+		return netip.Addr{}, false // "::" must stand for at least one group
+	}
+	tail := n - gap
+	copy(out[16-tail:], out[gap:n])
+	clear(out[gap : 16-tail])
+	return netip.AddrFrom16(out), true
+}
+
+// client reads HOST[IP] or HOST[IP]:PORT at the start of b, which is how Postfix writes its peer. HOST has passed
+// Postfix's hostname check, so it has no byte that could imitate the brackets; any other byte there means that this is
+// not the slot we took it for. rest is what follows.
+func client(b []byte) (a netip.Addr, rest []byte, ok bool) {
+	i := 0
+	for i < len(b) && isHost(b[i]) {
+		i++
+	}
+	if i == 0 || i > 255 {
+		return a, nil, false
+	}
+	return bracketed(b[i:])
+}
+
+// bracketed reads [IP] or [IP]:PORT at the start of b, which is how postscreen writes its peer.
+func bracketed(b []byte) (a netip.Addr, rest []byte, ok bool) {
+	if len(b) == 0 || b[0] != '[' {
+		return a, nil, false
+	}
+	i := 1
+	for i < len(b) && b[i] != ']' {
+		if i > 100 {
+			return a, nil, false
+		}
+		i++
+	}
+	if i == len(b) {
+		return a, nil, false
+	}
+	if a, ok = parseAddr(b[1:i]); !ok {
+		return a, nil, false
+	}
+	b = b[i+1:]
+	if len(b) > 1 && b[0] == ':' && isDigit(b[1]) {
+		n := 1
+		for n < len(b) && isDigit(b[n]) {
+			n++
+		}
+		if n > 6 {
+			return a, nil, false
+		}
+		b = b[n:]
+	}
+	return a, b, true
+}
+
+func isDigit(c byte) bool { return c-'0' < 10 }
+func isUpper(c byte) bool { return c-'A' < 26 }
+func isAlpha(c byte) bool { return c|0x20-'a' < 26 }
+func isAlnum(c byte) bool { return isDigit(c) || isAlpha(c) }
+func isHost(c byte) bool  { return isAlnum(c) || c == '.' || c == '-' || c == '_' }
+func isHex(c byte) bool   { return isDigit(c) || c|0x20-'a' < 6 }
+
+func unhex(c byte) int {
+	if isDigit(c) {
+		return int(c - '0')
+	}
+	return int(c|0x20-'a') + 10
+}

@@ -1,0 +1,353 @@
+package maillog
+
+import (
+	"bytes"
+	"time"
+)
+
+// stampKind is the shape of a line's time stamp.
+type stampKind uint8
+
+const (
+	stampNone stampKind = iota // no stamp (RFC 5424 "-"): the time is ref
+	stampBSD                   // Mmm dd HH:MM:SS
+	stampISO                   // YYYY-MM-DDTHH:MM:SS
+	stampUnix                  // seconds since 1970
+)
+
+// A header is a line taken apart. The stamp is converted only if the message turns out to matter.
+type header struct {
+	kind  stampKind
+	stamp []byte
+	tag   []byte // postfix/submission/smtpd
+	pid   []byte // may be empty
+	msg   []byte
+	count int // 1, or N of "message repeated N times"
+}
+
+// split finds tag, process id and message of a line. Everything up to the message is written by syslogd and the MTA,
+// so blanks separate reliably.
+func (h *header) split(b []byte) bool {
+	for len(b) > 0 && (b[len(b)-1] == '\n' || b[len(b)-1] == '\r') {
+		b = b[:len(b)-1]
+	}
+	if len(b) < 8 {
+		return false
+	}
+	if b[0] == '<' { // <PRI>
+		i := 1
+		for i < len(b) && i <= 3 && isDigit(b[i]) {
+			i++
+		}
+		if i == 1 || i == len(b) || b[i] != '>' {
+			return false
+		}
+		b = b[i+1:]
+		if bytes.HasPrefix(b, []byte("1 ")) {
+			return h.rfc5424(b[2:])
+		}
+		if len(b) < 8 {
+			return false
+		}
+	}
+	switch c := b[0]; {
+	case isUpper(c):
+		// "Mmm dd HH:MM:SS", and ".ffffff" from journalctl -o short-precise
+		if len(b) < 17 || b[3] != ' ' || b[6] != ' ' || b[9] != ':' || b[12] != ':' {
+			return false
+		}
+		n := 15
+		if b[n] == '.' {
+			n++
+			for n < len(b) && isDigit(b[n]) {
+				n++
+			}
+		}
+		h.kind, h.stamp, b = stampBSD, b[:n], b[n:]
+	case isDigit(c):
+		i := bytes.IndexByte(b, ' ')
+		if i < 10 || i > 40 {
+			return false
+		}
+		h.kind, h.stamp, b = stampUnix, b[:i], b[i:]
+		if h.stamp[4] == '-' {
+			h.kind = stampISO
+		}
+	default:
+		return false
+	}
+	if len(b) < 4 || b[0] != ' ' {
+		return false
+	}
+	b = b[1:]
+	if b[0] == '<' { // FreeBSD syslogd -v: <facility.level>
+		i := bytes.IndexByte(b, '>')
+		if i < 0 || i > 24 || i+2 >= len(b) || b[i+1] != ' ' {
+			return false
+		}
+		b = b[i+2:]
+	}
+	// "host tag:", or only "tag:" on a local syslog socket.
+	word, rest, ok := cutSpace(b)
+	if !ok {
+		return false
+	}
+	if !endsTag(word) {
+		if word, rest, ok = cutSpace(rest); !ok || word[len(word)-1] != ':' {
+			return false
+		}
+	}
+	word = word[:len(word)-1]
+	if n := len(word); n > 0 && word[n-1] == ']' {
+		i := bytes.IndexByte(word, '[')
+		if i <= 0 {
+			return false
+		}
+		word, h.pid = word[:i], word[i+1:n-1]
+	}
+	h.tag, h.msg = word, rest
+	h.repeat()
+	return true
+}
+
+// endsTag says that a word that may be a host or a tag is a tag. No host ends like this; an IPv6 text may end in a
+// colon, but has no slash.
+func endsTag(w []byte) bool {
+	n := len(w)
+	return n > 2 && w[n-1] == ':' && (w[n-2] == ']' || bytes.IndexByte(w, '/') > 0)
+}
+
+func cutSpace(b []byte) (word, rest []byte, ok bool) {
+	i := bytes.IndexByte(b, ' ')
+	if i <= 0 {
+		return nil, nil, false
+	}
+	return b[:i], b[i+1:], true
+}
+
+// rfc5424 reads "TS host app procid msgid sd msg".
+func (h *header) rfc5424(b []byte) bool {
+	var f [5][]byte
+	for i := range f {
+		var ok bool
+		if f[i], b, ok = cutSpace(b); !ok {
+			return false
+		}
+	}
+	h.stamp, h.tag, h.pid, h.kind = f[0], f[2], f[3], stampISO
+	if len(h.stamp) == 1 && h.stamp[0] == '-' {
+		h.kind = stampNone
+	}
+	switch {
+	case len(b) == 0:
+		return false
+	case b[0] == '-':
+		b = b[1:]
+	case b[0] == '[':
+		for len(b) > 0 && b[0] == '[' {
+			i, quoted := 1, false
+			for ; i < len(b); i++ {
+				if c := b[i]; c == '"' {
+					quoted = !quoted
+				} else if c == '\\' && quoted {
+					i++
+				} else if c == ']' && !quoted {
+					break
+				}
+			}
+			if i >= len(b) {
+				return false
+			}
+			b = b[i+1:]
+		}
+	default:
+		return false
+	}
+	if len(b) < 2 || b[0] != ' ' {
+		return false
+	}
+	b = bytes.TrimPrefix(b[1:], []byte("\xef\xbb\xbf"))
+	if len(b) > 0 && b[0] == ' ' { // rsyslog keeps the blank that followed the tag
+		b = b[1:]
+	}
+	h.msg = b
+	h.repeat()
+	return true
+}
+
+// repeat unpacks rsyslog's "message repeated N times: [ msg]". The older "last message repeated N times" has no tag
+// and no message, and gives nothing.
+func (h *header) repeat() {
+	h.count = 1
+	b, ok := bytes.CutPrefix(h.msg, []byte("message repeated "))
+	if !ok {
+		return
+	}
+	n, i := 0, 0
+	for i < len(b) && isDigit(b[i]) && i < 7 {
+		n = n*10 + int(b[i]-'0')
+		i++
+	}
+	b, ok = bytes.CutPrefix(b[i:], []byte(" times: [ "))
+	if !ok || n == 0 || len(b) == 0 || b[len(b)-1] != ']' {
+		return
+	}
+	h.count, h.msg = n, b[:len(b)-1]
+}
+
+// A stampCache is the last RFC 3164 stamp and what it meant: a busy log has many lines per second.
+type stampCache struct {
+	text [15]byte
+	loc  *time.Location
+	at   time.Time
+}
+
+// time converts the stamp of h.
+func (p *Parser) time(h *header, ref time.Time) (time.Time, bool) {
+	switch h.kind {
+	case stampNone:
+		return ref, true
+	case stampBSD:
+		return p.bsdTime(h.stamp, ref)
+	case stampISO:
+		return isoTime(h.stamp, ref)
+	default:
+		return unixTime(h.stamp)
+	}
+}
+
+func (p *Parser) bsdTime(b []byte, ref time.Time) (time.Time, bool) {
+	c := &p.stamps
+	frac, ok := fraction(b[15:])
+	if !ok {
+		return ref, false
+	}
+	// The year of a cached stamp holds for every ref from a day before it to nearly a year after it.
+	if string(b[:15]) == string(c.text[:]) && c.loc == ref.Location() {
+		if d := ref.Sub(c.at); d >= -24*time.Hour && d < 300*24*time.Hour {
+			return c.at.Add(frac), true
+		}
+	}
+	month := monthOf(b)
+	day, ok1 := 0, isDigit(b[5])
+	if b[4] != ' ' {
+		ok1 = ok1 && isDigit(b[4])
+		day = int(b[4]-'0') * 10
+	}
+	day += int(b[5] - '0')
+	hour, ok2 := two(b[7:])
+	minute, ok3 := two(b[10:])
+	sec, ok4 := two(b[13:])
+	if month == 0 || !ok1 || !ok2 || !ok3 || !ok4 || day < 1 || day > 31 || hour > 23 || minute > 59 || sec > 60 {
+		return ref, false
+	}
+	sec = min(sec, 59) // a leap second
+	loc := ref.Location()
+	// The latest year that does not put the stamp more than a day ahead. 29 February may be eight years back.
+	for y := ref.Year() + 1; y >= ref.Year()-8; y-- {
+		at := time.Date(y, month, day, hour, minute, sec, 0, loc)
+		if at.Sub(ref) > 24*time.Hour || at.Add(time.Hour).Day() != day && at.Day() != day {
+			continue
+		}
+		c.at, c.loc = at, loc
+		copy(c.text[:], b)
+		return at.Add(frac), true
+	}
+	return ref, false
+}
+
+func monthOf(b []byte) time.Month {
+	const names = "JanFebMarAprMayJunJulAugSepOctNovDec"
+	for i := 0; i < len(names); i += 3 {
+		if b[0] == names[i] && b[1] == names[i+1] && b[2] == names[i+2] {
+			return time.Month(i/3 + 1)
+		}
+	}
+	return 0
+}
+
+// isoTime reads YYYY-MM-DDTHH:MM:SS[.f...][Z|+hh:mm|+hhmm]; without a zone it is ref's.
+func isoTime(b []byte, ref time.Time) (time.Time, bool) {
+	if len(b) < 19 || b[4] != '-' || b[7] != '-' || b[10] != 'T' || b[13] != ':' || b[16] != ':' {
+		return ref, false
+	}
+	var v [7]int
+	for i, at := range [...]int{0, 2, 5, 8, 11, 14, 17} {
+		n, ok := two(b[at:])
+		if !ok {
+			return ref, false
+		}
+		v[i] = n
+	}
+	year, month, day, hour, minute, sec := v[0]*100+v[1], v[2], v[3], v[4], v[5], v[6]
+	if month < 1 || month > 12 || day < 1 || day > 31 || hour > 23 || minute > 59 || sec > 60 {
+		return ref, false
+	}
+	n := 19
+	for n < len(b) && (b[n] == '.' || isDigit(b[n])) {
+		n++
+	}
+	frac, ok := fraction(b[19:n])
+	if !ok {
+		return ref, false
+	}
+	z := b[n:]
+	if len(z) == 0 {
+		return time.Date(year, time.Month(month), day, hour, minute, sec, int(frac), ref.Location()), true
+	}
+	offset := 0
+	if !(len(z) == 1 && z[0] == 'Z') {
+		if len(z) != 5 && !(len(z) == 6 && z[3] == ':') || z[0] != '+' && z[0] != '-' {
+			return ref, false
+		}
+		hh, ok1 := two(z[1:])
+		mm, ok2 := two(z[len(z)-2:])
+		if !ok1 || !ok2 || hh > 23 || mm > 59 {
+			return ref, false
+		}
+		if offset = hh*3600 + mm*60; z[0] == '-' {
+			offset = -offset
+		}
+	}
+	at := time.Date(year, time.Month(month), day, hour, minute, sec, int(frac), time.UTC)
+	return at.Add(-time.Duration(offset) * time.Second), true
+}
+
+func unixTime(b []byte) (time.Time, bool) {
+	n, sec := 0, int64(0)
+	for n < len(b) && isDigit(b[n]) && n < 11 {
+		sec = sec*10 + int64(b[n]-'0')
+		n++
+	}
+	frac, ok := fraction(b[n:])
+	if !ok || n < 9 {
+		return time.Time{}, false
+	}
+	return time.Unix(sec, int64(frac)).UTC(), true
+}
+
+// fraction reads ".ffffff", up to nanoseconds; nothing is 0.
+func fraction(b []byte) (time.Duration, bool) {
+	if len(b) == 0 {
+		return 0, true
+	}
+	if b[0] != '.' || len(b) == 1 || len(b) > 10 {
+		return 0, false
+	}
+	v, unit := time.Duration(0), time.Second
+	for _, c := range b[1:] {
+		if !isDigit(c) {
+			return 0, false
+		}
+		unit /= 10
+		v += time.Duration(c-'0') * unit
+	}
+	return v, true
+}
+
+func two(b []byte) (int, bool) {
+	if !isDigit(b[0]) || !isDigit(b[1]) {
+		return 0, false
+	}
+	return int(b[0]-'0')*10 + int(b[1]-'0'), true
+}

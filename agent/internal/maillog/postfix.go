@@ -1,0 +1,654 @@
+package maillog
+
+import (
+	"bytes"
+	"time"
+)
+
+// The daemons of Postfix that talk to clients are smtpd and postscreen; cleanup refuses content; qmgr has the message
+// once it is accepted. Everything else (smtp, lmtp, local, bounce, dnsblog, anvil, tlsproxy, ...) speaks of our
+// destinations, of list answers or of statistics, and gives no event.
+
+// postfix dispatches on the last path element of the tag. What stands before it is the instance or the service
+// (syslog_name), which may be anything; a bare "smtpd" is OpenSMTPD.
+func (p *Parser) postfix(h *header, ref time.Time, e *Event) bool {
+	i := bytes.LastIndexByte(h.tag, '/')
+	if i <= 0 {
+		return false
+	}
+	daemon := daemonOf(h.tag[i+1:])
+	if daemon == 0 {
+		return false
+	}
+	at, ok := p.time(h, ref)
+	if !ok {
+		return false
+	}
+	ev := Event{Time: at, Count: h.count, Submission: submission(h.tag[:i])}
+	switch daemon {
+	case 's':
+		ok = p.smtpd(h, &ev)
+	case 'p':
+		ok = p.postscreen(h, &ev)
+	case 'c':
+		ok = p.cleanup(h, &ev)
+	case 'q':
+		ok = p.qmgr(h, &ev)
+	case 'l':
+		ok = p.pickup(h)
+	}
+	if !ok {
+		return false
+	}
+	*e = ev
+	return true
+}
+
+// daemonOf returns a letter for the daemons that are read, else 0.
+func daemonOf(b []byte) byte {
+	switch string(b) {
+	case "smtpd":
+		return 's'
+	case "postscreen":
+		return 'p'
+	case "cleanup":
+		return 'c'
+	case "qmgr", "oqmgr":
+		return 'q'
+	case "pickup":
+		return 'l'
+	}
+	return 0
+}
+
+// submission says whether a syslog_name is that of a submission service, by the names of master.cf: an element
+// "submission", "submissions", "smtps", 465 or 587, or one that ends so ("postfix-submission").
+func submission(path []byte) bool {
+	for len(path) > 0 {
+		var el []byte
+		el, path, _ = bytes.Cut(path, []byte("/"))
+		if i := bytes.LastIndexByte(el, '-'); i >= 0 {
+			el = el[i+1:]
+		}
+		switch string(el) {
+		case "submission", "submissions", "smtps", "465", "587":
+			return true
+		}
+	}
+	return false
+}
+
+// set fills an event about the client at the start of b.
+func (e *Event) set(k Kind, b []byte) (rest []byte, ok bool) {
+	a, rest, ok := client(b)
+	if !ok {
+		return nil, false
+	}
+	e.Kind, e.Source = k, a
+	return rest, true
+}
+
+// tail is set for the shapes where the client is followed by a fixed byte or nothing.
+func (e *Event) tail(k Kind, b []byte, next byte) bool {
+	rest, ok := e.set(k, b)
+	return ok && (len(rest) == 0 || next != 0 && rest[0] == next)
+}
+
+// smtpd reads the lines of the SMTP server. Everything up to the client is written by Postfix, except in the two ETRN
+// warnings.
+func (p *Parser) smtpd(h *header, e *Event) bool {
+	m := h.msg
+	if len(m) < 8 {
+		return false
+	}
+	switch m[0] {
+	case 'c':
+		if b, ok := cut(m, "connect from "); ok {
+			return e.tail(Connect, b, 0)
+		}
+	case 'd':
+		// "auth=0/5 rcpt=0/3" here sums up lines that were counted one by one when they were written.
+		if b, ok := cut(m, "disconnect from "); ok {
+			return e.tail(Disconnect, b, ' ')
+		}
+	case 'w':
+		if b, ok := cut(m, "warning: "); ok {
+			return p.smtpdWarning(b, e)
+		}
+	case 'i':
+		if b, ok := cut(m, "improper command pipelining after "); ok {
+			return e.after(ProtocolError, b, ':')
+		}
+	case 'b':
+		if b, ok := cut(m, "bare <LF> received after "); ok {
+			return e.after(ProtocolError, b, ':')
+		}
+	case 'S':
+		if b, ok := cut(m, "SSL_accept error from "); ok {
+			return e.tail(LostConnection, b, ':')
+		}
+	case 'p':
+		if proxyAccept(m) {
+			return p.proxied(h, e)
+		}
+	}
+	if lost(m, e) {
+		return true
+	}
+	q, b, ok := queueID(m)
+	if !ok {
+		return false
+	}
+	if c, ok := cut(b, "client="); ok {
+		return p.accepted(h, q, c, e)
+	}
+	if lost(b, e) {
+		return true
+	}
+	if c, ok := cut(b, "abort: TLS from "); ok {
+		return e.tail(LostConnection, c, ':')
+	}
+	if proxyAccept(b) {
+		return p.proxied(h, e)
+	}
+	return p.action(q, b, e)
+}
+
+// lost reads "{lost connection|timeout|too many errors} after CMD[ (N bytes)] from C".
+func lost(m []byte, e *Event) bool {
+	if b, ok := cut(m, "lost connection after "); ok {
+		return e.after(LostConnection, b, 0)
+	}
+	if b, ok := cut(m, "timeout after "); ok {
+		return e.after(LostConnection, b, 0)
+	}
+	if b, ok := cut(m, "too many errors after "); ok {
+		return e.after(TooManyErrors, b, 0)
+	}
+	return false
+}
+
+// after reads "CMD[ (N bytes)] from C". CMD is one of Postfix's own words, not what the client sent.
+func (e *Event) after(k Kind, b []byte, next byte) bool {
+	i := command(b)
+	if i == 0 {
+		return false
+	}
+	b = b[i:]
+	if c, ok := cut(b, " ("); ok {
+		n := 0
+		for n < len(c) && (isDigit(c[n]) || n > 0 && c[n] == ' ' || isAlpha(c[n])) {
+			n++
+		}
+		if b, ok = cut(c[n:], ")"); !ok {
+			return false
+		}
+	}
+	c, ok := cut(b, " from ")
+	return ok && e.tail(k, c, next)
+}
+
+// command returns the length of the command or stage name at the start of b.
+func command(b []byte) int {
+	n := 0
+	for n < len(b) && n < 24 && (isUpper(b[n]) || b[n] == '-') {
+		n++
+	}
+	return n
+}
+
+// queueID reads "NOQUEUE: " or "Q: ".
+func queueID(b []byte) (q, rest []byte, ok bool) {
+	n := 0
+	for n < len(b) && n < 24 && isAlnum(b[n]) {
+		n++
+	}
+	if n < 5 || n+1 >= len(b) || b[n] != ':' || b[n+1] != ' ' {
+		return nil, nil, false
+	}
+	return b[:n], b[n+2:], true
+}
+
+// action reads "ACTION: CMD from C: REPLY; ...". Only reject and milter-reject refuse something.
+func (p *Parser) action(q, b []byte, e *Event) bool {
+	n := 0
+	for n < len(b) && n < 32 && (b[n]|0x20-'a' < 26 || b[n] == '_' || b[n] == '-') {
+		n++
+	}
+	if n == 0 {
+		return false
+	}
+	act := b[:n]
+	b, ok := cut(b[n:], ": ")
+	if !ok {
+		return false
+	}
+	n = command(b)
+	if n == 0 {
+		return false
+	}
+	stage := b[:n]
+	if b, ok = cut(b[n:], " from "); !ok {
+		return false
+	}
+	if b, ok = e.set(Other, b); !ok {
+		return false
+	}
+	reply, ok := cut(b, ": ")
+	if !ok {
+		return false
+	}
+	if refuses(act) {
+		content := stage[0] == 'D' || stage[0] == 'B' || string(stage) == "END-OF-MESSAGE"
+		if content {
+			p.pending.remove(p.queueKey(q)) // the whole message is refused, not a recipient
+		}
+		e.Kind = classify(reply, content)
+	}
+	return true
+}
+
+func refuses(act []byte) bool { return string(act) == "reject" || string(act) == "milter-reject" }
+
+// accepted reads "Q: client=C[, sasl_method=M][, sasl_username=U]...". Postfix writes it at the first recipient it
+// accepts, which is not yet a message: the source is remembered until qmgr has one. A login that worked is an event.
+func (p *Parser) accepted(h *header, q, b []byte, e *Event) bool {
+	rest, ok := e.set(AuthSuccess, b)
+	if !ok || len(rest) > 0 && rest[0] != ',' {
+		return false
+	}
+	key := p.queueKey(q)
+	if string(q) == "NOQUEUE" { // a proxy filter stands before the queue: see proxied
+		key = p.proxyKey(h)
+	}
+	p.pending.add(key, e.Source, e.Time.Unix(), e.Submission)
+	// The fields stand in this order. orig_client, which comes later and may be XFORWARD text, is never read.
+	if m, ok := cut(rest, ", sasl_method="); ok {
+		i := bytes.IndexByte(m, ',')
+		if i < 0 {
+			return false
+		}
+		rest = m[i:]
+	}
+	u, ok := cut(rest, ", sasl_username=")
+	if !ok {
+		return false
+	}
+	if i := bytes.Index(u, []byte(", ")); i >= 0 {
+		u = u[:i]
+	}
+	e.User = p.userHash(u)
+	return true
+}
+
+// proxyAccept says that a before-queue filter (smtpd_proxy_filter) took the message. The line has no address, but one
+// smtpd process serves one client at a time, and "NOQUEUE: client=" of that process has it.
+func proxyAccept(b []byte) bool {
+	b, ok := cut(b, "proxy-accept: END-OF-MESSAGE: ")
+	return ok && len(b) > 0 && b[0] == '2'
+}
+
+func (p *Parser) proxied(h *header, e *Event) bool { return p.deliver(p.proxyKey(h), e) }
+
+func (p *Parser) proxyKey(h *header) uint64 {
+	return max(1, stir(hash(p.seed, h.tag, false)^hash(^p.seed, h.pid, false)))
+}
+
+// queueKey leaves the instance out: smtpd and qmgr of one instance may log under different names. Two instances of
+// one host that use the same short queue id in the same half hour may swap a credit.
+func (p *Parser) queueKey(q []byte) uint64 { return max(1, hash(p.seed, q, false)) }
+
+func (p *Parser) deliver(key uint64, e *Event) bool {
+	a, sub, ok := p.pending.take(key, e.Time.Unix())
+	if !ok {
+		return false
+	}
+	// One message, whatever its number of recipients and however often the line is repeated.
+	e.Kind, e.Source, e.Submission, e.Count = Delivered, a, sub, 1
+	return true
+}
+
+// smtpdWarning reads what follows "warning: ".
+func (p *Parser) smtpdWarning(b []byte, e *Event) bool {
+	switch b[0] {
+	case 'h':
+		if c, ok := cut(b, "hostname "); ok {
+			return noRDNS(c, e)
+		}
+	case 'n':
+		if c, ok := cut(b, "non-SMTP command from "); ok {
+			return e.tail(ProtocolError, c, ':')
+		}
+	case 'I':
+		if c, ok := cut(b, "Illegal address syntax from "); ok {
+			return e.tail(ProtocolError, c, ' ')
+		}
+	case 'W':
+		if c, ok := cut(b, "Wrapper-mode request dropped from "); ok {
+			return e.tail(LostConnection, c, ' ')
+		}
+	case 'b':
+		if c, ok := cut(b, "bad ETRN "); ok {
+			return lastFrom(ProtocolError, c, e)
+		}
+	case 'r':
+		if c, ok := cut(b, "reject: ETRN "); ok {
+			return lastFrom(ProtocolError, c, e)
+		}
+	}
+	if c, ok := cut(b, "Refusing "); ok {
+		// "{STARTTLS|TLS service} request from C": our TLS is out of order
+		if d, ok := cut(c, "STARTTLS request from "); ok {
+			return e.tail(Other, d, ' ')
+		}
+		if d, ok := cut(c, "TLS service request from "); ok {
+			return e.tail(Other, d, ' ')
+		}
+		return false
+	}
+	if c, ok := limitExceeded(b); ok {
+		return e.tail(RateLimit, c, ' ')
+	}
+	if _, c, ok := queueID(b); ok {
+		return bdatWarning(c, e)
+	}
+	rest, ok := e.set(AuthFailure, b)
+	if !ok {
+		return false
+	}
+	rest, ok = cut(rest, ": SASL ")
+	return ok && p.sasl(rest, e)
+}
+
+// limitExceeded reads "{WHAT} limit exceeded: N from " of the warnings about anvil's limits.
+func limitExceeded(b []byte) ([]byte, bool) {
+	for _, what := range [...]string{"Connection concurrency", "Connection rate", "Message delivery request rate",
+		"Recipient address rate", "New TLS session rate", "AUTH command rate"} {
+		if b[0] != what[0] {
+			continue
+		}
+		c, ok := cut(b, what)
+		if !ok {
+			continue
+		}
+		if c, ok = cut(c, " limit exceeded: "); !ok {
+			return nil, false
+		}
+		n := 0
+		for n < len(c) && isDigit(c[n]) {
+			n++
+		}
+		return cut(c[n:], " from ")
+	}
+	return nil, false
+}
+
+// bdatWarning reads the rest of "warning: Q: WHAT from C", where WHAT holds only Postfix's words and numbers.
+func bdatWarning(b []byte, e *Event) bool {
+	for _, what := range [...]string{"malformed BDAT command syntax", "null BDAT request", "too much BDAT content"} {
+		if c, ok := cut(b, what); ok {
+			i := bytes.Index(c, []byte("from "))
+			return i > 0 && i < 80 && e.tail(ProtocolError, c[i+5:], ':')
+		}
+	}
+	return false
+}
+
+// noRDNS reads "NAME does not resolve to address IP[: why]". NAME is the client's, but has only host name bytes.
+func noRDNS(b []byte, e *Event) bool {
+	n := 0
+	for n < len(b) && n < 256 && isHost(b[n]) {
+		n++
+	}
+	c, ok := cut(b[n:], " does not resolve to address ")
+	if !ok || n == 0 {
+		return false
+	}
+	if i := bytes.IndexByte(c, ' '); i >= 0 {
+		c = c[:i]
+	}
+	a, ok := parseAddr(c)
+	if !ok && len(c) > 0 && c[len(c)-1] == ':' {
+		a, ok = parseAddr(c[:len(c)-1])
+	}
+	e.Kind, e.Source = NoRDNS, a
+	return ok
+}
+
+// lastFrom reads "TEXT from C", where TEXT is the client's. Nothing follows C, so the last " from " of the line is
+// Postfix's own, and C must reach to the end of the line. TEXT is at most 100 bytes: no syslogd cuts the line before C.
+func lastFrom(k Kind, b []byte, e *Event) bool {
+	i := bytes.LastIndex(b, []byte(" from "))
+	if i < 0 || i > 512 {
+		return false
+	}
+	rest, ok := e.set(k, b[i+6:])
+	return ok && len(rest) == 0
+}
+
+// sasl reads "MECH authentication failed: REASON[, sasl_username=U]". MECH is the client's text and may hold anything;
+// only when it is a single word do we trust what follows to be Postfix's. Else the failure counts without a name.
+func (p *Parser) sasl(b []byte, e *Event) bool {
+	i := bytes.IndexByte(b, ' ')
+	if i < 0 {
+		return false
+	}
+	b = b[i:]
+	if _, ok := cut(b, " authentication aborted"); ok {
+		e.Kind = Other
+		return true
+	}
+	r, ok := cut(b, " authentication failed:")
+	if !ok {
+		// Also Postfix before 2.10 or so, which ends the line here.
+		return bytes.Contains(b, []byte(" authentication failed")) || bytes.Contains(b, []byte(" authentication aborted"))
+	}
+	r = bytes.TrimPrefix(r, []byte(" "))
+	// REASON comes from the authentication server; the name stands behind it and may hold anything.
+	if u := bytes.Index(r, []byte("sasl_username=")); u >= 0 {
+		if u >= 2 && r[u-2] == ',' {
+			e.User = p.userHash(r[u+len("sasl_username="):])
+		}
+		r = r[:u]
+	}
+	if oursAuth(r) {
+		e.Kind, e.User = Other, 0
+	}
+	return true
+}
+
+// postscreen reads the lines of the screening daemon, which writes its client as [IP]:PORT.
+func (p *Parser) postscreen(h *header, e *Event) bool {
+	m := h.msg
+	if b, ok := cut(m, "NOQUEUE: "); ok {
+		m = b
+	}
+	if b, ok := cut(m, "reject: "); ok {
+		return postscreenReject(b, e)
+	}
+	for _, s := range &postscreenShapes {
+		b, ok := cut(m, s.start)
+		if !ok {
+			continue
+		}
+		if s.until != "" {
+			// Only a number or a duration stands between.
+			i := bytes.Index(b, []byte(s.until))
+			if i < 0 || i > 24 {
+				return false
+			}
+			b = b[i+len(s.until):]
+		}
+		a, rest, ok := bracketed(b)
+		if !ok || len(rest) > 0 && rest[0] != ' ' && rest[0] != ':' {
+			return false
+		}
+		e.Kind, e.Source = s.kind, a
+		return true
+	}
+	return false
+}
+
+var postscreenShapes = [...]struct {
+	start, until string
+	kind         Kind
+}{
+	{"CONNECT from ", "", Connect},
+	{"DISCONNECT ", "", Disconnect},
+	{"PASS NEW ", "", Other},
+	{"PASS OLD ", "", Other},
+	{"PREGREET ", " from ", Pregreet},
+	{"DNSBL rank ", " for ", DNSBLReject},
+	{"HANGUP after ", " from ", LostConnection},
+	{"BARE NEWLINE from ", "", ProtocolError},
+	{"COMMAND TIME LIMIT from ", "", ProtocolError},
+	{"COMMAND COUNT LIMIT from ", "", ProtocolError},
+	{"COMMAND LENGTH LIMIT from ", "", ProtocolError},
+	{"COMMAND PIPELINING from ", "", ProtocolError},
+	{"NON-SMTP COMMAND from ", "", ProtocolError},
+	{"DATA without valid RCPT from ", "", ProtocolError},
+	{"BDAT without valid RCPT from ", "", ProtocolError},
+	{"WHITELISTED ", "", Other},
+	{"ALLOWLISTED ", "", Other},
+	{"BLACKLISTED ", "", Other},
+	{"DENYLISTED ", "", Other},
+	{"WHITELIST VETO ", "", Other},
+	{"ALLOWLIST VETO ", "", Other},
+}
+
+// postscreenReject reads "{RCPT|CONNECT|connect|...} from [IP]:P: REPLY; from=<S>, to=<R>, ...".
+func postscreenReject(b []byte, e *Event) bool {
+	n := 0
+	for n < len(b) && n < 24 && isAlpha(b[n]) {
+		n++
+	}
+	c, ok := cut(b[n:], " from ")
+	if !ok || n == 0 {
+		return false
+	}
+	a, rest, ok := bracketed(c)
+	if !ok {
+		return false
+	}
+	r, ok := cut(rest, ": ")
+	if !ok {
+		return false
+	}
+	e.Source, e.Kind = a, Other
+	_, text := splitReply(r)
+	switch {
+	case has(text, "Service unavailable; client ["):
+		e.Kind = DNSBLReject
+	case len(r) > 0 && r[0] == '4' && has(text, "Service currently unavailable"):
+		e.Kind = Greylisted // first deep test: the client is to come back
+	case has(text, "Protocol error"):
+		e.Kind = ProtocolError
+	case has(text, "too many connections"):
+		e.Kind = RateLimit
+	}
+	return true
+}
+
+// cleanup reads refusals of content.
+func (p *Parser) cleanup(h *header, e *Event) bool {
+	q, b, ok := queueID(h.msg)
+	if !ok {
+		return false
+	}
+	if c, ok := cut(b, "milter-reject: "); ok {
+		p.pending.remove(p.queueKey(q))
+		n := command(c)
+		if n == 0 {
+			return false
+		}
+		c, ok = cut(c[n:], " from ")
+		if !ok {
+			return false
+		}
+		if c, ok = e.set(Other, c); !ok {
+			return false
+		}
+		if c, ok = cut(c, ": "); ok {
+			e.Kind = classify(c, true)
+		}
+		return ok
+	}
+	if has(b, "milter-discard: ") || has(b, "discard: ") {
+		p.pending.remove(p.queueKey(q)) // taken, but not delivered
+		return false
+	}
+	if c, ok := cut(b, "reject: "); ok {
+		p.pending.remove(p.queueKey(q))
+		return contentReject(c, e)
+	}
+	return false
+}
+
+// contentReject reads "{header|body|...} TEXT from C; from=<S> to=<R> proto=P helo=<H>[: reason]". TEXT, S, R and H are all
+// the client's, before and after the address. Postfix always writes "; from=<" behind C; so if that stands in the line
+// exactly once, C is before it, and if a client has put another one anywhere, there is no telling: no event.
+func contentReject(b []byte, e *Event) bool {
+	kind := b
+	if i := bytes.IndexByte(b, ' '); i > 0 {
+		kind = b[:i]
+	}
+	switch string(kind) {
+	case "header", "body", "mime-header", "nested-header":
+	default:
+		return false
+	}
+	mark := []byte("; from=<")
+	i := bytes.Index(b, mark)
+	if i < 0 || bytes.LastIndex(b, mark) != i {
+		return false
+	}
+	head, after := b[:i], b[i+len(mark):]
+	j := bytes.LastIndex(head, []byte(" from "))
+	if j < 0 {
+		return false
+	}
+	rest, ok := e.set(Other, head[j+6:])
+	if !ok || len(rest) != 0 {
+		return false
+	}
+	// The reason is the administrator's and the last thing on the line.
+	if r := bytes.LastIndex(after, []byte(">: ")); r >= 0 && spammy(after[r+3:]) {
+		e.Kind = SpamReject
+	}
+	return true
+}
+
+// qmgr reads "Q: from=<S>, size=N, nrcpt=N (queue active)": the message is ours now. A deferred message comes by here
+// again and again, but its source is taken the first time.
+func (p *Parser) qmgr(h *header, e *Event) bool {
+	q, b, ok := queueID(h.msg)
+	if !ok {
+		return false
+	}
+	if has(b, "from=<") && bytes.HasSuffix(b, []byte("(queue active)")) {
+		return p.deliver(p.queueKey(q), e)
+	}
+	if string(b) == "removed" {
+		p.pending.remove(p.queueKey(q))
+	}
+	return false
+}
+
+// pickup takes local mail. It may use a short queue id again that an abandoned session left behind.
+func (p *Parser) pickup(h *header) bool {
+	if q, b, ok := queueID(h.msg); ok && has(b, "uid=") {
+		p.pending.remove(p.queueKey(q))
+	}
+	return false
+}
+
+func has(b []byte, prefix string) bool {
+	return len(b) >= len(prefix) && string(b[:len(prefix)]) == prefix
+}
+
+func cut(b []byte, prefix string) ([]byte, bool) {
+	if has(b, prefix) {
+		return b[len(prefix):], true
+	}
+	return b, false
+}

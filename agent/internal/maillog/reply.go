@@ -1,0 +1,205 @@
+package maillog
+
+import "bytes"
+
+// classify says what a refusal was about: REPLY of "reject: CMD from C: REPLY; from=<S> ...". content tells that the
+// message itself was refused, not its envelope. The source is known by then, so the client's own text can at worst hide
+// one of its offences, and not the ones that pay: a dictionary needs real-looking recipients.
+func classify(r []byte, content bool) Kind {
+	rc, text := splitReply(r)
+	text, ok := skipEcho(text)
+	if !ok {
+		return Other
+	}
+	if i := bytes.Index(text, []byte("; from=<")); i >= 0 {
+		text = text[:i]
+	}
+	text = text[:min(len(text), 512)] // policy text may be long; what it is about stands in front
+	if !rc.hard && (within(text, "greylist") || within(text, "graylist") || within(text, "grey-list")) {
+		return Greylisted
+	}
+	if ours(text) {
+		return Other
+	}
+	switch {
+	case has(text, "Relay access denied"):
+		return RelayDenied
+	case has(text, "Recipient address rejected: "):
+		return recipient(text[len("Recipient address rejected: "):], rc)
+	case has(text, "Sender address rejected: "):
+		return SenderReject
+	case has(text, "Helo command rejected: "):
+		return HeloReject
+	case has(text, "Client host rejected: cannot find your "):
+		return NoRDNS
+	case has(text, "Service unavailable; "):
+		if bytes.Contains(text, []byte("] blocked using ")) {
+			return DNSBLReject
+		}
+		return Other
+	case has(text, "Data command rejected: Improper use of SMTP command pipelining"),
+		has(text, "bare <LF> received"), has(text, "Protocol error"):
+		return ProtocolError
+	}
+	if i := bytes.Index(text, []byte("Error: too m")); i >= 0 && bytes.Contains(text[i:], []byte(" from ")) {
+		return RateLimit // "Error: too many recipients" without "from" is one message with a long list
+	}
+	if rc.subject == '3' {
+		return Other
+	}
+	if content && rc.hard && spammy(text) {
+		return SpamReject
+	}
+	return Other
+}
+
+// recipient tells a mailbox that does not exist from one that may not or cannot take mail now.
+func recipient(why []byte, rc replyCode) Kind {
+	switch {
+	case has(why, "User unknown"):
+		return UnknownRecipient // 550 5.1.1, or what unknown_*_reject_code or soft_bounce made of it
+	case has(why, "undeliverable address: "), within(why, "user unknown"), within(why, "unknown user"),
+		within(why, "no such user"):
+		return UnknownRecipient
+	case has(why, "Relay access denied"):
+		return RelayDenied
+	case rc.hard && rc.subject == '1' && rc.detail == '1':
+		return UnknownRecipient // RFC 3463: X.1.1 bad destination mailbox address, in whatever words
+	}
+	return Other
+}
+
+// ours says that the reason lies with us or with the mailbox, not with the client. These texts come with several codes.
+func ours(text []byte) bool {
+	if n, ok := cut(text, "Recipient address rejected: "); ok {
+		text = n
+	} else if i := bytes.Index(text, []byte(" rejected: ")); i >= 0 && i < 32 {
+		text = text[i+len(" rejected: "):]
+	}
+	if len(text) == 0 {
+		return true
+	}
+	switch text[0] {
+	case 'S':
+		if has(text, "Server configuration error") || has(text, "Server local ") || has(text, "Server error") {
+			return true
+		}
+	case 'T':
+		if has(text, "Temporary lookup failure") || has(text, "Try again later") || has(text, "Temporary ") {
+			return true
+		}
+	case 'I':
+		if has(text, "Insufficient system ") {
+			return true
+		}
+	case 'u':
+		if has(text, "unverified address: ") {
+			return true // our probe has not been answered yet
+		}
+	}
+	return within(text, "mailbox full") || within(text, "mailbox is full") || within(text, "quota")
+}
+
+// oursAuth says that a login failed because our authentication server did not work.
+func oursAuth(reason []byte) bool {
+	return has(reason, "Connection lost to authentication server") || within(reason, "temporary") ||
+		within(reason, "internal error") || has(reason, "generic failure")
+}
+
+// spammy says that the words of a filter are about spam or malware. "spamhaus" and the like are names of lists.
+func spammy(text []byte) bool {
+	text = text[:min(len(text), 512)]
+	if within(text, "virus") || within(text, "malware") || within(text, "phish") {
+		return true
+	}
+	for i := 0; ; {
+		j := index(text[i:], "spam")
+		if j < 0 {
+			return false
+		}
+		if i += j + 4; i == len(text) || !isAlnum(text[i]) || text[i]|0x20 == 'm' {
+			return true
+		}
+	}
+}
+
+// A replyCode is what matters of "NNN D.S.N".
+type replyCode struct {
+	hard            bool // 5xx, or 5.x.x without a three-digit code
+	subject, detail byte // S and N of the enhanced code if they are one digit
+}
+
+// splitReply takes "NNN [D.S.N ]text" or "[D.S.N ]text" apart.
+func splitReply(b []byte) (rc replyCode, text []byte) {
+	coded := false
+	if len(b) > 4 && isDigit(b[0]) && isDigit(b[1]) && isDigit(b[2]) && b[3] == ' ' {
+		rc.hard, coded = b[0] == '5', true
+		b = b[4:]
+	}
+	// D.S.N with up to three digits each
+	var n, dots, start int
+	var part [3]byte
+	for n < len(b) && n < 10 && (isDigit(b[n]) || b[n] == '.') {
+		if b[n] == '.' {
+			if dots++; dots > 2 {
+				return rc, b
+			}
+			start = n + 1
+		} else if part[dots] = b[n]; n != start {
+			part[dots] = 0
+		}
+		n++
+	}
+	if dots != 2 || n == len(b) || b[n] != ' ' {
+		return rc, b
+	}
+	if !coded {
+		rc.hard = part[0] == '5'
+	}
+	rc.subject, rc.detail = part[1], part[2]
+	return rc, b[n+1:]
+}
+
+// skipEcho skips "<what the client sent>: " at the start of b. The echo may hold quoted strings with any byte, angle
+// brackets inside quotes or nested, and ">: " inside quotes. If it never ends, nothing of the line is understood.
+func skipEcho(b []byte) ([]byte, bool) {
+	if len(b) == 0 || b[0] != '<' {
+		return b, true
+	}
+	depth, quoted := 0, false
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
+		case c == '\\' && quoted:
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '<':
+			depth++
+		case c == '>':
+			if depth--; depth <= 0 && i+2 < len(b) && b[i+1] == ':' && b[i+2] == ' ' {
+				return b[i+3:], true
+			}
+		}
+	}
+	return nil, false
+}
+
+// within says whether lower-case word stands anywhere in b, in any case.
+func within(b []byte, word string) bool { return index(b, word) >= 0 }
+
+func index(b []byte, word string) int {
+	for i := 0; i+len(word) <= len(b); i++ {
+		if b[i]|0x20 != word[0] {
+			continue
+		}
+		j := 1
+		for j < len(word) && (b[i+j] == word[j] || isUpper(b[i+j]) && b[i+j]|0x20 == word[j]) {
+			j++
+		}
+		if j == len(word) {
+			return i
+		}
+	}
+	return -1
+}
