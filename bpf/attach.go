@@ -356,14 +356,22 @@ func (a *attacher) explain(dev netlink.Link, mode Mode, err error) error {
 		}
 		return hint(fmt.Errorf("%w: %q (id %d): %w", errOtherProgram, who, id, err), text)
 	}
-	mtu := dev.Attrs().MTU
-	refused := errors.Is(err, unix.ERANGE) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.E2BIG)
-	if mode == Native && refused && mtu > 1500 {
-		return hint(fmt.Errorf("the driver refuses, maybe because of the MTU of %d: %w", mtu, err),
-			fmt.Sprintf("`ip link set dev %s mtu 1500` (on veth: of the peer too), or attach: tcx", name))
+	if mode != Native {
+		return err
 	}
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, errENOTSUPP) {
-		return hint(fmt.Errorf("the driver has no %w", err), "attach: auto takes tcx or generic instead")
+	// Drivers refuse large MTUs by one errno, XDP at all by another, and do not agree on which.
+	mtu := dev.Attrs().MTU
+	shrink := fmt.Sprintf("`ip link set dev %s mtu 1500` (on veth: of the peer too), or attach: tcx", name)
+	large := mtu > 1500 && dev.Attrs().EncapType != "loopback"
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, errENOTSUPP):
+		text := "attach: auto takes tcx or generic instead"
+		if large {
+			text += fmt.Sprintf("; if the driver has XDP, the MTU of %d may be too large for it: ", mtu) + shrink
+		}
+		return hint(fmt.Errorf("the driver has no %w", err), text)
+	case large && (errors.Is(err, unix.ERANGE) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EFAULT) || errors.Is(err, unix.E2BIG)):
+		return hint(fmt.Errorf("the driver refuses, maybe because of the MTU of %d: %w", mtu, err), shrink)
 	}
 	return err
 }

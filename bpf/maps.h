@@ -70,7 +70,8 @@ struct state_value {
 	__u32 cidrs_v4;	/* CIDRs loaded; 0 saves the lookup (an LPM miss costs several hash lookups) */
 	__u32 cidrs_v6;
 	__s64 clock;	/* wall minus boot time in ns when the entries were written; the agent's, not read here */
-	__u64 pad;
+	__u32 moves;	/* goes up while an entry stands in both tables, before it leaves the old one; see table.h */
+	__u32 pad;
 };
 _Static_assert(sizeof(struct state_value) == 24, "struct state_value is a pinned format");
 

@@ -61,6 +61,7 @@ type Shield struct {
 	cidrs   map[netip.Prefix]struct{}
 	cidrsV4 int                  // how many of cidrs are IPv4
 	longer  map[netip.Prefix]int // /64 -> how many of cidrs are longer and inside
+	moves   uint32               // moves from the trie to the hash, told to the programs
 	clock   int64                // wall minus boot time, ns, that the entries are written with
 }
 

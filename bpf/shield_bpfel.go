@@ -65,7 +65,8 @@ type shieldStateValue struct {
 	CidrsV4 uint32
 	CidrsV6 uint32
 	Clock   int64
-	Pad     uint64
+	Moves   uint32
+	Pad     uint32
 }
 
 // Names of all BPF objects in the ELF.

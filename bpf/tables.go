@@ -163,6 +163,9 @@ func (s *Shield) setLocked(p netip.Prefix, e shieldEntry) error {
 		return err
 	}
 	if inCIDRs {
+		if err := s.moveLocked(); err != nil {
+			return err
+		}
 		return s.deleteCIDRLocked(p)
 	}
 	return nil
@@ -238,7 +241,17 @@ func (s *Shield) moveBackLocked(p netip.Prefix) error {
 		}
 		return err
 	}
+	if err := s.moveLocked(); err != nil {
+		return err
+	}
 	return s.deleteCIDRLocked(p)
+}
+
+// moveLocked tells the programs that an entry stands in both tables and is about to leave the trie: one that looked
+// into the exact table before it came there must look again. See table.h.
+func (s *Shield) moveLocked() error {
+	s.moves++
+	return s.writeStateLocked()
 }
 
 // Lookup returns the rule of exactly p, if p is set. It does not say what happens to an address of p: a longer or
@@ -429,6 +442,7 @@ func (s *Shield) writeStateLocked() error {
 		CidrsV4: uint32(s.cidrsV4),
 		CidrsV6: uint32(len(s.cidrs) - s.cidrsV4),
 		Clock:   s.clock,
+		Moves:   s.moves,
 	}
 	if err := s.maps[shieldMapState].Put(uint32(0), &st); err != nil {
 		return fmt.Errorf("write state: %w", err)
@@ -461,7 +475,7 @@ func (s *Shield) recoverTables() error {
 	if err := s.maps[shieldMapState].Lookup(uint32(0), &st); err != nil {
 		return fmt.Errorf("read state: %w", err)
 	}
-	s.clock = st.Clock
+	s.clock, s.moves = st.Clock, st.Moves
 	if s.clock == 0 {
 		var err error
 		if s.clock, err = wallMinusBoot(); err != nil {
@@ -507,7 +521,9 @@ func (s *Shield) recoverTables() error {
 				err = s.deleteExact(p)
 			}
 		case both:
-			err = s.deleteCIDRLocked(p)
+			if err = s.moveLocked(); err == nil {
+				err = s.deleteCIDRLocked(p)
+			}
 		default:
 			err = s.moveBackLocked(p)
 		}
