@@ -1,0 +1,72 @@
+# mxshield: `make help` lists the targets. Nothing here changes running services of the host.
+
+# sudo's path often lacks Go: look where it is usually put, the calling user's home included.
+GO := $(or $(shell command -v go 2>/dev/null),$(firstword $(wildcard /usr/local/go/bin/go /usr/lib/go/bin/go /snap/bin/go $(if $(SUDO_USER),$(shell getent passwd '$(SUDO_USER)' | cut -d: -f6)/go/bin/go $(shell getent passwd '$(SUDO_USER)' | cut -d: -f6)/sdk/go*/bin/go))))
+export PATH := $(if $(GO),$(dir $(GO)):)$(PATH)
+export GOFLAGS := -buildvcs=false $(GOFLAGS)
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+# Tests that need the lab take turns: the machine may have two cores, and the rigs are timed.
+TESTFLAGS ?= -p 1 -timeout 540s
+FUZZTIME ?= 5m
+BENCHTIME ?= 1s
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test race lint generate check-generated bench fuzz install clean go
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+go:
+	@test -n "$(GO)" || { echo 'error: Go is not in the path'; echo 'hint: install it from https://go.dev/dl/ (1.21 or newer fetches the right version itself), or say make GO=/path/to/go'; exit 1; }
+	@"$(GO)" version >/dev/null 2>&1 || { echo 'error: $(GO) cannot fetch the Go version that go.mod asks for'; echo 'hint: Go before 1.21 cannot do that: install a newer one from https://go.dev/dl/'; exit 1; }
+
+# Files that root makes in the checkout go back to the user who called sudo.
+give_back = @if [ -n "$$SUDO_UID" ]; then chown -R "$$SUDO_UID:$$SUDO_GID" $(1); fi
+
+build: go ## build bin/mxshield-agent and bin/mxshieldctl
+	CGO_ENABLED=0 "$(GO)" build -trimpath -o bin/mxshield-agent ./agent
+	CGO_ENABLED=0 "$(GO)" build -trimpath -o bin/mxshieldctl ./ctl
+	$(call give_back,bin)
+
+demo: build ## show it: 200 attackers, one honest sender, a real Postfix, all in private namespaces (root)
+	"$(GO)" build -trimpath -o bin/demo ./scripts/demo
+	$(call give_back,bin)
+	bin/demo
+
+test: build ## run every test (root; as a user those that need it say so and are skipped)
+	@test "$$(id -u)" = 0 || echo 'note: not root: tests that need the kernel are skipped; run sudo make test'
+	"$(GO)" test $(TESTFLAGS) ./...
+
+race: build ## the same under the race detector (needs a C compiler)
+	"$(GO)" test -race -p 1 -timeout 1200s ./...
+
+lint: go ## formatting, vet, staticcheck, shell scripts, import directions
+	scripts/lint.sh
+
+generate: go ## make the BPF objects and their Go anew (needs clang-19 and llvm-19)
+	cd bpf && "$(GO)" generate .
+	$(call give_back,bpf)
+
+check-generated: go ## fail if generate would change what is committed
+	bpf/check-generated.sh
+
+bench: go ## benchmarks; compare ratios within one run, not figures of two machines
+	"$(GO)" test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./agent/... ./bpf/...
+
+fuzz: go ## run every fuzzer for FUZZTIME (5m) each
+	scripts/fuzz.sh $(FUZZTIME)
+
+install: build ## install into PREFIX (/usr/local); starts nothing
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)/etc/mxshield
+	install -m 0755 bin/mxshield-agent $(DESTDIR)$(PREFIX)/sbin/mxshield-agent
+	install -m 0755 bin/mxshieldctl $(DESTDIR)$(PREFIX)/bin/mxshieldctl
+	sed 's|@PREFIX@|$(PREFIX)|g' scripts/mxshield-agent.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/mxshield-agent.service
+	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/mxshield-agent.service
+	test -e $(DESTDIR)/etc/mxshield/mxshield.yaml || install -m 0644 scripts/mxshield.yaml $(DESTDIR)/etc/mxshield/mxshield.yaml
+	@test -n "$(DESTDIR)" || getent group mxshield >/dev/null || groupadd --system mxshield || true
+	@echo 'installed; next: systemctl daemon-reload && systemctl enable --now mxshield-agent && mxshieldctl status'
+
+clean: ## remove what build made
+	rm -rf bin

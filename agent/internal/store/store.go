@@ -1,0 +1,389 @@
+// Package store is the agent's state file: one bbolt file with the entries of the block table, the scores of the
+// sources, the checkpoints of the inputs, the evidence behind blocks, and the audit trail.
+//
+// One Commit is one transaction: a checkpoint is on disk together with everything that the lines before it led to,
+// or not at all. So after a crash at any instant no line is lost or counted twice. The package knows what bytes it
+// keeps under which key, and nothing of what they mean.
+//
+// Buckets:
+//
+//	meta      version -> "1"
+//	entries   sequence number, 8 bytes big-endian -> block.Entry in binary. Append-ordered: random keys would
+//	          rewrite a page for every block. A newer record of the same key makes the older one garbage, which
+//	          Compact removes.
+//	scores    source key -> score record (package verdict)
+//	marks     input ID -> checkpoint (package tail)
+//	evidence  prefix -> JSON
+//	audit     sequence number -> JSON of Audit
+//	extra     name -> bytes (parser state)
+package store
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/mxshield/mxshield/agent/block"
+)
+
+var (
+	bMeta, bEntries, bScores, bMarks = []byte("meta"), []byte("entries"), []byte("scores"), []byte("marks")
+	bEvidence, bAudit, bExtra        = []byte("evidence"), []byte("audit"), []byte("extra")
+
+	buckets  = [][]byte{bMeta, bEntries, bScores, bMarks, bEvidence, bAudit, bExtra}
+	kVersion = []byte("version")
+)
+
+const version = "1"
+
+// maxAudit is how many audit records are kept.
+const maxAudit = 100_000
+
+// ErrLocked says that another process has the file open.
+var ErrLocked = errors.New("the state file is in use by another process")
+
+// ErrVersion says that the file was written by a newer version. It is not set aside: it is good, only not ours.
+var ErrVersion = errors.New("the state file is of another version")
+
+// Store is safe for concurrent use.
+type Store struct {
+	db      *bolt.DB
+	path    string
+	garbage atomic.Int64 // superseded records in the entries bucket since the last Compact, at most
+}
+
+// Audit is one line of the audit trail.
+type Audit struct {
+	Time   time.Time    `json:"time"`
+	Who    string       `json:"who"`    // "agent", or user and uid of the peer of the control socket
+	Action string       `json:"action"` // block, unblock, allow, disallow, off, on
+	Prefix netip.Prefix `json:"prefix,omitzero"`
+	Detail string       `json:"detail,omitempty"`
+}
+
+// Open opens or creates the file (mode 0600, parent folder made). A file that is no state file any more is moved
+// aside to path.corrupt-TIME; aside then names it, and the store starts empty.
+func Open(path string, now time.Time) (s *Store, aside string, err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		return nil, "", fmt.Errorf("make the folder of the state file: %w", err)
+	}
+	s, err = open(path)
+	if err == nil || errors.Is(err, ErrLocked) || errors.Is(err, ErrVersion) || errors.Is(err, fs.ErrPermission) {
+		return s, "", err
+	}
+	if fi, serr := os.Stat(path); serr != nil || !fi.Mode().IsRegular() {
+		return nil, "", err
+	}
+	aside = path + ".corrupt-" + now.UTC().Format("20060102T150405.000Z")
+	if rerr := os.Rename(path, aside); rerr != nil {
+		return nil, "", fmt.Errorf("open %s: %w; moving it aside failed too: %w", path, err, rerr)
+	}
+	s, err2 := open(path)
+	if err2 != nil {
+		return nil, aside, err2
+	}
+	return s, aside, nil
+}
+
+func open(path string) (s *Store, err error) {
+	// bbolt panics on some kinds of damage, and a file cut short faults where it is mapped; either way the file is
+	// as unreadable as with an error.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			s, err = nil, fmt.Errorf("open state file %s: damaged: %v", path, r)
+		}
+	}()
+	// The free list is kept in the file: without it bbolt walks all pages at start in a goroutine of its own, and
+	// damage found there ends the process.
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: 2 * time.Second, FreelistType: bolt.FreelistMapType})
+	if errors.Is(err, bolt.ErrTimeout) {
+		return nil, fmt.Errorf("open %s: %w", path, ErrLocked)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open state file %s: %w", path, err)
+	}
+	s = &Store{db: db, path: path}
+	if err := s.verify(); err != nil {
+		db.Close()
+		return nil, err
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		for _, b := range buckets {
+			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+				return err
+			}
+		}
+		meta := tx.Bucket(bMeta)
+		switch v := meta.Get(kVersion); {
+		case v == nil:
+			return meta.Put(kVersion, []byte(version))
+		case string(v) != version:
+			return fmt.Errorf("open %s: %w: it has %.20q, this agent reads %q", path, ErrVersion, v, version)
+		}
+		return nil
+	})
+	if err != nil {
+		db.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// verify walks every page once before anything is written, so that damage shows at start, when the file can be set
+// aside as it is, and not at 3 a.m.
+func (s *Store) verify() error {
+	return s.db.View(func(tx *bolt.Tx) error {
+		for _, b := range buckets {
+			bucket := tx.Bucket(b)
+			if bucket == nil {
+				continue // a new file
+			}
+			if err := bucket.ForEach(func(k, v []byte) error {
+				if v == nil {
+					return fmt.Errorf("state file %s: bucket %s holds a bucket", s.path, b)
+				}
+				return nil
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Close closes the file.
+func (s *Store) Close() error { return s.db.Close() }
+
+// Path returns where the file is.
+func (s *Store) Path() string { return s.path }
+
+// Size returns the length of the file in bytes.
+func (s *Store) Size() int64 {
+	fi, err := os.Stat(s.path)
+	if err != nil {
+		return 0
+	}
+	return fi.Size()
+}
+
+// Batch collects what belongs into one transaction. The zero Batch is empty and ready.
+type Batch struct {
+	Entries  []block.Entry
+	Scores   map[string][]byte
+	Marks    map[string][]byte
+	Evidence map[netip.Prefix][]byte // nil value: delete
+	Extra    map[string][]byte
+	Audit    []Audit
+}
+
+// Empty reports whether there is nothing to write.
+func (b *Batch) Empty() bool {
+	return len(b.Entries) == 0 && len(b.Scores) == 0 && len(b.Marks) == 0 && len(b.Evidence) == 0 && len(b.Extra) == 0 && len(b.Audit) == 0
+}
+
+// Commit writes the batch in one transaction that is on disk when Commit returns. An empty batch writes nothing.
+func (s *Store) Commit(b *Batch) error {
+	if b.Empty() {
+		return nil
+	}
+	err := s.db.Update(func(tx *bolt.Tx) error {
+		entries := tx.Bucket(bEntries)
+		for i := range b.Entries {
+			v, err := b.Entries[i].MarshalBinary()
+			if err != nil {
+				return err
+			}
+			if err := appendTo(entries, v); err != nil {
+				return err
+			}
+		}
+		for k, v := range b.Scores {
+			if err := tx.Bucket(bScores).Put([]byte(k), v); err != nil {
+				return err
+			}
+		}
+		for k, v := range b.Marks {
+			if err := tx.Bucket(bMarks).Put([]byte(k), v); err != nil {
+				return err
+			}
+		}
+		for k, v := range b.Extra {
+			if err := tx.Bucket(bExtra).Put([]byte(k), v); err != nil {
+				return err
+			}
+		}
+		for p, v := range b.Evidence {
+			k := []byte(p.String())
+			if v == nil {
+				if err := tx.Bucket(bEvidence).Delete(k); err != nil {
+					return err
+				}
+			} else if err := tx.Bucket(bEvidence).Put(k, v); err != nil {
+				return err
+			}
+		}
+		audit := tx.Bucket(bAudit)
+		for _, a := range b.Audit {
+			v, err := json.Marshal(a)
+			if err != nil {
+				return err
+			}
+			if err := appendTo(audit, v); err != nil {
+				return err
+			}
+			if n := audit.Sequence(); n > maxAudit {
+				if err := audit.Delete(seqKey(n - maxAudit)); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("write state file %s: %w", s.path, err)
+	}
+	s.garbage.Add(int64(len(b.Entries)))
+	return nil
+}
+
+func seqKey(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+
+func appendTo(b *bolt.Bucket, v []byte) error {
+	b.FillPercent = 0.95 // keys only grow: leave no room for inserts
+	n, err := b.NextSequence()
+	if err != nil {
+		return err
+	}
+	return b.Put(seqKey(n), v)
+}
+
+// State is what Load gives back. The functions are called with memory that is good only during the call.
+type State struct {
+	Entry    func(block.Entry)
+	BadEntry func(error) // an entry that does not decode: damaged or edited
+	Score    func(key, val []byte)
+	Mark     func(id string, mark []byte)
+	Extra    func(name string, val []byte)
+}
+
+// Load reads the whole file.
+func (s *Store) Load(to State) error {
+	return s.db.View(func(tx *bolt.Tx) error {
+		err := tx.Bucket(bEntries).ForEach(func(_, v []byte) error {
+			s.garbage.Add(1)
+			var e block.Entry
+			if err := e.UnmarshalBinary(v); err != nil {
+				to.BadEntry(err)
+				return nil
+			}
+			to.Entry(e)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if err := tx.Bucket(bScores).ForEach(func(k, v []byte) error { to.Score(k, v); return nil }); err != nil {
+			return err
+		}
+		if err := tx.Bucket(bExtra).ForEach(func(k, v []byte) error { to.Extra(string(k), v); return nil }); err != nil {
+			return err
+		}
+		return tx.Bucket(bMarks).ForEach(func(k, v []byte) error { to.Mark(string(k), v); return nil })
+	})
+}
+
+// Evidence returns what was kept for the prefix, nil if nothing was.
+func (s *Store) Evidence(p netip.Prefix) ([]byte, error) {
+	var v []byte
+	err := s.db.View(func(tx *bolt.Tx) error {
+		v = bytes.Clone(tx.Bucket(bEvidence).Get([]byte(p.String())))
+		return nil
+	})
+	return v, err
+}
+
+// History returns the audit records about prefixes that contain p or lie inside it, newest first, at most limit.
+// An invalid p selects all.
+func (s *Store) History(p netip.Prefix, limit int) (list []Audit, err error) {
+	err = s.db.View(func(tx *bolt.Tx) error {
+		c := tx.Bucket(bAudit).Cursor()
+		for k, v := c.Last(); k != nil && len(list) < limit; k, v = c.Prev() {
+			var a Audit
+			if json.Unmarshal(v, &a) != nil {
+				continue // an edited record; the others still count
+			}
+			if !p.IsValid() || a.Prefix.IsValid() && a.Prefix.Overlaps(p) {
+				list = append(list, a)
+			}
+		}
+		return nil
+	})
+	return list, err
+}
+
+// compactChunk bounds how long one compaction transaction keeps writers waiting, in records.
+const compactChunk = 5000
+
+// Compact removes entries that holds refuses, scores that keep refuses and evidence of prefixes that wanted
+// refuses, in chunks so that commits get in between. It does nothing until there may be as much garbage as content.
+func (s *Store) Compact(content int, holds func(*block.Entry) bool, keep func(score []byte) bool, wanted func(netip.Prefix) bool) (removed int, err error) {
+	if s.garbage.Load() < int64(2*content+10_000) {
+		return 0, nil
+	}
+	s.garbage.Store(int64(content))
+	sweep := func(bucket []byte, gone func(k, v []byte) bool) error {
+		var at []byte
+		for done := false; !done; {
+			err := s.db.Update(func(tx *bolt.Tx) error {
+				b := tx.Bucket(bucket)
+				c := b.Cursor()
+				k, v := c.Seek(at)
+				var del [][]byte
+				for n := 0; k != nil && n < compactChunk; n++ {
+					if gone(k, v) {
+						del = append(del, bytes.Clone(k))
+					}
+					k, v = c.Next()
+				}
+				at, done = bytes.Clone(k), k == nil
+				for _, k := range del {
+					if err := b.Delete(k); err != nil {
+						return err
+					}
+				}
+				removed += len(del)
+				return nil
+			})
+			if err != nil {
+				return fmt.Errorf("compact state file %s: %w", s.path, err)
+			}
+		}
+		return nil
+	}
+	err = sweep(bEntries, func(_, v []byte) bool {
+		var e block.Entry
+		return e.UnmarshalBinary(v) != nil || !holds(&e)
+	})
+	if err == nil {
+		err = sweep(bScores, func(k, _ []byte) bool { return !keep(k) })
+	}
+	if err == nil {
+		err = sweep(bEvidence, func(k, _ []byte) bool {
+			p, perr := netip.ParsePrefix(string(k))
+			return perr != nil || !wanted(p)
+		})
+	}
+	return removed, err
+}

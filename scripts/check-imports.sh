@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Data flows one way, and imports follow it: every room may import only the rooms named here. A room that is not
+# named may import none of the others; give a new one its line.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+module=$(go list -m)
+
+allowed() { # room -> rooms it may import
+	case $1 in
+	agent) echo 'agent/block agent/control agent/internal/* bpf gossip' ;;
+	agent/control) echo 'agent/block' ;;
+	agent/internal/config) echo 'agent/block agent/internal/maillog agent/internal/verdict' ;;
+	agent/internal/store) echo 'agent/block' ;;
+	agent/internal/verdict) echo 'agent/block agent/internal/maillog' ;;
+	ctl) echo 'agent/block agent/control bpf' ;;
+	gossip) echo 'agent/block' ;;
+	scripts/demo | scripts/e2e) echo 'scripts/lab agent/block agent/control bpf' ;;
+	*) echo '' ;; # agent/block, agent/internal/maillog, agent/internal/tail, bpf, scripts/lab: nobody
+	esac
+}
+
+bad=0
+while read -r pkg imports; do
+	room=${pkg#"$module"/}
+	for i in $imports; do
+		case $i in "$module"/*) ;; *) continue ;; esac
+		i=${i#"$module"/}
+		ok=0
+		for a in $(allowed "$room"); do
+			# shellcheck disable=SC2254 # a pattern such as agent/internal/*
+			case $i in $a) ok=1 ;; esac
+		done
+		[ "$ok" = 1 ] || { echo "imports: $room must not import $i (DESIGN: data flows one way)"; bad=1; }
+	done
+done < <(go list -f '{{.ImportPath}} {{join .Imports " "}} {{join .TestImports " "}}' ./... | tr -s ' ')
+exit "$bad"
