@@ -615,3 +615,13 @@ func (t *Table) sinkLocked(ops []op) error {
 	}
 	return first
 }
+
+// Newest returns the time of the newest stamp, zero if there is none.
+func (t *Table) Newest() time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.clk.last == 0 {
+		return time.Time{}
+	}
+	return t.clk.last.Time()
+}

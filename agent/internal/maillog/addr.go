@@ -9,6 +9,11 @@ func parseAddr(b []byte) (netip.Addr, bool) {
 	if len(b) < 2 || len(b) > 96 {
 		return netip.Addr{}, false
 	}
+	var v4 [4]byte
+	if parse4(b, &v4) {
+		a := netip.AddrFrom4(v4)
+		return a, !a.IsUnspecified()
+	}
 	colon := false
 	for i, c := range b {
 		if c == ':' {
@@ -23,29 +28,15 @@ func parseAddr(b []byte) (netip.Addr, bool) {
 			return netip.Addr{}, false // "unknown" and the like, without making an error value
 		}
 	}
-	var a netip.Addr
-	if colon {
-		if len(b) > 45 {
-			return netip.Addr{}, false
-		}
-		var buf [45]byte
-		n := copy(buf[:], b)
-		var ok bool
-		if a, ok = parse6(buf[:n]); !ok {
-			return netip.Addr{}, false
-		}
-	} else {
-		var v4 [4]byte
-		if !parse4(b, &v4) {
-			return netip.Addr{}, false
-		}
-		a = netip.AddrFrom4(v4)
-	}
-	a = a.Unmap()
-	if a.IsUnspecified() {
+	if !colon || len(b) > 45 {
 		return netip.Addr{}, false
 	}
-	return a, true
+	a, ok := parse6(b)
+	if !ok {
+		return netip.Addr{}, false
+	}
+	a = a.Unmap()
+	return a, !a.IsUnspecified()
 }
 
 func parse4(b []byte, out *[4]byte) bool {
@@ -181,12 +172,40 @@ func bracketed(b []byte) (a netip.Addr, rest []byte, ok bool) {
 	return a, b, true
 }
 
+// class tells what a byte may be part of; a table is faster here than comparing.
+var class = func() (t [256]uint8) {
+	for c := range t {
+		switch {
+		case '0' <= c && c <= '9':
+			t[c] = aDigit | aHost | aHex
+		case 'a' <= c|0x20 && c|0x20 <= 'f':
+			t[c] = aLetter | aHost | aHex
+		case 'a' <= c|0x20 && c|0x20 <= 'z':
+			t[c] = aLetter | aHost
+		case c == '.' || c == '-' || c == '_':
+			t[c] = aHost
+		}
+		if 'A' <= c && c <= 'Z' {
+			t[c] |= anUpper
+		}
+	}
+	return t
+}()
+
+const (
+	aDigit = 1 << iota
+	aLetter
+	anUpper
+	aHex
+	aHost
+)
+
 func isDigit(c byte) bool { return c-'0' < 10 }
-func isUpper(c byte) bool { return c-'A' < 26 }
-func isAlpha(c byte) bool { return c|0x20-'a' < 26 }
-func isAlnum(c byte) bool { return isDigit(c) || isAlpha(c) }
-func isHost(c byte) bool  { return isAlnum(c) || c == '.' || c == '-' || c == '_' }
-func isHex(c byte) bool   { return isDigit(c) || c|0x20-'a' < 6 }
+func isUpper(c byte) bool { return class[c]&anUpper != 0 }
+func isAlpha(c byte) bool { return class[c]&aLetter != 0 }
+func isAlnum(c byte) bool { return class[c]&(aLetter|aDigit) != 0 }
+func isHost(c byte) bool  { return class[c]&aHost != 0 }
+func isHex(c byte) bool   { return class[c]&aHex != 0 }
 
 func unhex(c byte) int {
 	if isDigit(c) {

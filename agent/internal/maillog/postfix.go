@@ -64,6 +64,9 @@ func daemonOf(b []byte) byte {
 // submission says whether a syslog_name is that of a submission service, by the names of master.cf: an element
 // "submission", "submissions", "smtps", 465 or 587, or one that ends so ("postfix-submission").
 func submission(path []byte) bool {
+	if string(path) == "postfix" {
+		return false
+	}
 	for len(path) > 0 {
 		var el []byte
 		el, path, _ = bytes.Cut(path, []byte("/"))
@@ -310,6 +313,9 @@ func (p *Parser) deliver(key uint64, e *Event) bool {
 
 // smtpdWarning reads what follows "warning: ".
 func (p *Parser) smtpdWarning(b []byte, e *Event) bool {
+	if len(b) == 0 {
+		return false
+	}
 	switch b[0] {
 	case 'h':
 		if c, ok := cut(b, "hostname "); ok {

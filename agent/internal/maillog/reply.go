@@ -14,6 +14,10 @@ func classify(r []byte, content bool) Kind {
 	if i := bytes.Index(text, []byte("; from=<")); i >= 0 {
 		text = text[:i]
 	}
+	if has(text, "Recipient address rejected: User unknown") {
+		// The commonest of an attack. 550 5.1.1, or what unknown_*_reject_code or soft_bounce made of it.
+		return UnknownRecipient
+	}
 	text = text[:min(len(text), 512)] // policy text may be long; what it is about stands in front
 	if !rc.hard && (within(text, "greylist") || within(text, "graylist") || within(text, "grey-list")) {
 		return Greylisted
@@ -56,8 +60,6 @@ func classify(r []byte, content bool) Kind {
 // recipient tells a mailbox that does not exist from one that may not or cannot take mail now.
 func recipient(why []byte, rc replyCode) Kind {
 	switch {
-	case has(why, "User unknown"):
-		return UnknownRecipient // 550 5.1.1, or what unknown_*_reject_code or soft_bounce made of it
 	case has(why, "undeliverable address: "), within(why, "user unknown"), within(why, "unknown user"),
 		within(why, "no such user"):
 		return UnknownRecipient

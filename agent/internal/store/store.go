@@ -181,7 +181,7 @@ func (s *Store) Size() int64 {
 // Batch collects what belongs into one transaction. The zero Batch is empty and ready.
 type Batch struct {
 	Entries  []block.Entry
-	Scores   map[string][]byte
+	Scores   map[string][]byte // nil value: delete
 	Marks    map[string][]byte
 	Evidence map[netip.Prefix][]byte // nil value: delete
 	Extra    map[string][]byte
@@ -210,7 +210,7 @@ func (s *Store) Commit(b *Batch) error {
 			}
 		}
 		for k, v := range b.Scores {
-			if err := tx.Bucket(bScores).Put([]byte(k), v); err != nil {
+			if err := putOrDelete(tx.Bucket(bScores), []byte(k), v); err != nil {
 				return err
 			}
 		}
@@ -225,12 +225,7 @@ func (s *Store) Commit(b *Batch) error {
 			}
 		}
 		for p, v := range b.Evidence {
-			k := []byte(p.String())
-			if v == nil {
-				if err := tx.Bucket(bEvidence).Delete(k); err != nil {
-					return err
-				}
-			} else if err := tx.Bucket(bEvidence).Put(k, v); err != nil {
+			if err := putOrDelete(tx.Bucket(bEvidence), []byte(p.String()), v); err != nil {
 				return err
 			}
 		}
@@ -256,6 +251,13 @@ func (s *Store) Commit(b *Batch) error {
 	}
 	s.garbage.Add(int64(len(b.Entries)))
 	return nil
+}
+
+func putOrDelete(b *bolt.Bucket, k, v []byte) error {
+	if v == nil {
+		return b.Delete(k)
+	}
+	return b.Put(k, v)
 }
 
 func seqKey(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
@@ -336,9 +338,9 @@ func (s *Store) History(p netip.Prefix, limit int) (list []Audit, err error) {
 // compactChunk bounds how long one compaction transaction keeps writers waiting, in records.
 const compactChunk = 5000
 
-// Compact removes entries that holds refuses, scores that keep refuses and evidence of prefixes that wanted
-// refuses, in chunks so that commits get in between. It does nothing until there may be as much garbage as content.
-func (s *Store) Compact(content int, holds func(*block.Entry) bool, keep func(score []byte) bool, wanted func(netip.Prefix) bool) (removed int, err error) {
+// Compact removes entries that holds refuses and evidence of prefixes that wanted refuses, in chunks so that commits
+// get in between. It does nothing until there may be as much garbage as content.
+func (s *Store) Compact(content int, holds func(*block.Entry) bool, wanted func(netip.Prefix) bool) (removed int, err error) {
 	if s.garbage.Load() < int64(2*content+10_000) {
 		return 0, nil
 	}
@@ -376,9 +378,6 @@ func (s *Store) Compact(content int, holds func(*block.Entry) bool, keep func(sc
 		var e block.Entry
 		return e.UnmarshalBinary(v) != nil || !holds(&e)
 	})
-	if err == nil {
-		err = sweep(bScores, func(k, _ []byte) bool { return !keep(k) })
-	}
 	if err == nil {
 		err = sweep(bEvidence, func(k, _ []byte) bool {
 			p, perr := netip.ParsePrefix(string(k))

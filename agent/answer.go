@@ -1,0 +1,403 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/mxshield/mxshield/agent/block"
+	"github.com/mxshield/mxshield/agent/control"
+	"github.com/mxshield/mxshield/agent/internal/maillog"
+	"github.com/mxshield/mxshield/agent/internal/store"
+	"github.com/mxshield/mxshield/agent/internal/verdict"
+	"github.com/mxshield/mxshield/bpf"
+)
+
+// This file is what the daemon answers on the control socket (control.Agent).
+
+// Status collects what the agent does now.
+func (d *daemon) Status() control.Status {
+	now := time.Now()
+	s := control.Status{
+		Version: version(), Node: d.node, PID: os.Getpid(), Started: d.started.UTC(), Now: now.UTC(), DryRun: d.cfg.DryRun,
+		Interfaces: []control.Interface{}, Packets: map[string]uint64{}, Events: map[string]uint64{},
+		Ports:  control.Ports{MX: d.cfg.MXPorts, Submission: d.cfg.SubmissionPorts},
+		Blocks: d.table.Count(now), Never: d.table.Never(),
+		State: control.State{Path: d.store.Path(), Bytes: d.store.Size()},
+	}
+	warnings := map[string]string{}
+	if d.shield != nil {
+		on, err := d.shield.Attachments()
+		if err != nil {
+			warnings["attachments"] = "ask the kernel what is attached: " + err.Error()
+		}
+		for _, a := range on {
+			s.Interfaces = append(s.Interfaces, control.Interface{Name: a.Interface, Mode: string(a.Mode)})
+		}
+		counters, err := d.shield.Counters()
+		if err != nil {
+			warnings["counters"] = "read the counters: " + err.Error()
+		}
+		for r, n := range counters {
+			s.Packets[bpf.Reason(r).String()] = n
+		}
+	}
+	if s.Blocks.Unenforced > 0 {
+		warnings["unenforced"] = fmt.Sprintf("%d prefixes are not in the kernel: %s", s.Blocks.Unenforced, s.Blocks.WhyUnenforced)
+	}
+	for _, in := range d.inputs {
+		t := in.Status()
+		s.Inputs = append(s.Inputs, control.Input{
+			ID: in.ID(), State: t.State, Detail: t.Detail, Lag: t.Lag, Lines: t.Lines, Truncated: t.Truncated,
+			Suppressed: t.Suppressed, LastLine: t.LastLine, LastError: t.LastError,
+		})
+		if t.Suppressed > 0 {
+			warnings["suppressed "+in.ID()] = fmt.Sprintf("%s: the log says that %d messages were suppressed: raise RateLimitBurst in journald.conf, or the rate limit of imuxsock in rsyslog.conf", in.ID(), t.Suppressed)
+		}
+	}
+	blocks, _ := d.table.List(block.Query{Limit: 10_000}, now)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, b := range blocks {
+		if a, ok := d.scorer.Lookup(b.Prefix.Addr(), now); ok && b.Automatic() && a.Evidence.Accepted > 0 {
+			s.Accepted++
+		}
+	}
+	for k, n := range d.events {
+		if n > 0 {
+			s.Events[maillog.Kind(k).String()] = n
+		}
+	}
+	s.Sources = d.scorer.Len()
+	if d.off != nil {
+		off := d.off.Off
+		s.Off = &off
+	}
+	if d.storeErr != nil {
+		s.State.Error = d.storeErr.Error()
+	}
+	maps.Copy(warnings, d.warnings)
+	for _, k := range slices.Sorted(maps.Keys(warnings)) {
+		s.Warnings = append(s.Warnings, warnings[k])
+	}
+	return s
+}
+
+// List answers list.
+func (d *daemon) List(q block.Query) control.List {
+	rows, total := d.table.List(q, time.Now())
+	l := control.List{Total: total, Entries: make([]control.Listed, len(rows))}
+	for i := range rows {
+		l.Entries[i] = control.Listed{Listed: rows[i], Drops: d.drops(rows[i].Prefix)}
+	}
+	return l
+}
+
+func (d *daemon) drops(p netip.Prefix) uint64 {
+	if d.shield == nil {
+		return 0
+	}
+	r, _, err := d.shield.Lookup(p)
+	if err != nil {
+		return 0 // a figure for the eye; what the kernel has is checked elsewhere
+	}
+	return r.Drops
+}
+
+// Why explains an address or prefix.
+func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
+	now := time.Now()
+	w := control.Why{Prefix: p, Decision: d.table.Decide(p, now), Entries: d.table.About(p)}
+	w.Decision.Until = w.Decision.Until.UTC()
+	if by := w.Decision.By; by != nil && by.Kind == block.Block {
+		w.Drops = d.drops(by.Prefix)
+		if by.Automatic() {
+			w.Evidence = d.storedEvidence(by.Prefix)
+		}
+	}
+	history, err := d.store.History(p, 20)
+	if err != nil {
+		w.Warnings = append(w.Warnings, "the history cannot be read: "+err.Error())
+	}
+	for _, h := range history {
+		w.History = append(w.History, control.Audit(h))
+	}
+	d.mu.Lock()
+	source := d.prefixOf(p.Addr())
+	if a, ok := d.scorer.Lookup(p.Addr(), now); ok {
+		w.Known = evidenceOf(source, &a.Evidence, d.samples.Get(source))
+	}
+	off := d.off
+	d.mu.Unlock()
+	w.Words = whyWords(&w, now)
+	switch {
+	case off != nil && w.Decision.Drop:
+		w.Warnings = append(w.Warnings, "the shield is off: its packets pass until `mxshieldctl on`")
+	case d.cfg.DryRun && w.Decision.Drop:
+		w.Warnings = append(w.Warnings, "dry run: its packets pass")
+	}
+	if w.Decision.Drop {
+		w.Unblock = "mxshieldctl unblock " + short(p) + ": its packets pass at once, its score starts at 0, and no automatic block is made for an hour (--hold)"
+	}
+	return w, nil
+}
+
+func (d *daemon) storedEvidence(p netip.Prefix) *control.Evidence {
+	b, err := d.store.Evidence(p)
+	if err != nil || b == nil {
+		return nil
+	}
+	e := new(control.Evidence)
+	if json.Unmarshal(b, e) != nil {
+		return nil // an edited file: the entry itself still explains the block
+	}
+	return e
+}
+
+func evidenceOf(p netip.Prefix, e *verdict.Evidence, samples []string) *control.Evidence {
+	counts := map[string]uint32{}
+	for k, n := range e.Counts {
+		if n > 0 {
+			counts[maillog.Kind(k).String()] = n
+		}
+	}
+	return &control.Evidence{
+		Prefix: p, Words: e.Words(), Score: e.Score, Threshold: e.Threshold, Counts: counts, Accepted: e.Accepted,
+		First: e.First.UTC(), Last: e.Last.UTC(), Samples: samples,
+	}
+}
+
+func short(p netip.Prefix) string {
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
+// whyWords says the decision as a sentence.
+func whyWords(w *control.Why, now time.Time) string {
+	d, who := &w.Decision, short(w.Prefix)
+	at := func(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
+	known := "nothing is known against it"
+	if w.Known != nil {
+		known = fmt.Sprintf("its score is %.0f of %.0f (%s)", w.Known.Score, w.Known.Threshold, w.Known.Words)
+	}
+	const notUs = "; if its mail is refused, it is not mxshield: look into the MTA's log"
+	switch d.Rule {
+	case block.RuleBlock, block.RuleManualBlock:
+		end := "without end"
+		if !d.Until.IsZero() {
+			end = fmt.Sprintf("until %s (%s left)", at(d.Until), d.Until.Sub(now).Round(time.Second))
+		}
+		why := d.By.Cause.String()
+		if w.Evidence != nil {
+			why += ": " + w.Evidence.Words
+		} else if d.By.Cause == block.Manual {
+			why = "by hand"
+		}
+		ports := "the mx ports"
+		if d.Scope == block.ScopeAll {
+			ports = "the mx and submission ports"
+		}
+		in := ""
+		if d.By.Prefix != w.Prefix {
+			in = " as part of " + d.By.Prefix.String()
+		}
+		return fmt.Sprintf("%s is BLOCKED%s on %s since %s, %s; %s", who, in, ports, at(d.By.Since), end, why)
+	case block.RuleNever, block.RuleConfig:
+		return fmt.Sprintf("%s is not blocked and never will be: %s (%s)%s", who, d.Never.Rule, d.Never.Prefix, notUs)
+	case block.RuleManualAllow:
+		return fmt.Sprintf("%s is not blocked: %s is allowed since %s%s", who, d.By.Prefix, at(d.By.Since), notUs)
+	case block.RuleCleared:
+		hold := "the hold against automatic blocks is over"
+		if d.Clear.Until.After(now) {
+			hold = "held against automatic blocks until " + at(d.Clear.Until)
+		}
+		return fmt.Sprintf("%s is not blocked: it was unblocked at %s, %s; %s%s", who, at(d.Clear.Since), hold, known, notUs)
+	}
+	return fmt.Sprintf("%s is not blocked: %s%s", who, known, notUs)
+}
+
+// ---- changes: in the table and the kernel, then on disk, then answered
+
+func (d *daemon) audit(who, action string, p netip.Prefix, detail string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.batch.Audit = append(d.batch.Audit, store.Audit{Time: time.Now().UTC(), Who: who, Action: action, Prefix: p, Detail: detail})
+	d.log.Info("by hand", "action", action, "prefix", p, "who", who, "detail", detail)
+}
+
+// written commits, and says so if it could not be done: the change holds, but might not survive.
+func (d *daemon) written() error {
+	if err := d.commit(); err != nil {
+		return &control.Error{
+			Status: http.StatusInternalServerError, Text: "it is done, but could not be written to the state file: " + err.Error(),
+			Hint: "it holds until the agent restarts; make room for " + d.cfg.State + " and it will be written",
+		}
+	}
+	return nil
+}
+
+// Block answers block.
+func (d *daemon) Block(who string, p netip.Prefix, dur time.Duration, forever bool, reason string) (block.Result, error) {
+	now := time.Now()
+	e := block.Entry{Prefix: p, Kind: block.Block, Cause: block.Manual, Scope: block.Manual.Scope(), Reason: reason}
+	if dur == 0 {
+		dur = d.cfg.Block.For
+	}
+	if !forever {
+		e.Until = now.Add(dur)
+	}
+	r, err := d.table.Apply(e, now)
+	if err != nil {
+		return r, err
+	}
+	d.audit(who, "block", p, reason)
+	return r, d.written()
+}
+
+// Unblock answers unblock.
+func (d *daemon) Unblock(who string, list []netip.Prefix, hold time.Duration, reason string) ([]block.Result, error) {
+	now := time.Now()
+	results := []block.Result{}
+	var errs []error
+	for _, p := range list {
+		r, err := d.table.Apply(block.Entry{Prefix: p, Kind: block.Clear, Until: now.Add(hold), Reason: reason}, now)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		d.mu.Lock()
+		d.scorer.Reset(p)
+		d.mu.Unlock()
+		d.audit(who, "unblock", p, reason)
+		results = append(results, r)
+	}
+	return results, errors.Join(append(errs, d.written())...)
+}
+
+// Allow answers allow add.
+func (d *daemon) Allow(who string, p netip.Prefix, dur time.Duration, forever bool, reason string) (block.Result, error) {
+	now := time.Now()
+	e := block.Entry{Prefix: p, Kind: block.Allow, Cause: block.Manual, Reason: reason}
+	if !forever {
+		e.Until = now.Add(dur)
+	}
+	r, err := d.table.Apply(e, now)
+	if err != nil {
+		return r, err
+	}
+	d.audit(who, "allow", p, reason)
+	return r, d.written()
+}
+
+// Disallow answers allow remove.
+func (d *daemon) Disallow(who string, p netip.Prefix) (block.Result, error) {
+	now := time.Now()
+	for _, n := range d.table.Never() {
+		if n.Config && n.Prefix == p {
+			return block.Result{}, &control.Error{Status: http.StatusConflict, Text: fmt.Sprintf("%s is allowed by the config: %s", p, n.Rule), Hint: "take the line out and reload the agent"}
+		}
+	}
+	found := false
+	for _, e := range d.table.About(p) {
+		found = found || e.Kind == block.Allow && e.Prefix == p && (e.Until.IsZero() || e.Until.After(now))
+	}
+	if !found {
+		return block.Result{}, &control.Error{Status: http.StatusNotFound, Text: fmt.Sprintf("%s is not allowed, so nothing was removed", p), Hint: "allow list shows what is; the prefix must be the same"}
+	}
+	r, err := d.table.Apply(block.Entry{Prefix: p, Kind: block.Disallow}, now)
+	if err != nil {
+		return r, err
+	}
+	d.audit(who, "disallow", p, "")
+	return r, d.written()
+}
+
+// Off detaches the shield and leaves the marker.
+func (d *daemon) Off(who, reason string) (string, error) {
+	m := &control.Marker{Off: control.Off{Since: time.Now(), By: who, Reason: reason}}
+	if len(reason) > 500 {
+		return "", &control.Error{Status: http.StatusBadRequest, Text: "the reason is longer than 500 bytes"}
+	}
+	d.mu.Lock()
+	if d.off != nil { // keep what the first off detached
+		m.Interfaces = d.off.Interfaces
+	}
+	d.mu.Unlock()
+	var names []string
+	if d.shield != nil {
+		on, err := d.shield.Attachments()
+		if err != nil {
+			return "", err
+		}
+		if len(on) > 0 {
+			m.Interfaces = nil
+		}
+		for _, a := range on {
+			m.Interfaces = append(m.Interfaces, control.Interface{Name: a.Interface, Mode: string(a.Mode)})
+			names = append(names, a.Interface)
+		}
+	}
+	// The marker first: an agent that starts in this instant must find it. Detach even if it cannot be written.
+	merr := control.WriteMarker(d.stateDir(), m)
+	d.mu.Lock()
+	d.off = m
+	d.mu.Unlock()
+	if d.shield != nil {
+		if err := d.shield.Detach(); err != nil {
+			return "", errors.Join(err, merr)
+		}
+	}
+	if merr != nil {
+		return "", fmt.Errorf("detached, but a restarted agent would attach again: %w", merr)
+	}
+	d.audit(who, "off", netip.Prefix{}, reason)
+	d.log.Warn("the shield is OFF: nothing is dropped until `mxshieldctl on`", "by", who, "reason", reason)
+	on := "nothing was attached"
+	if len(names) > 0 {
+		on = "detached from " + strings.Join(names, ", ")
+	}
+	return "off: " + on + "; blocks are kept and go on being made; `mxshieldctl on` ends it", d.written()
+}
+
+// On ends off.
+func (d *daemon) On(who string) (string, error) {
+	was := d.marker()
+	if err := control.RemoveMarker(d.stateDir()); err != nil {
+		return "", err
+	}
+	d.mu.Lock()
+	d.off = nil
+	d.mu.Unlock()
+	if d.shield != nil {
+		if err := d.resync(true); err != nil {
+			d.warn("kernel", "not every block is in the kernel", err)
+		}
+	}
+	if err := d.attach(); err != nil {
+		return "", err
+	}
+	if was == nil {
+		return "it was not off", nil
+	}
+	d.audit(who, "on", netip.Prefix{}, "")
+	words := "on"
+	if d.shield == nil {
+		words = "the marker is gone; this is a dry run, so nothing is attached"
+	} else if on, err := d.shield.Attachments(); err == nil {
+		var names []string
+		for _, a := range on {
+			names = append(names, a.Interface+" ("+string(a.Mode)+")")
+		}
+		words = "on: attached to " + strings.Join(names, ", ")
+	}
+	return words, d.written()
+}

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/mxshield/mxshield/agent/control"
+	"github.com/mxshield/mxshield/agent/internal/config"
+	"github.com/mxshield/mxshield/agent/internal/store"
+)
+
+// Exit codes, as in the package documentation.
+const (
+	exitOK, exitFailed, exitUsage, exitRunning, exitPermission = 0, 1, 2, 3, 4
+)
+
+// usageError is a fault of the command line.
+type usageError struct{ error }
+
+// run is the whole program but for the process: tests call it too. It returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	var (
+		path, level string
+		named       bool
+	)
+	onUsage := func(_ *cli.Context, err error, _ bool) error { return usageError{err} }
+	load := func(x *cli.Context) (*config.Config, error) {
+		if x.NArg() > 0 {
+			return nil, usageError{fmt.Errorf("%q is no command; run, check or help", x.Args().First())}
+		}
+		path, named = x.String("config"), x.IsSet("config")
+		return config.Read(path, named)
+	}
+	start := func(x *cli.Context) error {
+		cfg, err := load(x)
+		if err != nil {
+			return err
+		}
+		var min slog.Level
+		if err := min.UnmarshalText([]byte(level)); err != nil {
+			return usageError{fmt.Errorf("--log-level %.20q: debug, info, warn or error", level)}
+		}
+		log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: min, ReplaceAttr: journalStyle}))
+		return serve(x.Context, cfg, reloader(path, named), log)
+	}
+	app := &cli.App{
+		Name: "mxshield-agent", Usage: "the daemon of mxshield: log lines in, blocks out", Version: version(),
+		Description: "All settings have defaults; the package documentation of agent/internal/config and README.md list the keys.",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "config", Value: config.DefaultPath, Usage: "YAML `FILE`"},
+			&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error", Destination: &level},
+		},
+		Writer: stdout, ErrWriter: stderr,
+		ExitErrHandler: func(*cli.Context, error) {},
+		OnUsageError:   onUsage,
+		Action:         start,
+		Commands: []*cli.Command{
+			{Name: "run", Usage: "shield this host (the default)", Action: start, OnUsageError: onUsage},
+			{Name: "check", Usage: "explain the config and what would be used, and change nothing", OnUsageError: onUsage, Action: func(x *cli.Context) error {
+				cfg, err := load(x)
+				if err != nil {
+					return err
+				}
+				return check(x.Context, cfg, path, stdout)
+			}},
+		},
+	}
+	err := app.RunContext(ctx, args)
+	if err == nil {
+		return exitOK
+	}
+	printError(stderr, err)
+	var usage usageError
+	var conf *config.Error
+	switch {
+	case errors.As(err, &usage), errors.As(err, &conf):
+		return exitUsage
+	case errors.Is(err, control.ErrRunning), errors.Is(err, store.ErrLocked):
+		return exitRunning
+	case errors.Is(err, os.ErrPermission):
+		return exitPermission
+	}
+	return exitFailed
+}
+
+// printError prints every error of a joined one with its own hint.
+func printError(w io.Writer, err error) {
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range many.Unwrap() {
+			printError(w, e)
+		}
+		return
+	}
+	fmt.Fprintf(w, "error: %v\n", err)
+	if h := hint(err); h != "" {
+		fmt.Fprintf(w, "hint: %s\n", h)
+	}
+}
+
+func hint(err error) string {
+	var h interface{ HintText() string }
+	if errors.As(err, &h) {
+		return h.HintText()
+	}
+	return ""
+}
+
+// journalStyle leaves the time to the journal where stderr goes there.
+func journalStyle(groups []string, a slog.Attr) slog.Attr {
+	if len(groups) == 0 && a.Key == slog.TimeKey && os.Getenv("JOURNAL_STREAM") != "" {
+		return slog.Attr{}
+	}
+	return a
+}
+
+func version() string {
+	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
+		return b.Main.Version
+	}
+	return "(devel)"
+}
+
+// reloader reads the config again, for SIGHUP.
+func reloader(path string, named bool) func() (*config.Config, error) {
+	return func() (*config.Config, error) { return config.Read(path, named) }
+}

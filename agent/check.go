@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/mxshield/mxshield/agent/control"
+	"github.com/mxshield/mxshield/agent/internal/config"
+	"github.com/mxshield/mxshield/agent/internal/maillog"
+	"github.com/mxshield/mxshield/agent/internal/tail"
+	"github.com/mxshield/mxshield/bpf"
+)
+
+// check explains a config: what would be used and why. It changes nothing and needs no rights.
+func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) error {
+	p := func(name, format string, a ...any) {
+		fmt.Fprintf(out, "%-12s %s\n", name, fmt.Sprintf(format, a...))
+	}
+	var faults []error
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		p("config", "%s does not exist: all defaults", path)
+	} else {
+		p("config", "%s is good", path)
+	}
+	if cfg.DryRun {
+		p("mode", "dry run: nothing will be dropped")
+	}
+	names, err := bpf.ResolveInterfaces(cfg.Interfaces)
+	if err != nil {
+		faults = append(faults, err)
+	}
+	for _, n := range names {
+		p("interface", "%s, attach %s (a first native attach may take the link down for a moment on some drivers)", n, cfg.Attach)
+	}
+	p("ports", "mx %v, submission %v", cfg.MXPorts, cfg.SubmissionPorts)
+	if len(cfg.Logs) == 0 {
+		found, err := tail.Discover(ctx, tail.DiscoverOptions{})
+		if err != nil {
+			faults = append(faults, err)
+		} else {
+			p("input", "%s (%s)", found.Open(tail.FileOptions{}, tail.JournalOptions{}).ID(), found.Why)
+			for _, w := range found.Warnings {
+				p("", "note: %s", w)
+			}
+		}
+	}
+	for _, l := range cfg.Logs {
+		if l.File == "" {
+			p("input", "journal:%s", l.Journal)
+			continue
+		}
+		p("input", "file:%s", l.File)
+		if f, err := os.Open(l.File); err == nil {
+			f.Close()
+		} else {
+			p("", "note: %v; the agent would wait for it", err)
+		}
+	}
+	b := cfg.Block
+	p("block", "at a score of %g (half-life %s) for %s, repeat offenders up to %s; IPv6 by /%d", b.Threshold, b.HalfLife, b.For, b.Max, b.IPv6Prefix)
+	var w []string
+	for k, x := range cfg.Weights {
+		if x != 0 {
+			w = append(w, fmt.Sprintf("%s %g", maillog.Kind(k), x))
+		}
+	}
+	p("weights", "%s", strings.Join(w, ", "))
+	nets, notes, err := tail.MyNetworks(ctx, tail.DiscoverOptions{})
+	if err != nil {
+		notes = append(notes, err.Error())
+	}
+	never, more := neverRules(cfg, nets)
+	p("never block", "%d rules:", len(never))
+	for _, n := range never {
+		p("", "%-24s %s", n.Prefix, n.Rule)
+	}
+	for _, n := range append(notes, more...) {
+		p("", "note: %s", n)
+	}
+	p("state", "%s", cfg.State)
+	p("socket", "%s", cfg.Socket)
+	p("pins", "%s", cfg.Pins)
+	if m, err := control.ReadMarker(filepath.Dir(cfg.State)); err == nil && m != nil {
+		p("OFF", "since %s by %s: the agent would stay detached until `mxshieldctl on`", m.Since.Local().Format("2006-01-02 15:04:05"), m.By)
+	}
+	return errors.Join(faults...)
+}

@@ -1,0 +1,446 @@
+// Package config reads the agent's YAML file. Every key is optional and an empty file is a good one; what is not
+// understood is an error with its line and a hint, never ignored, and all errors of a file are reported at once.
+//
+//	interfaces: [auto]            # names, globs; auto = those that carry a default route
+//	attach: auto                  # auto | native | generic | tcx
+//	ports: {mx: [25], submission: [465, 587]}
+//	logs:                         # default: found by itself
+//	  - {file: /var/log/mail.log, mta: postfix}
+//	  - {journal: "postfix@-.service"}
+//	block: {for: 72h, max: 168h, threshold: 100, half_life: 1h, ipv6_prefix: 64, private: false}
+//	weights: {unknown_recipient: 10}
+//	allow: [192.0.2.0/24]
+//	state: /var/lib/mxshield/state.db
+//	socket: /run/mxshield/control.sock
+//	pins: /sys/fs/bpf/mxshield
+//	dry_run: false
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+
+	"github.com/mxshield/mxshield/agent/block"
+	"github.com/mxshield/mxshield/agent/internal/maillog"
+	"github.com/mxshield/mxshield/agent/internal/verdict"
+)
+
+// DefaultPath is where the agent looks for its file.
+const DefaultPath = "/etc/mxshield/mxshield.yaml"
+
+// maxSize bounds the file, in bytes.
+const maxSize = 1 << 20
+
+// Config is a file with its defaults filled in and checked.
+type Config struct {
+	Interfaces      []string
+	Attach          string
+	MXPorts         []uint16
+	SubmissionPorts []uint16
+	Logs            []Log
+	Block           Block
+	Weights         [maillog.NumKinds]float64
+	Allow           []Allow
+	State           string
+	Socket          string
+	Pins            string
+	DryRun          bool
+}
+
+// Log is one input. File or Journal is set; without any Log the agent looks for one itself.
+type Log struct {
+	File    string
+	Journal string
+}
+
+// Block says how sources come to be blocked.
+type Block struct {
+	For, Max, HalfLife time.Duration
+	Threshold          float64
+	IPv6Prefix         int
+	Private            bool // private ranges may be blocked
+}
+
+// Allow is one line of the allow list.
+type Allow struct {
+	Prefix netip.Prefix
+	Line   int
+}
+
+// An Error is one fault of the file.
+type Error struct {
+	File string
+	Line int // 0: not known
+	Text string
+	Hint string
+}
+
+func (e *Error) Error() string {
+	if e.Line > 0 {
+		return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Text)
+	}
+	return fmt.Sprintf("%s: %s", e.File, e.Text)
+}
+
+// HintText tells how to mend the fault.
+func (e *Error) HintText() string { return e.Hint }
+
+// file is the YAML as it stands. Durations and addresses are strings here, so that their faults get a line.
+type file struct {
+	Interfaces []string `yaml:"interfaces"`
+	Attach     string   `yaml:"attach"`
+	Ports      *struct {
+		MX         []int `yaml:"mx"`
+		Submission []int `yaml:"submission"`
+	} `yaml:"ports"`
+	Logs []struct {
+		File    string `yaml:"file"`
+		Journal string `yaml:"journal"`
+		Syslog  string `yaml:"syslog"`
+		MTA     string `yaml:"mta"`
+	} `yaml:"logs"`
+	Block struct {
+		For        string   `yaml:"for"`
+		Max        string   `yaml:"max"`
+		Threshold  *float64 `yaml:"threshold"`
+		HalfLife   string   `yaml:"half_life"`
+		IPv6Prefix *int     `yaml:"ipv6_prefix"`
+		Private    bool     `yaml:"private"`
+	} `yaml:"block"`
+	Weights map[string]float64 `yaml:"weights"`
+	Allow   []string           `yaml:"allow"`
+	State   string             `yaml:"state"`
+	Socket  string             `yaml:"socket"`
+	Pins    string             `yaml:"pins"`
+	DryRun  bool               `yaml:"dry_run"`
+
+	// Planned and not built yet: there so that the error can say so.
+	Exempt  any `yaml:"exempt"`
+	Traps   any `yaml:"traps"`
+	DNS     any `yaml:"dns"`
+	Cluster any `yaml:"cluster"`
+	Limits  any `yaml:"limits"`
+	Metrics any `yaml:"metrics"`
+}
+
+// Default returns the configuration of an empty file.
+func Default() *Config {
+	v := verdict.DefaultConfig()
+	return &Config{
+		Interfaces: []string{"auto"}, Attach: "auto",
+		MXPorts: []uint16{25}, SubmissionPorts: []uint16{465, 587},
+		Block:   Block{For: v.For, Max: v.Max, HalfLife: v.HalfLife, Threshold: v.Threshold, IPv6Prefix: v.IPv6Prefix},
+		Weights: v.Weights,
+		State:   "/var/lib/mxshield/state.db", Socket: "/run/mxshield/control.sock", Pins: "/sys/fs/bpf/mxshield",
+	}
+}
+
+// Read reads the file. A missing file at DefaultPath is an empty one; a missing file that was named is an error.
+// All faults come joined, each an *Error.
+func Read(path string, named bool) (*Config, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) && !named {
+		return Default(), nil
+	}
+	if err != nil {
+		return nil, &Error{File: path, Text: strings.TrimPrefix(err.Error(), "open "+path+": "), Hint: "name the file with --config, or leave it out: every setting has a default"}
+	}
+	defer f.Close()
+	src, err := io.ReadAll(io.LimitReader(f, maxSize+1))
+	if err != nil {
+		return nil, &Error{File: path, Text: err.Error()}
+	}
+	if len(src) > maxSize {
+		return nil, &Error{File: path, Text: fmt.Sprintf("larger than %d bytes", maxSize), Hint: "long allow lists belong into `mxshieldctl allow add`"}
+	}
+	return Parse(path, src)
+}
+
+// Parse checks the text of a file; name is used in errors.
+func Parse(name string, src []byte) (*Config, error) {
+	tree, err := parser.ParseBytes(src, 0)
+	if err != nil {
+		return nil, yamlError(name, err)
+	}
+	var f file
+	if err := yaml.UnmarshalWithOptions(src, &f, yaml.Strict()); err != nil && !errors.Is(err, io.EOF) {
+		return nil, yamlError(name, err)
+	}
+	c := &checker{name: name, tree: tree, cfg: Default()}
+	c.check(&f)
+	if len(c.errs) > 0 {
+		sort.SliceStable(c.errs, func(i, j int) bool { return c.errs[i].Line < c.errs[j].Line })
+		all := make([]error, len(c.errs))
+		for i, e := range c.errs {
+			all[i] = e
+		}
+		return nil, errors.Join(all...)
+	}
+	return c.cfg, nil
+}
+
+func yamlError(name string, err error) error {
+	e := &Error{File: name, Hint: "mxshield-agent --help names the page with all keys; YAML wants spaces, not tabs, for indentation"}
+	var y yaml.Error
+	if errors.As(err, &y) {
+		if t := y.GetToken(); t != nil && t.Position != nil {
+			e.Line = t.Position.Line
+		}
+		e.Text = y.GetMessage()
+		return e
+	}
+	e.Text = err.Error()
+	return e
+}
+
+type checker struct {
+	name string
+	tree *ast.File
+	cfg  *Config
+	errs []*Error
+}
+
+// line finds the line of a key such as "$.block.for".
+func (c *checker) line(path string) int {
+	p, err := yaml.PathString(path)
+	if err != nil {
+		return 0
+	}
+	n, err := p.FilterFile(c.tree)
+	if err != nil || n == nil || n.GetToken() == nil || n.GetToken().Position == nil {
+		return 0
+	}
+	return n.GetToken().Position.Line
+}
+
+func (c *checker) fault(path, hint, format string, args ...any) {
+	c.errs = append(c.errs, &Error{File: c.name, Line: c.line(path), Text: strings.TrimPrefix(path, "$.") + ": " + fmt.Sprintf(format, args...), Hint: hint})
+}
+
+func (c *checker) check(f *file) {
+	cfg := c.cfg
+	for _, u := range []struct {
+		key, what string
+		val       any
+	}{
+		{"exempt", "exempting local addresses", f.Exempt}, {"traps", "trap recipients", f.Traps}, {"dns", "DNS lists", f.DNS},
+		{"cluster", "the cluster", f.Cluster}, {"limits", "the new-connection limit", f.Limits}, {"metrics", "the metrics endpoint", f.Metrics},
+	} {
+		if u.val != nil {
+			c.fault("$."+u.key, "take the key out; CHANGELOG.md says when it comes", "%s is not built in this version", u.what)
+		}
+	}
+	if f.Interfaces != nil {
+		if len(f.Interfaces) == 0 {
+			c.fault("$.interfaces", "leave the key out for the interfaces of the default route", "an empty list protects nothing")
+		}
+		for i, n := range f.Interfaces {
+			if _, err := filepath.Match(n, "eth0"); err != nil || n == "" || len(n) > 64 || strings.ContainsAny(n, "/ \t") {
+				c.fault(fmt.Sprintf("$.interfaces[%d]", i), "for example eth0, or ens* for a glob", "%q is no interface name", n)
+			}
+		}
+		cfg.Interfaces = f.Interfaces
+	}
+	if f.Attach != "" {
+		if !slices.Contains([]string{"auto", "native", "generic", "tcx"}, f.Attach) {
+			c.fault("$.attach", "one of auto, native, generic, tcx", "%q is unknown", f.Attach)
+		}
+		cfg.Attach = f.Attach
+	}
+	if f.Ports != nil {
+		if f.Ports.MX != nil {
+			cfg.MXPorts = c.ports("$.ports.mx", f.Ports.MX)
+		}
+		if f.Ports.Submission != nil {
+			cfg.SubmissionPorts = c.ports("$.ports.submission", f.Ports.Submission)
+		}
+		for _, p := range cfg.SubmissionPorts {
+			if slices.Contains(cfg.MXPorts, p) {
+				c.fault("$.ports.submission", "a port is in one group: blocks from DNS lists close the mx group only", "port %d is in mx too", p)
+			}
+		}
+		switch n := len(cfg.MXPorts) + len(cfg.SubmissionPorts); {
+		case n == 0:
+			c.fault("$.ports", "leave the key out for 25, 465 and 587", "no port is protected")
+		case n > 16:
+			c.fault("$.ports", "the kernel program compares at most 16", "%d ports are too many", n)
+		}
+	}
+	for i, l := range f.Logs {
+		at := fmt.Sprintf("$.logs[%d]", i)
+		set := 0
+		for _, s := range []string{l.File, l.Journal, l.Syslog} {
+			if s != "" {
+				set++
+			}
+		}
+		switch {
+		case l.Syslog != "":
+			c.fault(at+".syslog", "read the file or the journal instead", "the syslog socket is not built in this version")
+		case set != 1:
+			c.fault(at, "for example {file: /var/log/mail.log} or {journal: \"postfix@-.service\"}", "needs one of file, journal")
+		case l.File != "" && !filepath.IsAbs(l.File):
+			c.fault(at+".file", "give the whole path", "%q is not absolute", l.File)
+		case l.File != "" && strings.ContainsAny(l.File, "*?["):
+			c.fault(at+".file", "name one file; rotated files are followed by themselves", "globs are not built in this version")
+		case strings.HasPrefix(l.Journal, "-"):
+			c.fault(at+".journal", "a unit name such as postfix@-.service", "%q is no unit name", l.Journal)
+		default:
+			if slices.Contains(cfg.Logs, Log{l.File, l.Journal}) {
+				c.fault(at, "lines would count twice", "the same input stands there twice")
+			}
+			cfg.Logs = append(cfg.Logs, Log{l.File, l.Journal})
+		}
+		switch l.MTA {
+		case "", "auto", "postfix":
+		case "exim", "sendmail", "opensmtpd", "dovecot", "courier":
+			c.fault(at+".mta", "this version reads Postfix", "%s is not built in this version", l.MTA)
+		default:
+			c.fault(at+".mta", "auto or postfix", "%q is unknown", l.MTA)
+		}
+	}
+	c.block(f)
+	for name, w := range f.Weights {
+		k, ok := maillog.ParseKind(name)
+		switch at := "$.weights." + name; {
+		case !ok || k == maillog.None:
+			c.fault("$.weights", "kinds: "+strings.Join(weightNames(), ", "), "%q is no kind of event", name)
+		case !weighable(k):
+			c.fault(at, "it is no offence", "%s has no weight", name)
+		case math.IsNaN(w) || w < 0 || w > 10000:
+			c.fault(at, "0 to 10000; 0 ignores the kind", "%v is out of range", w)
+		case k == maillog.DNSBLReject && w != 0:
+			c.fault(at, "an MTA logs list errors as listings; a line counts once the agent's own query confirms it, which is not built in this version", "must be 0")
+		default:
+			cfg.Weights[k] = w
+		}
+	}
+	for i, a := range f.Allow {
+		at := fmt.Sprintf("$.allow[%d]", i)
+		if strings.HasPrefix(a, "spf:") || strings.HasPrefix(a, "domain:") {
+			c.fault(at, "list the ranges themselves", "%.80q: allows by name are not built in this version", a)
+			continue
+		}
+		p, err := block.ParsePrefix(a)
+		if err != nil {
+			c.fault(at, "an address or CIDR such as 192.0.2.0/24", "%v", err)
+			continue
+		}
+		if min := minAllow(p); p.Bits() < min {
+			c.fault(at, "allow the networks you mean, one by one", "%s is wider than /%d", p, min)
+			continue
+		}
+		cfg.Allow = append(cfg.Allow, Allow{p, c.line(at)})
+	}
+	for _, s := range []struct {
+		key, val string
+		to       *string
+	}{{"state", f.State, &cfg.State}, {"socket", f.Socket, &cfg.Socket}, {"pins", f.Pins, &cfg.Pins}} {
+		if s.val == "" {
+			continue
+		}
+		if !filepath.IsAbs(s.val) {
+			c.fault("$."+s.key, "give the whole path", "%q is not absolute", s.val)
+		}
+		*s.to = filepath.Clean(s.val)
+	}
+	if len(cfg.Socket) > 107 {
+		c.fault("$.socket", "unix(7) allows 107 bytes", "the path has %d bytes", len(cfg.Socket))
+	}
+	cfg.DryRun = f.DryRun
+}
+
+func minAllow(p netip.Prefix) int {
+	if p.Addr().Is4() {
+		return block.MinBits4
+	}
+	return block.MinBits6
+}
+
+func (c *checker) ports(path string, list []int) (out []uint16) {
+	out = []uint16{}
+	for i, p := range list {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		switch {
+		case p < 1 || p > 65535:
+			c.fault(at, "1 to 65535", "%d is no port", p)
+		case slices.Contains(out, uint16(p)):
+			c.fault(at, "take one out", "port %d stands there twice", p)
+		default:
+			out = append(out, uint16(p))
+		}
+	}
+	return out
+}
+
+func (c *checker) block(f *file) {
+	b := &c.cfg.Block
+	dur := func(key, val string, to *time.Duration, min, max time.Duration) {
+		if val == "" {
+			return
+		}
+		d, err := block.ParseDuration(val)
+		switch {
+		case err != nil:
+			c.fault("$.block."+key, "for example 90m, 72h or 3d", "%v", err)
+		case d < min || d > max:
+			c.fault("$.block."+key, fmt.Sprintf("%s to %s", min, max), "%s is out of range", val)
+		default:
+			*to = d
+		}
+	}
+	dur("for", f.Block.For, &b.For, time.Minute, block.MaxAutomatic)
+	dur("max", f.Block.Max, &b.Max, time.Minute, block.MaxAutomatic)
+	dur("half_life", f.Block.HalfLife, &b.HalfLife, time.Minute, 7*24*time.Hour)
+	if b.Max < b.For {
+		if f.Block.Max != "" {
+			c.fault("$.block.max", "max is where the doubling for repeat offenders stops", "%s is less than for, %s", b.Max, b.For)
+		} else {
+			b.Max = b.For
+		}
+	}
+	if t := f.Block.Threshold; t != nil {
+		if math.IsNaN(*t) || *t < 1 || *t > 1e6 {
+			c.fault("$.block.threshold", "1 to 1000000; the default is 100", "%v is out of range", *t)
+		}
+		b.Threshold = *t
+	}
+	if n := f.Block.IPv6Prefix; n != nil {
+		if *n != 64 && *n != 56 && *n != 48 {
+			c.fault("$.block.ipv6_prefix", "64, 56 or 48", "%d is out of range", *n)
+		}
+		b.IPv6Prefix = *n
+	}
+	b.Private = f.Block.Private
+}
+
+// weighable says whether a kind of event can count against a source at all.
+func weighable(k maillog.Kind) bool {
+	switch k {
+	case maillog.None, maillog.Connect, maillog.Disconnect, maillog.Delivered, maillog.AuthSuccess:
+		return false
+	}
+	return true
+}
+
+func weightNames() (list []string) {
+	for k := maillog.None; k < maillog.NumKinds; k++ {
+		if weighable(k) {
+			list = append(list, k.String())
+		}
+	}
+	return list
+}

@@ -1,0 +1,169 @@
+package tail
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// maxRotated bounds how many rotated files are read after a long absence; the newest are kept.
+const maxRotated = 64
+
+// place is a directory and a base name under which the log may stand: the path itself, and where its symbolic link
+// leads.
+type place struct{ dir, base string }
+
+func placesOf(path string) []place {
+	out := []place{{filepath.Dir(path), filepath.Base(path)}}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		if p := (place{filepath.Dir(real), filepath.Base(real)}); p != out[0] {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// rotated is a file that may be what the log was renamed to.
+type rotated struct {
+	path   string
+	suffix string // of the base name, "" if the name does not start with it as rotated files' do
+	dev    uint64
+	ino    uint64
+	size   int64
+	mtime  time.Time
+}
+
+// listRotated returns the regular, uncompressed files beside the log, without the log itself. all includes those whose
+// names do not look like rotated logs.
+func listRotated(places []place, all bool) []rotated {
+	// A listing made while files are being renamed shows some twice and some not at all: take one that stands still.
+	var last []rotated
+	for range 5 {
+		now := listOnce(places, all)
+		if last != nil && slices.EqualFunc(last, now, func(a, b rotated) bool { return a.path == b.path && a.ino == b.ino }) {
+			return now
+		}
+		if last = now; last == nil {
+			last = []rotated{}
+		}
+	}
+	return last
+}
+
+func listOnce(places []place, all bool) []rotated {
+	var out []rotated
+	for _, p := range places {
+		entries, err := os.ReadDir(p.dir)
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			name := e.Name()
+			if name == p.base || !e.Type().IsRegular() || compressed(name) {
+				continue
+			}
+			suffix := rotatedSuffix(name, p.base)
+			if suffix == "" && !all {
+				continue
+			}
+			fi, err := e.Info()
+			if err != nil {
+				continue
+			}
+			st, ok := fi.Sys().(*syscall.Stat_t)
+			if !ok {
+				continue
+			}
+			path := filepath.Join(p.dir, name)
+			if slices.ContainsFunc(out, func(r rotated) bool { return r.path == path }) {
+				continue
+			}
+			out = append(out, rotated{path, suffix, uint64(st.Dev), st.Ino, fi.Size(), fi.ModTime()})
+		}
+	}
+	return out
+}
+
+func compressed(name string) bool {
+	switch filepath.Ext(name) {
+	case ".gz", ".xz", ".bz2", ".zst", ".lz4", ".lzma", ".lz", ".Z", ".zip", ".br":
+		return true
+	}
+	return false
+}
+
+// rotatedSuffix returns what a rotated log's name has after the base name: ".1", "-20260131", ".2026-01-31_12:00",
+// ".old". A name that starts with the base name but goes on with other words ("mail.log.offset") is not one.
+func rotatedSuffix(name, base string) string {
+	suffix, ok := strings.CutPrefix(name, base)
+	if !ok || len(suffix) < 2 || !strings.ContainsRune(".-_", rune(suffix[0])) {
+		return ""
+	}
+	if s := suffix[1:]; s == "old" || s == "prev" {
+		return suffix
+	}
+	if strings.Trim(suffix, "0123456789.-_:TZ") != "" || !strings.ContainsAny(suffix, "0123456789") {
+		return ""
+	}
+	return suffix
+}
+
+// number returns N of a suffix ".N" as logrotate, newsyslog and savelog count: the higher the older.
+func (r rotated) number() (int, bool) {
+	if len(r.suffix) > 5 || !strings.HasPrefix(r.suffix, ".") {
+		return 0, false
+	}
+	n, err := strconv.Atoi(r.suffix[1:])
+	return n, err == nil
+}
+
+// newer tells whether r was rotated later than o. Names say it when they are of one kind: the time of the last change
+// misleads when a writer lingers on an old file.
+func (r rotated) newer(o rotated) bool {
+	rn, rok := r.number()
+	on, ook := o.number()
+	switch {
+	case rok && ook:
+		return rn < on
+	case !rok && !ook && len(r.suffix) == len(o.suffix) && r.suffix != o.suffix && r.suffix != ".old" && o.suffix != ".old":
+		return r.suffix > o.suffix // dates
+	}
+	return r.mtime.After(o.mtime)
+}
+
+// staleSlack is how much older than its predecessor's a rotated file's last change may be. Names alone are not trusted:
+// a ".1" may be left over from before the naming was changed.
+const staleSlack = time.Minute
+
+// newerThan returns the rotated files that came after the file with inode ino, whose last change was at mtime; oldest
+// first. Empty files and those in skip (inodes) are left out.
+func newerThan(list []rotated, ino uint64, mtime time.Time, skip map[uint64]bool) []rotated {
+	var self *rotated
+	for i := range list {
+		if list[i].ino == ino {
+			self = &list[i]
+		}
+	}
+	return pick(list, skip, func(r rotated) bool {
+		if self == nil {
+			return r.mtime.After(mtime)
+		}
+		return r.newer(*self) && r.mtime.After(self.mtime.Add(-staleSlack))
+	})
+}
+
+func pick(list []rotated, skip map[uint64]bool, want func(rotated) bool) []rotated {
+	var out []rotated
+	for _, r := range list {
+		if r.suffix != "" && r.size > 0 && !skip[r.ino] && want(r) {
+			out = append(out, r)
+		}
+	}
+	sort.SliceStable(out, func(i, j int) bool { return out[j].newer(out[i]) })
+	return out
+}

@@ -1,0 +1,680 @@
+// Package verdict says which sources are to be blocked: (Event, now) -> Verdict. It has no clock, no goroutines and
+// no files; the same events with the same times give the same verdicts, so a log can be replayed. It knows nothing of
+// never-block lists, of the block table or of the kernel: those decide whether a verdict has an effect.
+//
+// # The score
+//
+// Each prefix (IPv4 /32, IPv6 /64 by default) has a score that halves every HalfLife. An offence adds its kind's weight.
+// At Threshold there is a verdict. The default weights, in points, with a threshold of 100:
+//
+//	pregreet           50  a program that talks before the greeting is no mail server; two are enough
+//	relay_denied       25  nobody relays through strangers by accident four times an hour
+//	auth_failure       20  see the password guard
+//	too_many_errors    20  the MTA itself gave up on the session
+//	unknown_recipient  10  see the ratio guard
+//	protocol_error     10  web scanners, smuggling attempts, broken robots
+//	spam_reject        10  a content filter is wrong now and then, and forwarders pass on what they get
+//	sender_reject       2  forwarders pass on dead senders; a host that is refused for it gets nothing in anyway
+//	helo_reject         2  a misconfigured host repeats it with each try, and must get in again once it is mended
+//	rate_limit          2  the limits are ours, and senders of real mail run into them
+//	no_rdns             0  comes with every connection of a host with a sloppy zone, and such hosts send real mail
+//	dnsbl_reject        0  a list that answers wrongly lists everybody; weighs once the agent asks for itself
+//	greylisted, lost_connection, connect, disconnect, other  0  honest hosts and monitors do these all day
+//
+// # The ratio guard
+//
+// An accepted message (delivered) cancels one offence of any kind but auth_failure: with n offences of w points
+// together (both decayed) and a credit of c messages, the score is w*max(0, n-c)/n, which for unknown recipients alone
+// is weight*max(0, unknown-accepted). Messages from before the present burst count in full, up to 5000, and halve
+// every 7 days; those inside the burst count a tenth, so that one valid recipient among 500 buys nothing. A burst
+// begins with the first offence after the score was down to a hundredth of the threshold. Besides, a message accepted
+// inside a burst forgives up to 20 points of protocol_abuse and flood: what the MTA notes about a message and
+// takes it all the same is sloppiness, not an attack.
+//
+// # The password guard
+//
+// The first failure of a login name counts in full, further ones of the same name a tenth. A failure without a
+// name (Postfix before 3.10 or so logs none) counts an eighth; from the fourth in a row with at most ten seconds
+// between them, a half: a saved wrong password comes every few minutes for ever, perhaps twice at once, a guesser does
+// not wait. Successful logins are credit for failures just as messages are for the rest. The auth part alone must
+// reach the threshold before the submission ports are closed (cause auth_brute, scope all).
+//
+// # Old and late lines
+//
+// Events may be older than now (a log read at start): they count with the decay they would have by now, but an event
+// older than HalfLife gives no verdict. Times more than five minutes ahead of now are taken as now. The passing of
+// time never raises a score.
+//
+//	s := verdict.New(verdict.DefaultConfig())
+//	if v, ok := s.Observe(&event, time.Now()); ok {
+//		fmt.Println(v.Prefix, v.Cause, v.Until, v.Evidence.Words())
+//	}
+package verdict
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"math/bits"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/mxshield/mxshield/agent/block"
+	"github.com/mxshield/mxshield/agent/internal/maillog"
+)
+
+// Config is what New needs. Start from DefaultConfig; zero values of everything but Weights and Seed mean the default.
+type Config struct {
+	Threshold  float64                   // points
+	HalfLife   time.Duration             // of the score
+	For        time.Duration             // how long the first block lasts
+	Max        time.Duration             // how long the longest lasts: each repetition doubles For up to this
+	IPv6Prefix int                       // bits, 16 to 128
+	Weights    [maillog.NumKinds]float64 // points per event; Delivered and AuthSuccess are credit and have none
+	Sources    int                       // how many sources are remembered; about 64 bytes each
+	Seed       uint64                    // of the table: secret, else an attacker can choose addresses that collide
+}
+
+// DefaultConfig returns the values of the package comment.
+func DefaultConfig() Config {
+	return Config{Threshold: 100, HalfLife: time.Hour, For: 72 * time.Hour, Max: 168 * time.Hour, IPv6Prefix: 64,
+		Weights: DefaultWeights(), Sources: 1 << 20}
+}
+
+// DefaultWeights returns the table of the package comment.
+func DefaultWeights() (w [maillog.NumKinds]float64) {
+	w[maillog.Pregreet] = 50
+	w[maillog.RelayDenied] = 25
+	w[maillog.AuthFailure] = 20
+	w[maillog.TooManyErrors] = 20
+	w[maillog.UnknownRecipient] = 10
+	w[maillog.ProtocolError] = 10
+	w[maillog.SpamReject] = 10
+	w[maillog.SenderReject] = 2
+	w[maillog.HeloReject] = 2
+	w[maillog.RateLimit] = 2
+	return w
+}
+
+const (
+	creditHalfLife = 7 * 24 * time.Hour
+	creditCap      = 5000 // messages or logins
+	inBurst        = 0.1  // what a message or login inside a burst counts
+	forgiven       = 20   // points of protocol_abuse and flood per message accepted inside a burst
+	ahead          = 300  // seconds that an event may be ahead of now
+	maxCount       = 1e5  // events one line may stand for
+
+	sameName  = 0.1
+	noName    = 1.0 / 8
+	noNameRun = 0.5
+	quick     = 10 // seconds
+)
+
+// causes says what a kind speaks for. Kinds not named here are protocol abuse if the config gives them a weight.
+var causes = [maillog.NumKinds]block.Cause{
+	maillog.UnknownRecipient: block.Dictionary,
+	maillog.RelayDenied:      block.RelayProbe,
+	maillog.AuthFailure:      block.AuthBrute,
+	maillog.DNSBLReject:      block.DNSBL,
+	maillog.RateLimit:        block.Flood,
+	maillog.Connect:          block.Flood,
+}
+
+func causeOf(k maillog.Kind) block.Cause {
+	if c := causes[k]; c != block.NoCause {
+		return c
+	}
+	return block.ProtocolAbuse
+}
+
+// Verdict says: block Prefix on the ports of Scope until Until, because of Cause.
+type Verdict struct {
+	Prefix   netip.Prefix `json:"prefix"`
+	Cause    block.Cause  `json:"cause"`
+	Scope    block.Scope  `json:"scope"`
+	Since    time.Time    `json:"since"`
+	Until    time.Time    `json:"until"`  // whole seconds
+	Repeat   int          `json:"repeat"` // how many blocks of this source went before, as far as is remembered
+	Evidence Evidence     `json:"evidence"`
+}
+
+// Evidence is what stands behind a score. Counts do not decay; they start anew with each burst.
+type Evidence struct {
+	Score     float64   `json:"score"` // points, with credit taken off
+	Threshold float64   `json:"threshold"`
+	Counts    Counts    `json:"counts"`
+	Accepted  uint32    `json:"accepted"`         // messages, halved every 7 days
+	Logins    uint32    `json:"logins,omitempty"` // successful ones, likewise
+	Names     int       `json:"names,omitempty"`  // distinct login names that failed, an estimate good to about 100
+	First     time.Time `json:"first,omitzero"`   // first and last offence of the burst, whole seconds
+	Last      time.Time `json:"last,omitzero"`
+}
+
+// Counts is a number of events per kind; 65535 means that many or more. In JSON it is an object of kind names.
+type Counts [maillog.NumKinds]uint32
+
+// MarshalJSON leaves out the zeroes.
+func (c Counts) MarshalJSON() ([]byte, error) {
+	m := make(map[string]uint32)
+	for k, n := range c {
+		if n > 0 {
+			m[maillog.Kind(k).String()] = n
+		}
+	}
+	return json.Marshal(m)
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote and ignores kinds it does not know.
+func (c *Counts) UnmarshalJSON(b []byte) error {
+	var m map[string]uint32
+	if err := json.Unmarshal(b, &m); err != nil {
+		return err
+	}
+	*c = Counts{}
+	for name, n := range m {
+		if k, ok := maillog.ParseKind(name); ok {
+			c[k] = n
+		}
+	}
+	return nil
+}
+
+// Account is what is known about a source.
+type Account struct {
+	Prefix   netip.Prefix `json:"prefix"`
+	Evidence Evidence     `json:"evidence"`       // Score is decayed to the time of the question
+	Raw      float64      `json:"raw"`            // points before credit
+	Auth     float64      `json:"auth"`           // the part of Score that comes from failed logins
+	Cause    block.Cause  `json:"cause"`          // the largest contributor, none without offences
+	Until    time.Time    `json:"until,omitzero"` // end of the last verdict's block, zero if there was none
+	Repeat   int          `json:"repeat"`
+}
+
+var kindWords = [maillog.NumKinds][2]string{
+	maillog.Connect:          {"connection", "connections"},
+	maillog.UnknownRecipient: {"unknown recipient", "unknown recipients"},
+	maillog.DNSBLReject:      {"DNSBL rejection", "DNSBL rejections"},
+	maillog.RelayDenied:      {"relay attempt", "relay attempts"},
+	maillog.AuthFailure:      {"failed login", "failed logins"},
+	maillog.NoRDNS:           {"connection without reverse name", "connections without reverse name"},
+	maillog.HeloReject:       {"bad HELO", "bad HELOs"},
+	maillog.SenderReject:     {"bad sender", "bad senders"},
+	maillog.Pregreet:         {"early talk", "early talks"},
+	maillog.ProtocolError:    {"protocol error", "protocol errors"},
+	maillog.TooManyErrors:    {"session with too many errors", "sessions with too many errors"},
+	maillog.RateLimit:        {"rate limit hit", "rate limit hits"},
+	maillog.Greylisted:       {"greylisting", "greylistings"},
+	maillog.SpamReject:       {"spam rejection", "spam rejections"},
+	maillog.LostConnection:   {"lost connection", "lost connections"},
+}
+
+// Words says it to a person: "52 unknown recipients, 0 accepted, in 41 s".
+func (e Evidence) Words() string {
+	var b strings.Builder
+	for k, n := range e.Counts {
+		w := kindWords[k]
+		if n == 0 || w[0] == "" {
+			continue
+		}
+		word := w[1]
+		if n == 1 {
+			word = w[0]
+		}
+		fmt.Fprintf(&b, "%d %s", n, word)
+		if maillog.Kind(k) == maillog.AuthFailure && e.Names > 0 {
+			fmt.Fprintf(&b, " (about %d names)", e.Names)
+		}
+		b.WriteString(", ")
+	}
+	fmt.Fprintf(&b, "%d accepted", e.Accepted)
+	if e.Logins > 0 {
+		fmt.Fprintf(&b, ", %d logins", e.Logins)
+	}
+	if !e.First.IsZero() {
+		fmt.Fprintf(&b, ", in %s", roughly(e.Last.Sub(e.First)))
+	}
+	return b.String()
+}
+
+// roughly prints a duration in its largest fitting unit.
+func roughly(d time.Duration) string {
+	switch {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	default:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	}
+}
+
+// Words says what the source did.
+func (a Account) Words() string { return a.Evidence.Words() }
+
+// Why says where the score stands and what holds it down.
+func (a Account) Why() string {
+	s := fmt.Sprintf("score %.0f of %.0f", a.Evidence.Score, a.Evidence.Threshold)
+	if credit := a.Raw - a.Evidence.Score; credit >= 1 {
+		s += fmt.Sprintf(" (%.0f points are cancelled by accepted mail and logins)", credit)
+	}
+	return s
+}
+
+// Scorer keeps the accounts of all sources. It is for one goroutine at a time.
+type Scorer struct {
+	cfg Config
+	table
+	calm  float64 // a score below this is over
+	decay float64 // 1/half-life in 1/s
+	fade  float64 // of credit
+}
+
+// New returns a scorer that knows nothing yet. Its memory grows with the number of sources, up to cfg.Sources.
+func New(cfg Config) *Scorer {
+	d := DefaultConfig()
+	if !(cfg.Threshold > 0) {
+		cfg.Threshold = d.Threshold
+	}
+	if cfg.HalfLife < time.Second {
+		cfg.HalfLife = d.HalfLife
+	}
+	if cfg.For < time.Second {
+		cfg.For = d.For
+	}
+	if cfg.Max < cfg.For {
+		cfg.Max = max(d.Max, cfg.For)
+	}
+	if cfg.IPv6Prefix == 0 {
+		cfg.IPv6Prefix = d.IPv6Prefix
+	}
+	cfg.IPv6Prefix = min(max(cfg.IPv6Prefix, 16), 128)
+	if cfg.Sources <= 0 {
+		cfg.Sources = d.Sources
+	}
+	cfg.Sources = min(cfg.Sources, 1<<24)
+	for k, w := range cfg.Weights {
+		if !(w > 0) || w > 1e6 {
+			cfg.Weights[k] = 0
+		}
+	}
+	s := &Scorer{cfg: cfg, calm: cfg.Threshold / 100, decay: 1 / cfg.HalfLife.Seconds(), fade: 1 / creditHalfLife.Seconds()}
+	s.table.init(cfg)
+	return s
+}
+
+// Len returns how many sources are known.
+func (s *Scorer) Len() int { return s.used }
+
+// unix returns t in whole seconds since 1970, kept inside what 32 bits hold.
+func unix(t time.Time) uint32 { return uint32(min(max(t.Unix(), 1), math.MaxUint32-1<<20)) }
+
+// Observe takes in one event, read at now. It returns a verdict at the moment there is one to give.
+func (s *Scorer) Observe(e *maillog.Event, now time.Time) (Verdict, bool) {
+	k := e.Kind
+	if k == maillog.None || k >= maillog.NumKinds || !e.Source.IsValid() {
+		return Verdict{}, false
+	}
+	good := k == maillog.Delivered || k == maillog.AuthSuccess
+	weight := s.cfg.Weights[k]
+	if !good && weight == 0 {
+		s.note(e)
+		return Verdict{}, false
+	}
+	n := min(max(e.Count, 1), maxCount)
+	nowSec := unix(now)
+	at := nowSec
+	if !e.Time.IsZero() {
+		if t := unix(e.Time); t <= nowSec+ahead {
+			at = t
+		}
+	}
+	key := s.key(e.Source)
+	slot, known := s.lookup(key)
+	if !known {
+		slot = s.insert(key, at)
+	}
+	r := s.rec(slot)
+	s.touch(slot, r, good)
+	gap := int64(at) - int64(r.at)
+	late := s.forward(r, at, nowSec)
+	if good {
+		s.credit(r, k, float64(n), late)
+		return Verdict{}, false
+	}
+	if s.raw(r) < s.calm {
+		s.begin(slot, r)
+	}
+	s.evidence.add(slot, s.hash(key), k, n, at)
+	worth := math.Exp2(-late * s.decay)
+	if k == maillog.AuthFailure {
+		r.fails += float32(r.guess(e.User, n, gap <= quick) * worth)
+	} else {
+		r.offend(causeOf(k), weight*float64(n)*worth, float64(n)*worth)
+	}
+	return s.judge(slot, key, r, k, at, nowSec, now)
+}
+
+// forward decays r to the time at. It returns by how many seconds at lies before what r has already seen: such an
+// event counts less instead. A record from the future (the wall clock was wrong) is brought back without a change.
+func (s *Scorer) forward(r *record, at, now uint32) (late float64) {
+	if r.at > now+ahead {
+		r.at = now
+		if limit := now + uint32(s.cfg.Max/time.Second); r.until > limit {
+			r.until = limit
+		}
+	}
+	if at <= r.at {
+		return float64(r.at - at)
+	}
+	dt := float64(at - r.at)
+	r.at = at
+	f := math.Exp2(-dt * s.decay)
+	r.points, r.offences, r.fails = shrink(r.points, f), shrink(r.offences, f), shrink(r.fails, f)
+	f = math.Exp2(-dt * s.fade)
+	r.accepted, r.logins = shrink(r.accepted, f), shrink(r.logins, f)
+	return 0
+}
+
+// shrink ends decay at a ten-thousandth: smaller numbers mean nothing and become slow.
+func shrink(v float32, f float64) float32 {
+	if v = float32(float64(v) * f); v < 1e-4 {
+		return 0
+	}
+	return v
+}
+
+// raw is the score before credit, in points.
+func (s *Scorer) raw(r *record) float64 {
+	return float64(r.points) + s.cfg.Weights[maillog.AuthFailure]*float64(r.fails)
+}
+
+// score is the two parts of the score after credit, in points.
+func (s *Scorer) score(r *record) (mail, auth float64) {
+	if r.offences > r.accepted {
+		mail = float64(r.points) * float64(r.offences-r.accepted) / float64(r.offences)
+	}
+	if r.fails > r.logins {
+		auth = s.cfg.Weights[maillog.AuthFailure] * float64(r.fails-r.logins)
+	}
+	return mail, auth
+}
+
+// begin starts a burst: what was accepted in the last one is history now, and history counts in full.
+func (s *Scorer) begin(slot int, r *record) {
+	s.endBurst(r)
+	r.names, r.points, r.offences, r.fails = 0, 0, 0, 0
+	r.parts, r.why = [2]uint16{}, [2]uint8{}
+	r.flags |= flagBurst
+	s.evidence.drop(slot, s.hash(s.keyAt(slot)))
+}
+
+func (s *Scorer) endBurst(r *record) {
+	r.accepted = min(creditCap, r.accepted+(1-inBurst)*float32(r.acceptedNow))
+	r.logins = min(creditCap, r.logins+(1-inBurst)*float32(r.loginsNow))
+	r.acceptedNow, r.loginsNow = 0, 0
+	r.flags &^= flagBurst
+}
+
+// credit takes in n accepted messages or logins.
+func (s *Scorer) credit(r *record, k maillog.Kind, n, late float64) {
+	if r.flags&flagBurst != 0 && s.raw(r) < s.calm {
+		s.endBurst(r)
+	}
+	total, now := &r.accepted, &r.acceptedNow
+	if k == maillog.AuthSuccess {
+		total, now = &r.logins, &r.loginsNow
+	}
+	worth := n * math.Exp2(-late*s.fade)
+	if r.flags&flagBurst != 0 {
+		*now = uint16(min(math.MaxUint16, float64(*now)+n))
+		worth *= inBurst
+		if k == maillog.Delivered {
+			r.forgive(forgiven * n)
+		}
+	}
+	*total = float32(min(creditCap, float64(*total)+worth))
+}
+
+// note counts an event without weight in the evidence of a source that is already under suspicion: it helps to
+// understand the verdict. Connections and the like are not even looked up.
+func (s *Scorer) note(e *maillog.Event) {
+	if evidenceSlot[e.Kind] == 0 {
+		return
+	}
+	key := s.key(e.Source)
+	if slot, ok := s.lookup(key); ok {
+		if r := s.rec(slot); r.flags&flagBurst != 0 {
+			s.evidence.add(slot, s.hash(key), e.Kind, min(max(e.Count, 1), maxCount), 0)
+			s.mark(slot)
+		}
+	}
+}
+
+// judge decides after an offence.
+func (s *Scorer) judge(slot int, key key, r *record, k maillog.Kind, at, nowSec uint32, now time.Time) (Verdict, bool) {
+	mail, auth := s.score(r)
+	if mail+auth < s.cfg.Threshold {
+		return Verdict{}, false
+	}
+	if at < nowSec && time.Duration(nowSec-at)*time.Second > s.cfg.HalfLife {
+		return Verdict{}, false // history
+	}
+	cause := r.cause()
+	if auth >= s.cfg.Threshold && auth >= mail || cause == block.NoCause {
+		cause = block.AuthBrute
+	}
+	if nowSec < r.until {
+		// Blocked already. Only a login attack behind a block of the MX port alone is news.
+		if r.flags&flagAll != 0 || k != maillog.AuthFailure || auth < s.cfg.Threshold {
+			return Verdict{}, false
+		}
+		cause = block.AuthBrute
+	} else {
+		if r.until != 0 && r.repeat < math.MaxUint8 {
+			r.repeat++
+		}
+		r.flags &^= flagAll
+		r.until = nowSec + uint32(s.term(int(r.repeat))/time.Second)
+	}
+	if cause.Scope() == block.ScopeAll {
+		r.flags |= flagAll
+	}
+	return Verdict{
+		Prefix: s.prefix(key), Cause: cause, Scope: cause.Scope(), Since: now, Until: when(r.until), Repeat: int(r.repeat),
+		Evidence: s.account(slot, key, r).Evidence,
+	}, true
+}
+
+// term is how long the block of the nth repetition lasts.
+func (s *Scorer) term(repeat int) time.Duration {
+	d := s.cfg.For
+	for ; repeat > 0 && d < s.cfg.Max; repeat-- {
+		d *= 2
+	}
+	return min(d, s.cfg.Max)
+}
+
+func when(sec uint32) time.Time {
+	if sec == 0 {
+		return time.Time{}
+	}
+	return time.Unix(int64(sec), 0).UTC()
+}
+
+func (s *Scorer) account(slot int, key key, r *record) Account {
+	mail, auth := s.score(r)
+	a := Account{Prefix: s.prefix(key), Raw: s.raw(r), Auth: auth, Cause: r.cause(), Until: when(r.until), Repeat: int(r.repeat)}
+	if auth > mail {
+		a.Cause = block.AuthBrute
+	}
+	e := &a.Evidence
+	e.Score, e.Threshold = mail+auth, s.cfg.Threshold
+	e.Accepted = uint32(math.Round(float64(r.accepted) + (1-inBurst)*float64(r.acceptedNow)))
+	e.Logins = uint32(math.Round(float64(r.logins) + (1-inBurst)*float64(r.loginsNow)))
+	e.Names = r.distinct()
+	s.evidence.read(slot, s.hash(key), e)
+	return a
+}
+
+// Lookup returns what is known about the source that a belongs to, decayed to now. It changes nothing.
+func (s *Scorer) Lookup(a netip.Addr, now time.Time) (Account, bool) {
+	if !a.IsValid() {
+		return Account{}, false
+	}
+	key := s.key(a)
+	slot, ok := s.lookup(key)
+	if !ok {
+		return Account{}, false
+	}
+	r := *s.rec(slot)
+	sec := unix(now)
+	s.forward(&r, sec, sec)
+	return s.account(slot, key, &r), true
+}
+
+// Reset forgets the scores, the repetitions and the blocks of all sources that overlap p, as an unblock asks, and
+// keeps what they have to their credit. It returns how many had something to forget. A p narrower than a source resets
+// the source: its next offence would else block it again. Any p but that of a single source costs a walk over the table.
+func (s *Scorer) Reset(p netip.Prefix) int {
+	if !p.IsValid() {
+		return 0
+	}
+	p = p.Masked()
+	if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+	}
+	width := 32
+	if p.Addr().Is6() {
+		width = s.cfg.IPv6Prefix
+	}
+	if p.Bits() >= width {
+		if slot, ok := s.lookup(s.key(p.Addr())); ok && s.reset(slot) {
+			return 1
+		}
+		return 0
+	}
+	n := 0
+	for slot := range s.used {
+		if p.Overlaps(s.prefix(s.keyAt(slot))) && s.reset(slot) {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *Scorer) reset(slot int) bool {
+	r := s.rec(slot)
+	if r.points == 0 && r.fails == 0 && r.until == 0 && r.repeat == 0 {
+		return false
+	}
+	s.begin(slot, r)
+	r.flags &^= flagBurst | flagAll
+	r.until, r.repeat = 0, 0
+	s.mark(slot)
+	return true
+}
+
+// guess returns how much n failures of one name count. The upper 8 bits of names count quick failures in a row
+// without a name; the other 56 have one bit per name that failed.
+func (r *record) guess(user uint64, n int, soon bool) float64 {
+	const nameBits = 56
+	if user == 0 {
+		run := int(r.names >> nameBits)
+		if !soon {
+			run = 0
+		}
+		slow := min(n, max(0, 3-run))
+		run = min(run+n, math.MaxUint8)
+		r.names = r.names<<8>>8 | uint64(run)<<nameBits
+		return float64(slow)*noName + float64(n-slow)*noNameRun
+	}
+	hi, _ := bits.Mul64(user, nameBits)
+	bit := uint64(1) << hi
+	if r.names&bit != 0 {
+		return float64(n) * sameName
+	}
+	r.names |= bit
+	return 1 + float64(n-1)*sameName
+}
+
+// distinct estimates the number of names from how many of the 56 bits are still free (linear counting).
+func (r *record) distinct() int {
+	free := 56 - bits.OnesCount64(r.names<<8)
+	if free == 0 {
+		free = 1
+	}
+	return int(math.Round(-56 * math.Log(float64(free)/56)))
+}
+
+// offend adds points of a cause. Of the causes only the two largest are kept, each with its share of the points: a
+// third one wears both down (Misra and Gries), so whatever made more than a third of the score is among them.
+func (r *record) offend(c block.Cause, points, n float64) {
+	total := float64(r.points)
+	part := [2]float64{r.part(0), r.part(1)}
+	switch {
+	case r.why[0] == uint8(c):
+		part[0] += points
+	case r.why[1] == uint8(c):
+		part[1] += points
+	case r.why[0] == 0:
+		r.why[0], part[0] = uint8(c), points
+	case r.why[1] == 0:
+		r.why[1], part[1] = uint8(c), points
+	default:
+		worn := min(points, part[0], part[1])
+		part[0], part[1] = part[0]-worn, part[1]-worn
+		if rest := points - worn; rest > 0 {
+			i := 0
+			if part[1] < part[0] {
+				i = 1
+			}
+			r.why[i], part[i] = uint8(c), rest
+		}
+	}
+	r.points = float32(min(total+points, 1e9))
+	r.offences = float32(min(float64(r.offences)+n, 1e9))
+	r.share(part)
+}
+
+// forgive takes up to points of protocol abuse and flood off.
+func (r *record) forgive(points float64) {
+	part := [2]float64{r.part(0), r.part(1)}
+	for i := range part {
+		if c := block.Cause(r.why[i]); c != block.ProtocolAbuse && c != block.Flood {
+			continue
+		}
+		off := min(points, part[i])
+		points -= off
+		part[i] -= off
+		if r.points > 0 {
+			left := (float64(r.points) - off) / float64(r.points)
+			if !(left > 1e-6) {
+				left = 0
+			}
+			r.points, r.offences = shrink(r.points, left), shrink(r.offences, left)
+		}
+	}
+	r.share(part)
+}
+
+func (r *record) share(part [2]float64) {
+	for i := range part {
+		q := 0.0
+		if r.points > 0 {
+			q = min(1, part[i]/float64(r.points))
+		}
+		r.parts[i] = uint16(q * math.MaxUint16)
+	}
+}
+
+// cause returns the largest contributor beside failed logins.
+func (r *record) cause() block.Cause {
+	if r.points == 0 {
+		return block.NoCause
+	}
+	if r.parts[1] > r.parts[0] {
+		return block.Cause(r.why[1])
+	}
+	return block.Cause(r.why[0])
+}

@@ -1,0 +1,725 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/sdnotify"
+
+	"github.com/mxshield/mxshield/agent/block"
+	"github.com/mxshield/mxshield/agent/control"
+	"github.com/mxshield/mxshield/agent/internal/config"
+	"github.com/mxshield/mxshield/agent/internal/maillog"
+	"github.com/mxshield/mxshield/agent/internal/store"
+	"github.com/mxshield/mxshield/agent/internal/tail"
+	"github.com/mxshield/mxshield/agent/internal/verdict"
+	"github.com/mxshield/mxshield/bpf"
+)
+
+// The agent's rhythm.
+const (
+	commitSoon   = 50 * time.Millisecond // a new block is on disk this long after the verdict, plus the write
+	commitLazy   = time.Second           // positions and scores
+	expireEvery  = time.Second
+	inspectEvery = 5 * time.Second  // interfaces, clock, own addresses
+	postfixEvery = time.Hour        // mynetworks
+	compactEvery = 10 * time.Minute // the state file
+	orphansAfter = 10 * time.Second // at the latest, entries in the kernel that nobody knows are removed
+)
+
+// daemon is the running agent. Lines flow one way: tail -> maillog -> verdict -> block.Table -> bpf.
+type daemon struct {
+	cfg     *config.Config
+	log     *slog.Logger
+	node    string
+	started time.Time
+	reload  func() (*config.Config, error)
+	table   *block.Table
+	store   *store.Store
+	shield  *bpf.Shield // nil in a dry run
+	inputs  []tail.Input
+	nets    []netip.Prefix // Postfix mynetworks; only the housekeeper uses it
+
+	mu       sync.Mutex // guards what follows
+	scorer   *verdict.Scorer
+	samples  *verdict.Samples
+	parsers  map[string]*maillog.Parser
+	pending  map[string][]byte // parser states of the state file whose parser is not made yet
+	seed     uint64
+	batch    store.Batch // what the next commit writes
+	events   [maillog.NumKinds]uint64
+	caughtUp map[string]bool
+	off      *control.Marker
+	warnings map[string]string
+	told     map[string]time.Time // when a repeated log message was last written
+	second   int64                // for the limit on log lines of blocks
+	blocks   int
+
+	commitMu sync.Mutex // one commit at a time
+	storeErr error      // guarded by mu: why the last write failed
+	kick     chan struct{}
+}
+
+// serve is the start-up story, top to bottom, and runs until ctx ends.
+func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Config, error), log *slog.Logger) (err error) {
+	d := &daemon{
+		cfg: cfg, log: log, started: time.Now(), reload: reload,
+		parsers: map[string]*maillog.Parser{}, pending: map[string][]byte{}, caughtUp: map[string]bool{},
+		warnings: map[string]string{}, told: map[string]time.Time{}, kick: make(chan struct{}, 1),
+	}
+	if d.node, err = os.Hostname(); err != nil || d.node == "" {
+		d.node = "localhost"
+	}
+
+	// The socket first: it keeps a second agent away before anything is touched.
+	listener, err := control.Listen(cfg.Socket)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+
+	if d.off, err = control.ReadMarker(d.stateDir()); err != nil {
+		return err
+	}
+	if err := d.openShield(); err != nil {
+		return err
+	}
+	if d.shield != nil {
+		defer d.shield.Close()
+	}
+	if err := d.openState(); err != nil {
+		return err
+	}
+	defer d.store.Close()
+	d.openInputs(ctx)
+	d.refreshNever(ctx, true)
+	if err := d.resync(false); err != nil {
+		d.warn("kernel", "not every block is in the kernel", err)
+	}
+	if err := d.attach(); err != nil {
+		return err
+	}
+
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var all sync.WaitGroup
+	failed := make(chan error, len(d.inputs)+3)
+	start := func(f func() error) {
+		all.Go(func() {
+			if err := f(); err != nil && ctx.Err() == nil {
+				failed <- err
+			}
+		})
+	}
+	lines := make(chan tail.Batch, 4)
+	marks := d.marks()
+	for _, in := range d.inputs {
+		start(func() error { return in.Run(ctx, marks[in.ID()], lines) })
+	}
+	start(func() error { return d.readLines(ctx, lines) })
+	start(func() error { return d.keepHouse(ctx) })
+	start(func() error { return control.NewServer(d, log).Run(ctx, listener) })
+	committed := make(chan struct{})
+	go func() { d.commitUntil(ctx); close(committed) }()
+
+	d.notify(sdnotify.Ready)
+	log.Info("running", "node", d.node, "version", version(), "blocks", d.table.Count(time.Now()).Blocks, "dry_run", cfg.DryRun)
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	d.notify(sdnotify.Stopping)
+	stop()
+	all.Wait()
+	<-committed
+	if cerr := d.commit(); cerr != nil {
+		err = errors.Join(err, cerr)
+	}
+	log.Info("stopped; what is blocked stays blocked", "pins", cfg.Pins)
+	return err
+}
+
+func (d *daemon) stateDir() string { return filepath.Dir(d.cfg.State) }
+
+// notify tells systemd, where it listens.
+func (d *daemon) notify(states ...string) {
+	n, err := sdnotify.New()
+	if err != nil {
+		return // not started by systemd
+	}
+	defer n.Close()
+	if err := n.Notify(states...); err != nil {
+		d.log.Warn("tell systemd", "error", err)
+	}
+}
+
+// ---- opening
+
+func (d *daemon) openShield() error {
+	if d.cfg.DryRun {
+		// What an earlier run attached would go on dropping.
+		was, err := bpf.Off(d.cfg.Pins, false)
+		if len(was) > 0 {
+			d.log.Warn("dry run: detached what an earlier run had attached", "interfaces", len(was))
+		}
+		if err != nil {
+			d.warn("dry_run", "a program of an earlier run may still drop packets", err)
+		}
+		return nil
+	}
+	s, err := bpf.Open(bpf.Options{
+		Pins: d.cfg.Pins, Interfaces: d.cfg.Interfaces, Attach: bpf.Mode(d.cfg.Attach),
+		MXPorts: d.cfg.MXPorts, SubmissionPorts: d.cfg.SubmissionPorts, Log: d.log,
+	})
+	d.shield = s
+	return err
+}
+
+// openState opens the state file and fills the table and the scores from it.
+func (d *daemon) openState() error {
+	now := time.Now()
+	s, aside, err := store.Open(d.cfg.State, now)
+	if err != nil {
+		return err
+	}
+	d.store = s
+	if aside != "" {
+		d.warn("state", "the state file was damaged: it is kept as "+aside+", and the agent started without blocks, scores and positions", nil)
+	}
+	o := block.Options{Origin: d.node}
+	if d.shield != nil {
+		o.Sink = d.shield
+	}
+	d.table = block.New(o)
+	d.samples = new(verdict.Samples)
+	vc := verdict.DefaultConfig()
+	b := d.cfg.Block
+	vc.Threshold, vc.HalfLife, vc.For, vc.Max, vc.IPv6Prefix, vc.Weights = b.Threshold, b.HalfLife, b.For, b.Max, b.IPv6Prefix, d.cfg.Weights
+	var bad, entries, scores int
+	var firstBad error
+	var keys, vals [][]byte
+	d.batch.Marks = map[string][]byte{}
+	reject := func(err error) {
+		if bad++; firstBad == nil {
+			firstBad = err
+		}
+	}
+	err = s.Load(store.State{
+		Entry: func(e block.Entry) {
+			if _, err := d.table.Load(e); err != nil {
+				reject(err)
+			}
+			entries++
+		},
+		BadEntry: reject,
+		Score: func(k, v []byte) {
+			keys, vals = append(keys, slices.Clone(k)), append(vals, slices.Clone(v))
+		},
+		Mark: func(id string, m []byte) { d.batch.Marks[id] = slices.Clone(m) },
+		Extra: func(name string, v []byte) {
+			if name == "seed" && len(v) == 8 {
+				d.seed = binary.BigEndian.Uint64(v)
+			} else {
+				d.pending[name] = slices.Clone(v)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if d.seed == 0 {
+		var b [8]byte
+		if _, err := rand.Read(b[:]); err != nil {
+			return err
+		}
+		d.seed = binary.BigEndian.Uint64(b[:])
+		d.batch.Extra = map[string][]byte{"seed": b[:]}
+	}
+	vc.Seed = d.seed
+	d.scorer = verdict.New(vc)
+	for i, k := range keys {
+		if err := d.scorer.Load(k, vals[i]); err != nil {
+			reject(err)
+			continue
+		}
+		scores++
+	}
+	if bad > 0 {
+		d.warn("state", fmt.Sprintf("%d records of the state file were refused", bad), firstBad)
+	}
+	if newest := d.table.Newest(); newest.After(now.Add(time.Minute)) {
+		d.warn("clock", fmt.Sprintf("the clock (%s) is behind the newest entry (%s): nothing expires until it is right", now.Format(time.RFC3339), newest.Format(time.RFC3339)), nil)
+	}
+	d.log.Info("read the state file", "path", d.cfg.State, "records", entries, "scores", scores)
+	return nil
+}
+
+// marks returns the checkpoints of the state file and leaves the batch without them.
+func (d *daemon) marks() map[string][]byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m := d.batch.Marks
+	d.batch.Marks = nil
+	return m
+}
+
+func (d *daemon) openInputs(ctx context.Context) {
+	fo, jo := tail.FileOptions{Log: d.log}, tail.JournalOptions{Log: d.log}
+	for _, l := range d.cfg.Logs {
+		if l.File != "" {
+			d.inputs = append(d.inputs, tail.NewFile(l.File, fo))
+		} else {
+			d.inputs = append(d.inputs, tail.NewJournal([]string{l.Journal}, jo))
+		}
+	}
+	if len(d.inputs) > 0 {
+		return
+	}
+	found, err := tail.Discover(ctx, tail.DiscoverOptions{})
+	if err != nil {
+		d.warn("input", "looking for the MTA's log", err)
+	}
+	d.log.Info("input", "why", found.Why)
+	for i, w := range found.Warnings {
+		d.warn(fmt.Sprintf("input %d", i), w, nil)
+	}
+	d.inputs = append(d.inputs, found.Open(fo, jo))
+}
+
+// resync brings the kernel in line with the table.
+func (d *daemon) resync(orphans bool) error {
+	if d.shield == nil {
+		return nil
+	}
+	var has []block.Enforced
+	err := d.shield.Each(func(r bpf.Rule) bool {
+		has = append(has, block.Enforced{Prefix: r.Prefix, Scope: r.Scope, Until: r.Until})
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	n, err := d.table.Resync(has, time.Now(), orphans)
+	if n > 0 {
+		d.log.Info("brought the kernel in line with the table", "had", len(has), "changed", n)
+	}
+	return err
+}
+
+// attach hangs the program on the interfaces, unless somebody said off.
+func (d *daemon) attach() error {
+	if d.shield == nil {
+		return nil
+	}
+	if m := d.marker(); m != nil {
+		d.log.Warn("the shield is OFF: nothing is dropped until `mxshieldctl on`", "since", m.Since, "by", m.By, "reason", m.Reason)
+		return d.shield.Detach()
+	}
+	err := d.shield.Attach()
+	on, aerr := d.shield.Attachments()
+	if err = errors.Join(err, aerr); err != nil && len(on) == 0 {
+		return err
+	}
+	d.setWarning("attach", "", nil)
+	if err != nil {
+		d.warn("attach", "not every interface is shielded", err)
+	}
+	for _, a := range on {
+		if a.Mode == bpf.Generic {
+			d.warn("mode "+a.Interface, a.Interface+" is shielded in generic mode, which costs several times more per packet", nil)
+		}
+	}
+	return nil
+}
+
+func (d *daemon) marker() *control.Marker {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.off
+}
+
+// ---- lines
+
+func (d *daemon) readLines(ctx context.Context, lines <-chan tail.Batch) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case b := <-lines:
+			d.take(&b)
+		}
+	}
+}
+
+// take works through one batch. Its checkpoint goes into the same commit as all it led to.
+func (d *daemon) take(b *tail.Batch) {
+	now := time.Now()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p := d.parserLocked(b.Input)
+	var e maillog.Event
+	for _, line := range b.Lines {
+		if !p.Parse(line, b.Read, &e) {
+			continue
+		}
+		d.events[e.Kind] += uint64(e.Count)
+		if d.cfg.Weights[e.Kind] > 0 {
+			d.samples.Add(d.prefixOf(e.Source), line)
+		}
+		if v, ok := d.scorer.Observe(&e, now); ok {
+			d.judgeLocked(&v, now)
+		}
+	}
+	if d.batch.Marks == nil {
+		d.batch.Marks = map[string][]byte{}
+	}
+	d.batch.Marks[b.Input] = b.Mark
+	if b.CaughtUp {
+		d.caughtUp[b.Input] = true
+	}
+}
+
+func (d *daemon) parserLocked(input string) *maillog.Parser {
+	p := d.parsers[input]
+	if p == nil {
+		p = maillog.New(maillog.Options{Seed: d.seed})
+		if s, ok := d.pending["pending:"+input]; ok {
+			if err := p.Restore(s); err != nil {
+				d.log.Warn("restore what waits for its delivery", "input", input, "error", err)
+			}
+			delete(d.pending, "pending:"+input)
+		}
+		d.parsers[input] = p
+	}
+	return p
+}
+
+// prefixOf is what a source is scored and blocked as.
+func (d *daemon) prefixOf(a netip.Addr) netip.Prefix {
+	bits := 32
+	if a.Is6() {
+		bits = d.cfg.Block.IPv6Prefix
+	}
+	p, _ := a.Prefix(bits)
+	return p
+}
+
+// judgeLocked enters a verdict into the table.
+func (d *daemon) judgeLocked(v *verdict.Verdict, now time.Time) {
+	words := v.Evidence.Words()
+	e := block.Entry{Prefix: v.Prefix, Kind: block.Block, Cause: v.Cause, Scope: v.Scope, Since: v.Since, Until: v.Until, Hits: d.hits(&v.Evidence.Counts)}
+	res, err := d.table.Apply(e, now)
+	var never *block.NeverError
+	var held *block.HeldError
+	switch {
+	case errors.As(err, &never):
+		if d.tellLocked("never "+v.Prefix.String(), time.Hour, now) {
+			d.log.Info("not blocked: "+err.Error(), "cause", v.Cause, "evidence", words)
+		}
+		return
+	case errors.As(err, &held):
+		d.scorer.Reset(v.Prefix) // old evidence must not block it once the hold is over
+		if d.tellLocked("held "+v.Prefix.String(), time.Hour, now) {
+			d.log.Info("not blocked: "+err.Error(), "cause", v.Cause, "evidence", words)
+		}
+		return
+	case err != nil:
+		if d.tellLocked("apply", time.Minute, now) {
+			d.log.Error("a source could not be blocked", "prefix", v.Prefix, "cause", v.Cause, "error", err)
+		}
+		return
+	}
+	if res.Unenforced != "" && d.tellLocked("unenforced", time.Minute, now) {
+		d.log.Error("the kernel did not take a block", "prefix", v.Prefix, "error", res.Unenforced)
+	}
+	ev := evidenceOf(v.Prefix, &v.Evidence, d.samples.Get(v.Prefix))
+	if b, err := json.Marshal(ev); err == nil {
+		if d.batch.Evidence == nil {
+			d.batch.Evidence = map[netip.Prefix][]byte{}
+		}
+		d.batch.Evidence[v.Prefix] = b
+	}
+	d.batch.Audit = append(d.batch.Audit, store.Audit{Time: now.UTC(), Who: "agent", Action: "block", Prefix: v.Prefix, Detail: fmt.Sprintf("%s: %s", v.Cause, words)})
+	d.logBlockLocked(res.Entry, words, now)
+	d.commitSoon()
+}
+
+// hits counts the events that have weight.
+func (d *daemon) hits(c *verdict.Counts) (n uint32) {
+	for k, x := range c {
+		if d.cfg.Weights[k] > 0 {
+			n += x
+		}
+	}
+	return n
+}
+
+// maxBlockLines bounds the log lines about single blocks, per second: a flood of attackers must not become a flood
+// of log lines.
+const maxBlockLines = 20
+
+func (d *daemon) logBlockLocked(e block.Entry, words string, now time.Time) {
+	if s := now.Unix(); s != d.second {
+		if d.blocks > maxBlockLines {
+			d.log.Info("blocked", "more", d.blocks-maxBlockLines)
+		}
+		d.second, d.blocks = s, 0
+	}
+	if d.blocks++; d.blocks <= maxBlockLines {
+		d.log.Info("blocked", "prefix", e.Prefix, "cause", e.Cause, "scope", e.Scope, "until", e.Until, "evidence", words)
+	}
+}
+
+// tellLocked says whether a repeated message is due again.
+func (d *daemon) tellLocked(what string, every time.Duration, now time.Time) bool {
+	if now.Sub(d.told[what]) < every {
+		return false
+	}
+	if len(d.told) > 10_000 {
+		maps.DeleteFunc(d.told, func(_ string, t time.Time) bool { return now.Sub(t) > time.Hour })
+		if len(d.told) > 10_000 {
+			return false
+		}
+	}
+	d.told[what] = now
+	return true
+}
+
+// ---- the state file
+
+// commitSoon asks for a commit; several asks become one.
+func (d *daemon) commitSoon() {
+	select {
+	case d.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (d *daemon) commitUntil(ctx context.Context) {
+	lazy := time.NewTicker(commitLazy)
+	defer lazy.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.kick:
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(commitSoon):
+			}
+		case <-lazy.C:
+		}
+		if err := d.commit(); err != nil {
+			d.mu.Lock()
+			tell := d.tellLocked("commit", time.Minute, time.Now())
+			d.mu.Unlock()
+			if tell {
+				d.log.Error("the state file cannot be written: blocks hold in the kernel, but a restart would forget the newest", "error", err)
+			}
+		}
+	}
+}
+
+// commit writes what came up since the last one, in one transaction. After an error nothing is lost: the next
+// commit writes it too.
+func (d *daemon) commit() error {
+	d.commitMu.Lock()
+	defer d.commitMu.Unlock()
+	d.mu.Lock()
+	b := d.batch
+	d.batch = store.Batch{}
+	b.Entries = append(b.Entries, d.table.Drain()...)
+	d.scorer.Changed(func(k, v []byte) {
+		if b.Scores == nil {
+			b.Scores = map[string][]byte{}
+		}
+		b.Scores[string(k)] = slices.Clone(v)
+	})
+	for id := range b.Marks {
+		if p := d.parsers[id]; p != nil {
+			if b.Extra == nil {
+				b.Extra = map[string][]byte{}
+			}
+			b.Extra["pending:"+id] = p.Pending()
+		}
+	}
+	d.mu.Unlock()
+	err := d.store.Commit(&b)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.storeErr = err
+	if err == nil {
+		return nil
+	}
+	n := &d.batch
+	n.Entries = append(b.Entries, n.Entries...)
+	n.Audit = append(b.Audit, n.Audit...)
+	n.Scores = under(b.Scores, n.Scores)
+	n.Marks = under(b.Marks, n.Marks)
+	n.Extra = under(b.Extra, n.Extra)
+	n.Evidence = under(b.Evidence, n.Evidence)
+	return err
+}
+
+// under lays the newer values over the older ones.
+func under[K comparable](older, newer map[K][]byte) map[K][]byte {
+	if older == nil {
+		return newer
+	}
+	maps.Copy(older, newer)
+	return older
+}
+
+// ---- housekeeping
+
+func (d *daemon) keepHouse(ctx context.Context) error {
+	expire, inspect := time.NewTicker(expireEvery), time.NewTicker(inspectEvery)
+	postfix, compact := time.NewTicker(postfixEvery), time.NewTicker(compactEvery)
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer func() {
+		signal.Stop(hup)
+		for _, t := range []*time.Ticker{expire, inspect, postfix, compact} {
+			t.Stop()
+		}
+	}()
+	orphans := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-expire.C:
+			d.table.Expire(now)
+			if !orphans && (d.allCaughtUp() || now.Sub(d.started) > orphansAfter) {
+				// The lines before the crash have been read again: what is still unknown is nobody's.
+				orphans = true
+				if err := d.resync(true); err != nil {
+					d.warn("kernel", "not every block is in the kernel", err)
+				}
+			}
+		case <-inspect.C:
+			d.inspect(ctx)
+		case <-postfix.C:
+			d.refreshNever(ctx, true)
+		case <-compact.C:
+			d.compact()
+		case <-hup:
+			d.reloadConfig(ctx)
+		}
+	}
+}
+
+func (d *daemon) allCaughtUp() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, in := range d.inputs {
+		if !d.caughtUp[in.ID()] {
+			return false
+		}
+	}
+	return true
+}
+
+// inspect looks whether the world around has changed.
+func (d *daemon) inspect(ctx context.Context) {
+	d.refreshNever(ctx, false)
+	if d.shield == nil {
+		return
+	}
+	if d.shield.ClockStepped() {
+		d.log.Warn("the clock was set: the ends of all blocks are written anew")
+		if err := d.resync(true); err != nil {
+			d.warn("kernel", "not every block is in the kernel", err)
+		}
+	}
+	if d.marker() != nil {
+		return
+	}
+	if err := d.shield.Attach(); err != nil {
+		d.warn("attach", "not every interface is shielded", err)
+	} else {
+		d.setWarning("attach", "", nil)
+	}
+}
+
+func (d *daemon) compact() {
+	n, err := d.store.Compact(d.table.Count(time.Now()).Entries, d.table.Holds,
+		func(p netip.Prefix) bool {
+			return d.table.Decide(p, time.Now()).Drop
+		})
+	if err != nil {
+		d.warn("compact", "the state file cannot be compacted", err)
+		return
+	}
+	if n > 0 {
+		d.log.Info("compacted the state file", "removed", n)
+	}
+}
+
+// reloadConfig takes over what can change without a restart: the allow list. A restart opens no gap, so the rest
+// asks for one.
+func (d *daemon) reloadConfig(ctx context.Context) {
+	d.notify(sdnotify.Reloading)
+	defer d.notify(sdnotify.Ready)
+	cfg, err := d.reload()
+	if err != nil {
+		d.warn("config", "the config was not reloaded, the old one stays", err)
+		return
+	}
+	d.setWarning("config", "", nil)
+	d.mu.Lock()
+	d.cfg.Allow = cfg.Allow
+	d.mu.Unlock()
+	d.refreshNever(ctx, true)
+	d.log.Info("reloaded the allow list; other changes of the config take effect at the next restart", "allows", len(cfg.Allow))
+}
+
+// warn logs a problem that lasts and shows it in status.
+func (d *daemon) warn(key, text string, err error) {
+	if d.setWarning(key, text, err) {
+		args := []any{}
+		if err != nil {
+			args = append(args, "error", err)
+			if h := hint(err); h != "" {
+				args = append(args, "hint", h)
+			}
+		}
+		d.log.Warn(text, args...)
+	}
+}
+
+// setWarning sets or, with an empty text, takes back what status shows. It reports whether that is news.
+func (d *daemon) setWarning(key, text string, err error) bool {
+	if err != nil {
+		text += ": " + err.Error()
+		if h := hint(err); h != "" {
+			text += " (" + h + ")"
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.warnings[key] == text {
+		return false
+	}
+	if text == "" {
+		delete(d.warnings, key)
+	} else {
+		d.warnings[key] = text
+	}
+	return true
+}

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"fmt"
+	"net/url"
+	"strconv"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/mxshield/mxshield/agent/block"
+	"github.com/mxshield/mxshield/agent/control"
+)
+
+var (
+	forFlag    = &cli.StringFlag{Name: "for", Usage: "`D`: for example 90m, 72h, 3d, forever"}
+	reasonFlag = &cli.StringFlag{Name: "reason", Usage: "`TEXT` for the colleagues; stays on this host"}
+)
+
+func (c *ctl) blockCommands() []*cli.Command {
+	return []*cli.Command{
+		{
+			Name: "block", Usage: "block an address or CIDR", ArgsUsage: "PREFIX",
+			Description: "A bare IPv6 address blocks itself only; append /64 for the network. The default time is block.for of the config.",
+			Flags:       []cli.Flag{forFlag, reasonFlag},
+			Action: func(x *cli.Context) error {
+				if err := args(x, 1, 1, "block PREFIX [--for D] [--reason TEXT]"); err != nil {
+					return err
+				}
+				return c.change(x, "/v1/block", control.BlockRequest{Prefix: x.Args().First(), For: x.String("for"), Reason: x.String("reason")})
+			},
+		},
+		{
+			Name: "unblock", Usage: "end all blocks of addresses or CIDRs, and hold them against automatic blocks", ArgsUsage: "PREFIX...",
+			Flags: []cli.Flag{
+				&cli.StringFlag{Name: "hold", Value: "1h", Usage: "`D`: how long no automatic block is made; 0s for none"},
+				reasonFlag,
+			},
+			Action: func(x *cli.Context) error {
+				if err := args(x, 1, -1, "unblock PREFIX... [--hold D]"); err != nil {
+					return err
+				}
+				return c.change(x, "/v1/unblock", control.UnblockRequest{Prefixes: x.Args().Slice(), Hold: x.String("hold"), Reason: x.String("reason")})
+			},
+		},
+	}
+}
+
+func (c *ctl) allowCommands() []*cli.Command {
+	return []*cli.Command{{
+		Name: "allow", Usage: "prefixes that are never blocked automatically",
+		Subcommands: []*cli.Command{
+			{
+				Name: "add", Usage: "allow an address or CIDR", ArgsUsage: "PREFIX", Flags: []cli.Flag{forFlag, reasonFlag},
+				Action: func(x *cli.Context) error {
+					if err := args(x, 1, 1, "allow add PREFIX [--for D] [--reason TEXT]"); err != nil {
+						return err
+					}
+					return c.change(x, "/v1/allow", control.BlockRequest{Prefix: x.Args().First(), For: x.String("for"), Reason: x.String("reason")})
+				},
+			},
+			{
+				Name: "remove", Usage: "take an allow back", ArgsUsage: "PREFIX",
+				Action: func(x *cli.Context) error {
+					if err := args(x, 1, 1, "allow remove PREFIX"); err != nil {
+						return err
+					}
+					return c.change(x, "/v1/disallow", control.BlockRequest{Prefix: x.Args().First()})
+				},
+			},
+			{
+				Name: "list", Usage: "list the allows, those of the config file included",
+				Action: func(x *cli.Context) error {
+					if err := args(x, 0, 0, "allow list"); err != nil {
+						return err
+					}
+					var l control.List
+					if err := c.client.Get(x.Context, "/v1/list", url.Values{"kind": {"allow"}}, &l); err != nil {
+						return err
+					}
+					var s control.Status
+					if err := c.client.Get(x.Context, "/v1/status", nil, &s); err != nil {
+						return err
+					}
+					config := []block.Never{}
+					for _, n := range s.Never {
+						if n.Config {
+							config = append(config, n)
+						}
+					}
+					v := struct {
+						Config []block.Never    `json:"config"`
+						Allows []control.Listed `json:"allows"`
+					}{config, l.Entries}
+					return c.show(v, func() {
+						if len(config)+len(l.Entries) == 0 {
+							fmt.Fprintln(c.out, "nothing is allowed beyond the never-block rules of `status`")
+							return
+						}
+						w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
+						fmt.Fprintln(w, "PREFIX\tSINCE\tUNTIL\tORIGIN\tREASON")
+						for _, n := range config {
+							fmt.Fprintf(w, "%s\t-\tno end\tconfig\t%s\n", n.Prefix, n.Rule)
+						}
+						for _, e := range l.Entries {
+							fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", short(e.Entry), when(e.Since), until(e.Until), e.Origin, strconv.Quote(e.Reason))
+						}
+						w.Flush()
+					})
+				},
+			},
+		},
+	}}
+}
+
+// change posts a request and prints what came of it.
+func (c *ctl) change(x *cli.Context, path string, req any) error {
+	var d control.Done
+	if err := c.client.Post(x.Context, path, req, &d); err != nil {
+		return err
+	}
+	return c.show(d, func() {
+		if d.Words != "" {
+			fmt.Fprintln(c.out, d.Words)
+		}
+		for i := range d.Results {
+			c.result(&d.Results[i])
+		}
+	})
+}
+
+func (c *ctl) result(r *block.Result) {
+	e := &r.Entry
+	switch e.Kind {
+	case block.Block:
+		verb := "is blocked"
+		if r.Already {
+			verb = "was blocked already; now"
+		}
+		fmt.Fprintf(c.out, "%s %s until %s, ports %s\n", short(*e), verb, until(e.Until), e.Scope)
+	case block.Allow:
+		fmt.Fprintf(c.out, "%s is allowed until %s\n", short(*e), until(e.Until))
+	case block.Disallow:
+		fmt.Fprintf(c.out, "%s is no longer allowed\n", short(*e))
+	case block.Clear:
+		if r.CancelledTotal == 0 {
+			fmt.Fprintf(c.out, "%s was not blocked here; ", short(*e))
+		} else {
+			fmt.Fprintf(c.out, "%s is unblocked; ", short(*e))
+		}
+		fmt.Fprintf(c.out, "held against automatic blocks until %s\n", when(e.Until))
+	}
+	for i := range r.Cancelled {
+		b := &r.Cancelled[i]
+		how := "cancelled"
+		if e.Prefix.Bits() > b.Prefix.Bits() {
+			how = "no longer covers it"
+		}
+		fmt.Fprintf(c.out, "  block %s (%s since %s) %s\n", b.Prefix, b.Cause, when(b.Since), how)
+		if i == 9 && r.CancelledTotal > 10 {
+			fmt.Fprintf(c.out, "  and %d more\n", r.CancelledTotal-10)
+			break
+		}
+	}
+	for _, n := range r.Open {
+		fmt.Fprintf(c.out, "  %s inside it stays open: %s\n", n.Prefix, n.Rule)
+	}
+	if r.Unenforced != "" {
+		fmt.Fprintf(c.out, "  WARNING: the kernel does not have it yet: %s\n", r.Unenforced)
+	}
+}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/mxshield/mxshield/agent/control"
+)
+
+func (c *ctl) statusCommands() []*cli.Command {
+	return []*cli.Command{{
+		Name: "status", Usage: "show what the agent does",
+		Action: func(x *cli.Context) error {
+			if err := args(x, 0, 0, "status"); err != nil {
+				return err
+			}
+			var s control.Status
+			if err := c.client.Get(x.Context, "/v1/status", nil, &s); err != nil {
+				return err
+			}
+			return c.show(s, func() { c.status(&s) })
+		},
+	}}
+}
+
+func (c *ctl) status(s *control.Status) {
+	p := func(name, format string, a ...any) { fmt.Fprintf(c.out, "%-12s %s\n", name, fmt.Sprintf(format, a...)) }
+	state := "on"
+	switch {
+	case s.Off != nil:
+		state = fmt.Sprintf("OFF since %s by %s%s: nothing is dropped; `mxshieldctl on` ends it", when(s.Off.Since), s.Off.By, colon(s.Off.Reason))
+	case s.DryRun:
+		state = "DRY RUN: nothing is dropped"
+	}
+	p("shield", "%s", state)
+	p("node", "%s, agent %s, pid %d, up %s", s.Node, s.Version, s.PID, ago(s.Now.Sub(s.Started)))
+	for _, i := range s.Interfaces {
+		p("interface", "%s, %s", i.Name, i.Mode)
+	}
+	p("ports", "mx %s; submission %s", ports(s.Ports.MX), ports(s.Ports.Submission))
+	what := "blocked"
+	if s.DryRun {
+		what = "would be blocked"
+	}
+	p("blocks", "%d %s (%d manual), %d of them with accepted mail; %d allows, %d holds after unblocks", s.Blocks.Blocks, what, s.Blocks.Manual, s.Accepted, s.Blocks.Allows, s.Blocks.Clears)
+	var drops, passes uint64
+	for r, n := range s.Packets {
+		if strings.HasPrefix(r, "drop") {
+			drops += n
+		} else {
+			passes += n
+		}
+	}
+	p("packets", "%d dropped, %d passed", drops, passes)
+	for _, r := range slices.Sorted(maps.Keys(s.Packets)) {
+		if s.Packets[r] > 0 {
+			p("", "%-22s %d", r, s.Packets[r])
+		}
+	}
+	for _, i := range s.Inputs {
+		t := fmt.Sprintf("%s, %s, %d lines", i.ID, i.State, i.Lines)
+		if !i.LastLine.IsZero() {
+			t += ", last " + ago(s.Now.Sub(i.LastLine)) + " ago"
+		}
+		if i.Lag > 0 {
+			t += fmt.Sprintf(", %d bytes behind", i.Lag)
+		}
+		p("input", "%s", t)
+		for _, more := range []string{i.Detail, i.LastError} {
+			if more != "" {
+				p("", "%s", more)
+			}
+		}
+	}
+	p("sources", "%d with a score", s.Sources)
+	p("state", "%s, %d kB", s.State.Path, s.State.Bytes/1024)
+	if s.State.Error != "" {
+		p("", "LAST WRITE FAILED: %s", s.State.Error)
+	}
+	p("never block", "%d rules (mxshieldctl -o json status lists them)", len(s.Never))
+	for _, w := range s.Warnings {
+		p("WARNING", "%s", w)
+	}
+}
+
+func ports(list []uint16) string {
+	if len(list) == 0 {
+		return "none"
+	}
+	var t []string
+	for _, p := range list {
+		t = append(t, fmt.Sprint(p))
+	}
+	return strings.Join(t, ",")
+}
+
+func colon(s string) string {
+	if s == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (%q)", s)
+}
+
+// when prints a time as people compare it with their logs: local, to the second.
+func when(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return t.Local().Format("2006-01-02 15:04:05")
+}
+
+func until(t time.Time) string {
+	if t.IsZero() {
+		return "no end"
+	}
+	return when(t)
+}
+
+// ago prints a duration with one or two units.
+func ago(d time.Duration) string {
+	switch d = d.Round(time.Second); {
+	case d < 0:
+		return "0s"
+	case d < time.Minute:
+		return d.String()
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%02ds", d/time.Minute, d%time.Minute/time.Second)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%02dm", d/time.Hour, d%time.Hour/time.Minute)
+	}
+	return fmt.Sprintf("%dd%02dh", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
+}
