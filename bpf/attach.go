@@ -149,7 +149,18 @@ func (a *attacher) attachTo(name string, want Mode) (Attachment, error) {
 	defer old.Close()
 	was := old.at.Mode
 
-	// auto with tcx: the driver may have learned XDP since. Generic stays: there is no trying without a gap.
+	// auto with generic: native cannot be tried beside it, but tcx can, and native beside that. Without tcx (before 6.6)
+	// generic stays: trying would make a gap at every start.
+	if want == Auto && was == Generic {
+		if l, err := a.createTCX(dev); err == nil {
+			a.log.Info("moving from generic XDP to tcx", "interface", name)
+			if _, err := a.keep(l, old, name); err != nil {
+				return Attachment{}, err
+			}
+			return a.attachTo(name, Auto)
+		}
+	}
+	// auto with tcx: the driver may have learned XDP since.
 	if want == Auto && was == TCX {
 		l, err := a.createXDP(dev, Native)
 		if err == nil {
@@ -161,7 +172,7 @@ func (a *attacher) attachTo(name string, want Mode) (Attachment, error) {
 	}
 	if want == was || want == Auto {
 		if want == Auto && was == Generic {
-			a.log.Warn("attached as generic XDP, which is slow", "interface", name)
+			a.log.Warn("attached as generic XDP, which is slow; native XDP is tried again after `mxshieldctl off`", "interface", name)
 		}
 		prog, err := a.program(was)
 		if err != nil {

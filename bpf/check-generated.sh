@@ -28,11 +28,11 @@ trap 'rm -rf "$tmp"' EXIT
 trap 'exit 1' INT TERM HUP
 mkdir "$tmp/bpf"
 cp "$root/go.mod" "$root/go.sum" "$tmp/"
-cp "$bpf"/*.c "$bpf"/*.h "$bpf/gen.go" "$tmp/bpf/"
+cp "$bpf"/*.c "$bpf"/*.h "$bpf/gen.go" "$bpf/bench_gen_test.go" "$tmp/bpf/"
 (cd "$tmp/bpf" && GOFLAGS="-buildvcs=false -mod=mod" go generate . >/dev/null)
 
 status=0
-for file in shield_bpfel.go shield_bpfel.o clang-version.txt; do
+for file in shield_bpfel.go shield_bpfel.o bench_bpfel_test.go bench_bpfel_test.o clang-version.txt; do
 	if ! cmp "$bpf/$file" "$tmp/bpf/$file"; then
 		status=1
 	fi

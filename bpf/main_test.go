@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 )
 
@@ -54,6 +55,19 @@ func needKernel(t testing.TB) {
 	}
 	if err := checkBPFFS(bpffs); err != nil {
 		t.Skip("skipped:", err)
+	}
+}
+
+// haveTCX says whether the kernel has the tcx hook. What needs it is skipped where it is not.
+func haveTCX() bool {
+	v, err := features.LinuxVersionCode()
+	return err == nil && v >= 6<<16|6<<8
+}
+
+func needTCX(t testing.TB) {
+	t.Helper()
+	if !haveTCX() {
+		t.Skip("skipped: tcx needs kernel 6.6")
 	}
 }
 
