@@ -446,7 +446,7 @@ func (p *Parser) sasl(b []byte, e *Event) bool {
 	}
 	r, ok := cut(b, " authentication failed:")
 	if !ok {
-		// Also Postfix before 2.10 or so, which ends the line here.
+		// Some versions end the line here.
 		return bytes.Contains(b, []byte(" authentication failed")) || bytes.Contains(b, []byte(" authentication aborted"))
 	}
 	r = bytes.TrimPrefix(r, []byte(" "))
