@@ -34,7 +34,7 @@
 // # The password guard
 //
 // The first failure of a login name counts in full, further ones of the same name a tenth. A failure without a
-// name (Postfix before 3.10 or so logs none) counts an eighth; from the fourth in a row with at most ten seconds
+// name (older Postfix logs none) counts an eighth; from the fourth in a row with at most ten seconds
 // between them, a half: a saved wrong password comes every few minutes for ever, perhaps twice at once, a guesser does
 // not wait. Successful logins are credit for failures just as messages are for the rest. The auth part alone must
 // reach the threshold before the submission ports are closed (cause auth_brute, scope all).
