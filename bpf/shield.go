@@ -285,7 +285,7 @@ func (s *Shield) spec() (*ebpf.CollectionSpec, error) {
 		spec.Maps[name].MaxEntries = uint32(s.opts.MaxExact)
 	}
 	for _, name := range []string{shieldMapCidrV4, shieldMapCidrV6} {
-		spec.Maps[name].MaxEntries = uint32(s.opts.MaxCIDRs)
+		spec.Maps[name].MaxEntries = uint32(s.opts.MaxCIDRs) + 1 // see putCIDRLocked
 	}
 	ports, err := portTable(s.opts)
 	if err != nil {

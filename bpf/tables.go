@@ -399,6 +399,14 @@ func (s *Shield) deleteExact(p netip.Prefix) error {
 
 func (s *Shield) putCIDRLocked(p netip.Prefix, e shieldEntry) error {
 	m, key := s.cidrTable(p)
+	have := s.cidrsV4
+	if p.Addr().Is6() {
+		have = len(s.cidrs) - s.cidrsV4
+	}
+	// One place stays free: kernels before 6.13 refuse to change an entry of a trie that is full.
+	if room := int(m.MaxEntries()) - 1; !s.hasCIDR(p) && have >= room {
+		return full(room, "raise the maximum of CIDRs")
+	}
 	if err := put(m, key, &e, "raise the maximum of CIDRs"); err != nil {
 		return err
 	}
@@ -450,14 +458,17 @@ func (s *Shield) writeStateLocked() error {
 	return nil
 }
 
-func put(m *ebpf.Map, key any, e *shieldEntry, full string) error {
+func full(size int, text string) error {
+	return hint(fmt.Errorf("%w (%d entries)", ErrFull, size), text+", or let blocks end earlier")
+}
+
+func put(m *ebpf.Map, key any, e *shieldEntry, ifFull string) error {
 	wait := 100 * time.Microsecond
 	for {
 		err := m.Put(key, e)
 		switch {
 		case errors.Is(err, unix.E2BIG), errors.Is(err, unix.ENOSPC):
-			return hint(fmt.Errorf("%w (%d entries)", ErrFull, m.MaxEntries()),
-				full+", or let blocks end earlier")
+			return full(int(m.MaxEntries()), ifFull)
 		case errors.Is(err, unix.ENOMEM) && wait < 100*time.Millisecond:
 			// The kernel refills the maps' memory in the background; a fast writer overtakes it. Wait for it.
 			time.Sleep(wait)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 )
 
@@ -610,6 +611,12 @@ func TestVerifier(t *testing.T) {
 			if other != name {
 				delete(spec.Programs, other)
 			}
+		}
+		if v, err := features.LinuxVersionCode(); err == nil && v < 5<<16|18<<8 {
+			spec.Programs[name].Flags &^= flagXDPFrags
+		}
+		for name, m := range s.maps {
+			spec.Maps[name].MaxEntries = m.MaxEntries()
 		}
 		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 			MapReplacements: s.maps,
