@@ -114,6 +114,7 @@ func neverRules(cfg *config.Config, nets []netip.Prefix) (list []block.Never, no
 	for _, a := range resolvers("/etc/resolv.conf") {
 		add(a, "resolver")
 	}
+	list = append(list, block.BuiltinNever(cfg.Block.Private)...)
 	for _, p := range nets {
 		min := widestNets6
 		if p.Addr().Is4() {
@@ -125,7 +126,7 @@ func neverRules(cfg *config.Config, nets []netip.Prefix) (list []block.Never, no
 		}
 		list = append(list, block.Never{Prefix: p, Rule: "Postfix mynetworks"})
 	}
-	return append(list, block.BuiltinNever(cfg.Block.Private)...), notes
+	return list, notes
 }
 
 // resolvers reads the nameserver lines of resolv.conf(5).
