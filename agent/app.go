@@ -14,6 +14,7 @@ import (
 	"github.com/mxshield/mxshield/agent/control"
 	"github.com/mxshield/mxshield/agent/internal/config"
 	"github.com/mxshield/mxshield/agent/internal/store"
+	"github.com/mxshield/mxshield/bpf"
 )
 
 // Exit codes, as in the package documentation.
@@ -76,7 +77,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	printError(stderr, err)
+	control.PrintError(stderr, err)
 	var usage usageError
 	var conf *config.Error
 	switch {
@@ -84,32 +85,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	case errors.Is(err, control.ErrRunning), errors.Is(err, store.ErrLocked):
 		return exitRunning
-	case errors.Is(err, os.ErrPermission):
+	case errors.Is(err, os.ErrPermission), errors.Is(err, bpf.ErrPermission):
 		return exitPermission
 	}
 	return exitFailed
-}
-
-// printError prints every error of a joined one with its own hint.
-func printError(w io.Writer, err error) {
-	if many, ok := err.(interface{ Unwrap() []error }); ok {
-		for _, e := range many.Unwrap() {
-			printError(w, e)
-		}
-		return
-	}
-	fmt.Fprintf(w, "error: %v\n", err)
-	if h := hint(err); h != "" {
-		fmt.Fprintf(w, "hint: %s\n", h)
-	}
-}
-
-func hint(err error) string {
-	var h interface{ HintText() string }
-	if errors.As(err, &h) {
-		return h.HintText()
-	}
-	return ""
 }
 
 // journalStyle leaves the time to the journal where stderr goes there.

@@ -695,7 +695,7 @@ func (d *daemon) warn(key, text string, err error) {
 		args := []any{}
 		if err != nil {
 			args = append(args, "error", err)
-			if h := hint(err); h != "" {
+			if h := control.Hint(err); h != "" {
 				args = append(args, "hint", h)
 			}
 		}
@@ -707,7 +707,7 @@ func (d *daemon) warn(key, text string, err error) {
 func (d *daemon) setWarning(key, text string, err error) bool {
 	if err != nil {
 		text += ": " + err.Error()
-		if h := hint(err); h != "" {
+		if h := control.Hint(err); h != "" {
 			text += " (" + h + ")"
 		}
 	}
