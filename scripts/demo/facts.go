@@ -141,8 +141,11 @@ func (r *record) judge(f *facts, s *control.Status) {
 	closest := r.latest.quantile(1)
 	f.add(r.late == 0, "no attack session begins after its source's block", "%d do; the closest began %s %s it", r.late,
 		ms(closest.Abs()), word(closest > 0, "after", "before"))
-	f.add(r.calm >= 0 && r.sessions == r.calm, "the MTA's log is free of attackers then", "%d connects later than %s after the last block",
-		r.sessions-max(r.calm, 0), drained)
+	if r.calm < 0 {
+		f.add(false, "the MTA's log is free of attackers then", "not seen: they are not all blocked")
+	} else {
+		f.add(r.sessions == r.calm, "the MTA's log is free of attackers then", "%d connects later than %s after the last block", r.sessions-r.calm, drained)
+	}
 	var drops uint64
 	var by []string
 	for reason, packets := range r.packets {

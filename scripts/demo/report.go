@@ -127,6 +127,9 @@ func (l deliveries) latencies() (out durations) {
 }
 
 func (l deliveries) String() string {
+	if len(l) == 0 {
+		return "none"
+	}
 	q := l.latencies()
 	return fmt.Sprintf("%3d of %d delivered; latency p50 %s, p90 %s, max %s", l.delivered(), len(l), ms(q.quantile(.5)), ms(q.quantile(.9)), ms(q.quantile(1)))
 }
