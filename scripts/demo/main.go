@@ -22,8 +22,10 @@ import (
 )
 
 func main() {
-	// SIGPIPE is among them so that `demo | head` cleans up too.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	// `demo | head` must clean up too: with a handler a write to a closed pipe fails instead of killing (screen sees
+	// it). It is no reason to stop by itself: sockets whose other end is gone raise it as well.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)

@@ -20,14 +20,15 @@ import (
 // screen is where the story is told: on a terminal the live line is redrawn, elsewhere there is one every second.
 type screen struct {
 	w     io.Writer
-	width int  // of the terminal; 0: it is none
-	drawn bool // a live line stands there without an end
+	gone  func() // nobody reads any more
+	width int    // of the terminal; 0: it is none
+	drawn bool   // a live line stands there without an end
 	last  time.Time
 	held  string // the newest live line, if it is not shown yet
 }
 
-func newScreen(w io.Writer) *screen {
-	s := &screen{w: w}
+func newScreen(w io.Writer, gone func()) *screen {
+	s := &screen{w: w, gone: gone}
 	if f, ok := w.(*os.File); ok {
 		if ws, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil {
 			s.width = max(40, int(ws.Col))
@@ -45,7 +46,7 @@ func (s *screen) every() time.Duration { return 200 * time.Millisecond }
 func (s *screen) live(format string, args ...any) {
 	text := "  " + fmt.Sprintf(format, args...)
 	if s.width > 0 {
-		fmt.Fprintf(s.w, "\r\x1b[K%.*s", s.width-1, text)
+		s.write("\r\x1b[K%.*s", s.width-1, text)
 		s.drawn = true
 		return
 	}
@@ -55,9 +56,15 @@ func (s *screen) live(format string, args ...any) {
 	}
 }
 
+func (s *screen) write(format string, args ...any) {
+	if _, err := fmt.Fprintf(s.w, format, args...); err != nil {
+		s.gone()
+	}
+}
+
 func (s *screen) flushLive() {
 	if s.held != "" {
-		fmt.Fprintln(s.w, s.held)
+		s.write("%s\n", s.held)
 		s.held, s.last = "", time.Now()
 	}
 }
@@ -65,7 +72,7 @@ func (s *screen) flushLive() {
 // endLive keeps the last live line.
 func (s *screen) endLive() {
 	if s.drawn {
-		fmt.Fprintln(s.w)
+		s.write("\n")
 		s.drawn = false
 	}
 	s.flushLive()
@@ -73,7 +80,7 @@ func (s *screen) endLive() {
 
 func (s *screen) print(format string, args ...any) {
 	s.endLive()
-	fmt.Fprintf(s.w, format, args...)
+	s.write(format, args...)
 }
 
 func (s *screen) heading(text string) { s.print("\n== %s\n", text) }

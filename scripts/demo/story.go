@@ -56,7 +56,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return 2
 	}
-	err = show(ctx, o, newScreen(stdout))
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	err = show(ctx, o, newScreen(stdout, cancel))
 	if err == nil {
 		return 0
 	}
