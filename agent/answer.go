@@ -133,6 +133,9 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 	source := d.prefixOf(p.Addr())
 	if a, ok := d.scorer.Lookup(p.Addr(), now); ok {
 		w.Known = evidenceOf(source, &a.Evidence, d.samples.Get(source))
+		if e := w.Evidence; e != nil && e.Last.Equal(w.Known.Last) && maps.Equal(e.Counts, w.Known.Counts) {
+			w.Known = nil // nothing has come since the block: saying it twice helps nobody
+		}
 	}
 	off := d.off
 	d.mu.Unlock()

@@ -71,6 +71,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 				}
 				return check(x.Context, cfg, path, stdout)
 			}},
+			replayCommand(stdout, stderr, onUsage),
 		},
 	}
 	err := app.RunContext(ctx, args)
@@ -89,6 +90,45 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitPermission
 	}
 	return exitFailed
+}
+
+func replayCommand(stdout, stderr io.Writer, onUsage cli.OnUsageErrorFunc) *cli.Command {
+	var o replayOptions
+	var format string
+	return &cli.Command{
+		Name: "replay", Usage: "say whom log files would have got blocked, when and why; changes nothing", ArgsUsage: "FILE...|-",
+		OnUsageError: onUsage,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "events", Usage: "print the events instead, one per line", Destination: &o.events},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "table", Usage: "`FORMAT`: table or json", Destination: &format},
+			&cli.IntFlag{Name: "year", Usage: "`Y` of stamps without one (default: from the file's time)", Destination: &o.year},
+			&cli.BoolFlag{Name: "trust-lists", Usage: "count rejections by DNS lists, although the list may have erred", Destination: &o.trust},
+		},
+		Action: func(x *cli.Context) error {
+			if o.files = x.Args().Slice(); len(o.files) == 0 {
+				return usageError{errors.New("replay needs a FILE, or - for standard input")}
+			}
+			switch format {
+			case "json":
+				o.json = true
+			case "table":
+			default:
+				return usageError{fmt.Errorf("-o %.20q is unknown; table or json", format)}
+			}
+			if o.year != 0 && (o.year < 1971 || o.year > 2100) {
+				return usageError{fmt.Errorf("--year %d is out of range", o.year)}
+			}
+			cfg, err := config.Read(x.String("config"), x.IsSet("config"))
+			if err != nil {
+				return err
+			}
+			r, err := newReplay(cfg, o, os.Stdin, stdout, stderr)
+			if err != nil {
+				return err
+			}
+			return r.run()
+		},
+	}
 }
 
 // journalStyle leaves the time to the journal where stderr goes there.
