@@ -197,7 +197,7 @@ func (p *Parser) dovecotAuth(h *header, b []byte, e *Event) bool {
 	if h.by != byWorker {
 		h.by = byAuth
 	}
-	if len(b) > 4*whole {
+	if len(b) > whole {
 		return false
 	}
 	if c, ok := cut(b, "conn unix:"); ok { // PATH (pid=..,uid=..): auth-worker<N>:

@@ -89,7 +89,7 @@ func (t *pending) take(key uint64, now int64) (netip.Addr, bool, bool) {
 	if now-w.at > t.age {
 		return netip.Addr{}, false, false
 	}
-	return netip.AddrFrom16(w.addr).Unmap(), w.sub, true
+	return w.source(), w.sub, true
 }
 
 // look is take that leaves the entry there.
@@ -105,6 +105,8 @@ func (t *pending) look(key uint64, now int64) *waiting {
 	}
 	return w
 }
+
+func (w *waiting) source() netip.Addr { return netip.AddrFrom16(w.addr).Unmap() }
 
 // drop frees slot i of the index and what it points to, and moves later entries of the run up.
 func (t *pending) drop(i int) {
