@@ -106,6 +106,15 @@ func (t *pending) look(key uint64, now int64) *waiting {
 	return w
 }
 
+// number is what a table of numbers holds in place of an address. It is never 0.
+func (w *waiting) number() int { return int(binary.LittleEndian.Uint32(w.addr[:])) }
+
+func (t *pending) addNumber(key uint64, n int, at int64) {
+	var a [16]byte
+	binary.LittleEndian.PutUint32(a[:], uint32(min(n, 1e6)))
+	t.add(key, netip.AddrFrom16(a), at, false)
+}
+
 func (w *waiting) source() netip.Addr { return netip.AddrFrom16(w.addr).Unmap() }
 
 // drop frees slot i of the index and what it points to, and moves later entries of the run up.

@@ -1,4 +1,3 @@
 package maillog
 
-func (p *Parser) sendmail(h *header, e *Event) bool { return false }
-func (p *Parser) courier(h *header, e *Event) bool  { return false }
+func (p *Parser) courier(h *header, e *Event) bool { return false }
