@@ -18,7 +18,7 @@ var corpusRef = time.Date(2026, 3, 2, 12, 0, 0, 0, time.UTC)
 
 const corpusSeed = 42
 
-var corpora = []string{"testdata/postfix.txt", "testdata/exim.txt", "testdata/opensmtpd.txt", "testdata/sendmail.txt", "testdata/dovecot.txt", "testdata/hostile.txt"}
+var corpora = []string{"testdata/postfix.txt", "testdata/exim.txt", "testdata/opensmtpd.txt", "testdata/sendmail.txt", "testdata/courier.txt", "testdata/dovecot.txt", "testdata/hostile.txt"}
 
 func describe(e *Event, ok bool) string {
 	if !ok {

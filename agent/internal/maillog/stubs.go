@@ -1,3 +1,0 @@
-package maillog
-
-func (p *Parser) courier(h *header, e *Event) bool { return false }
