@@ -227,11 +227,16 @@ func stampLen(b []byte) int {
 	if len(b) < 20 || b[4] != '-' || b[7] != '-' || b[10] != ' ' || b[13] != ':' || b[16] != ':' {
 		return 0
 	}
+	for _, i := range [...]int{0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18} {
+		if !isDigit(b[i]) {
+			return 0
+		}
+	}
 	n := 19
 	for n < len(b) && n < 30 && (b[n] == '.' || isDigit(b[n])) {
 		n++
 	}
-	if n+6 < len(b) && b[n] == ' ' && (b[n+1] == '+' || b[n+1] == '-') && isDigit(b[n+2]) && isDigit(b[n+5]) && b[n+6] == ' ' {
+	if n+6 < len(b) && b[n] == ' ' && (b[n+1] == '+' || b[n+1] == '-') && isDigit(b[n+2]) && isDigit(b[n+3]) && isDigit(b[n+4]) && isDigit(b[n+5]) && b[n+6] == ' ' {
 		n += 6
 	}
 	if n >= len(b) || b[n] != ' ' {

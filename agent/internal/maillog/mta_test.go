@@ -21,13 +21,13 @@ const (
 
 var shapes = map[MTA][]*regexp.Regexp{
 	Exim: compile(
-		`(?:\[1[/\\]\d+\] )?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[0-9.]*(?: [+-]\d..\d)? )?(?:\[\d+\] )?(?:[A-Za-z0-9]{6}-[A-Za-z0-9]{6,11}-[A-Za-z0-9]{2,4} )?(?:`+
+		`(?:\[1[/\\]\d+\] )?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[0-9.]*(?: [+-]\d{4})? )?(?:\[\d+\] )?(?:[A-Za-z0-9]{6}-[A-Za-z0-9]{6,11}-[A-Za-z0-9]{2,4} )?(?:`+
 			`H=|<= (?:[^ "\\]|\\.|"(?:[^"\\]|\\.)*")+ H=|[A-Za-z0-9_-]+ authenticator failed for (?:H=)?|`+
 			`SMTP (?:connection|call) from |SMTP (?:command|data) timeout (?:\(message abandoned\) )?on (?:TLS )?connection from |`+
 			`SMTP (?:syntax|protocol) error in ".*?" H=|SMTP protocol synchronization error \([^)]*\): rejected (?:connection from|".*?") H=|`+
 			`no MAIL in SMTP connection from |no IP address found for host [A-Za-z0-9._-]* \(during SMTP connection from |unexpected (?:disconnection|EOF) while reading SMTP command from |`+
 			`rejected (?:EHLO|HELO) from |(?:temporarily )?(?:refused|rejected) connection from |Connection from |TLS error on connection from )`+eximRE,
-		`(?:\[1[/\\]\d+\] )?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[0-9.]*(?: [+-]\d..\d)? )?(?:\[\d+\] )?no host name found for IP address `+ipRE+`(?: |$)`,
+		`(?:\[1[/\\]\d+\] )?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[0-9.]*(?: [+-]\d{4})? )?(?:\[\d+\] )?no host name found for IP address `+ipRE+`(?: |$)`,
 	),
 	Sendmail: compile(
 		`[A-Za-z0-9]{5,24}: (?:lost input channel from |timeout waiting for input from |rejecting commands from |AUTH=server, relay=|)`+relayRE,
@@ -41,7 +41,6 @@ var shapes = map[MTA][]*regexp.Regexp{
 	),
 	Dovecot: compile(
 		`(?:imap|pop3|managesieve|submission)-login: .*[,:] rip=`+ipRE+`, lip=`,
-		`auth.*,`+ipRE+`(?:,<[^,]*>|,sasl:[^,]*)*\)(?:<[^>]*>)?: `,
 		`pam_unix\(dovecot:auth\): authentication failure; .* rhost=`+ipRE+`(?: |$)`,
 	),
 	Courier: compile(
@@ -53,8 +52,20 @@ var shapes = map[MTA][]*regexp.Regexp{
 	),
 }
 
+// authRE is the place in a line of Dovecot's auth process. It must be there once.
+var authRE = regexp.MustCompile(`,` + ipRE + `(?:,<[^,]*>|,sasl:[^,]*)*\)(?:<[^>]*>)?: `)
+
 // shape says whether a may have come from msg.
 func shape(mta MTA, msg string, a netip.Addr) bool {
+	if mta == Dovecot && strings.HasPrefix(msg, "auth") {
+		n, same := 0, false
+		for _, m := range authRE.FindAllStringSubmatch(msg, -1) {
+			if got, err := netip.ParseAddr(m[1]); err == nil && !got.IsUnspecified() {
+				n, same = n+1, got.Unmap() == a
+			}
+		}
+		return n == 1 && same
+	}
 	for _, re := range shapes[mta] {
 		if m := re.FindStringSubmatch(msg); m != nil {
 			if got, err := netip.ParseAddr(m[1]); err == nil && got.Unmap() == a {
