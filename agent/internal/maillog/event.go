@@ -1,8 +1,11 @@
 // Package maillog turns one line of an MTA's log into at most one Event. It knows nothing of scores or blocks.
 //
-// It reads syslog lines (RFC 3164, RFC 5424, rsyslog's ISO 8601 stamps, what journalctl prints, FreeBSD's
-// <facility.level>) of Postfix 2.3 and later. It does not follow files, ask DNS, or judge: a refused recipient is an
-// event here, and only package verdict says what it means.
+// It reads the lines of Postfix 2.3 and later, Exim 4 (main and reject log), Sendmail 8, OpenSMTPD 5 and later, Dovecot 1
+// to 2.4 (logins), Courier and Cyrus (logins), with the headers of RFC 3164, RFC 5424, rsyslog's ISO 8601 stamps, what
+// journalctl prints in its short forms and as JSON, FreeBSD's <facility.level>, TAI64N, and the files that Exim and Dovecot
+// write themselves. By default it tells the MTAs apart line by line: by the tag, or by the shape where there is none.
+// It does not follow files, ask DNS, or judge: a refused recipient is an event here, and only package verdict says what it
+// means.
 //
 //	p := maillog.New(maillog.Options{Seed: seed})
 //	var e maillog.Event
@@ -18,7 +21,8 @@
 // the address and the address cannot be told with certainty, there is no event either: an attacker may hide such a
 // line, but can never put somebody else's address into one.
 //
-// Text of the client can at most change the kind of the client's own event, never the source.
+// Text of the client can at most change the kind of the client's own event, never the source. A line that syslogd may have
+// cut is no event where the address stands behind such text: what is last then may be the client's.
 //
 // # Theirs and ours
 //
@@ -26,13 +30,25 @@
 // authentication server) and actions that refuse nothing (reject_warning, hold, filter, discard, ...) give an event of
 // kind Other: it has a source, but nothing may be held against it.
 //
+// Verification callbacks, ours and those of others, are no offence: a callout that fails is Other. What others ask about
+// users that we do not have is UnknownRecipient like any other refused recipient, whoever the sender is said to be.
+//
+// # Lines that belong together
+//
+// One failed login makes up to four lines (Postfix, Dovecot's auth process and its worker or PAM, its login process) and
+// counts once: the others are Other. See logins. A Parser knows only its own lines, so for this Postfix and Dovecot must
+// be read from one input. OpenSMTPD's and part of Sendmail's verdict lines have no address and need the lines before
+// them. "last message repeated N times" is N more of the line before it, "message repeated N times: [ msg]" N events.
+//
 // # To add a signature
 //
-// 1. Put the raw line into testdata/postfix.txt, and into testdata/hostile.txt once for each piece of client text in
-// it, that piece replaced by a whole fake log line. 2. Find the daemon's function in postfix.go and add a case that
-// matches from the start of the message to the address with fixed words only, then calls client. If it is the reply
-// text that is new, add it to classify in reply.go. 3. Add the anchored pattern to the second opinion in fuzz_test.go.
-// 4. Run go test -update, and read the diff.
+// 1. Put the raw line into testdata/MTA.txt, and into testdata/hostile.txt once for each piece of client text in it, that
+// piece replaced by a whole fake log line. 2. Find the function in MTA.go (for Postfix, that of the daemon) and add a case
+// that matches from the start of the message to the address with fixed words only. If the client's text stands before the
+// address, take the last place if nothing of the client's follows it, or demand that there is one place only; and mind
+// lines that were cut. If it is the text of a refusal that is new, add it to classify (reply.go), eximText, sendmailText,
+// failedCommand or courierReply. 3. Add the anchored pattern to the second opinion in fuzz_test.go (Postfix) or mta_test.go,
+// and there a place with @ for each piece of client text. 4. Run go test -update, and read the diff.
 package maillog
 
 import (

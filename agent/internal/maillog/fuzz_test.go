@@ -177,8 +177,20 @@ func TestLinear(t *testing.T) {
 		"postfix/smtpd[1]: warning: a[192.0.2.1]: SASL ",
 		"postfix/smtpd[1]: connect from ",
 		"postfix/cleanup[1]: 4D0000000001: reject: header ",
+		"exim[1]: H=(h) [192.0.2.1] F=<",
+		"exim[1]: H=(",
+		"exim[1]: SMTP syntax error in \"",
+		"exim[1]: 1rgXyz-0001Ab-Cd <= ",
+		"dovecot: auth: sql(",
+		"dovecot: imap-login: ",
+		"sm-mta[1]: 622A1abC012345: ruleset=check_rcpt, arg1=<",
+		"sm-mta[1]: 622A1abC012345: h [192.0.2.1]: VRFY ",
+		"smtpd[1]: 0123456789abcdef smtp failed-command command=\"",
+		"imapd: LOGIN FAILED, user=",
+		"courieresmtpd: error,relay=192.0.2.1,from=<",
 	} {
-		for _, fill := range []string{"a", "<", "\"", " from ", "; from=<", "[", "spam", ">: ", "sasl_username=", "greylis"} {
+		for _, fill := range []string{"a", "<", "\"", " from ", "; from=<", "[", "spam", ">: ", "sasl_username=", "greylis", ") [", ",192.0.2.9): ",
+			"\" H=[", ", relay=[", ", rip=", "@[", " A="} {
 			cost := func(n int) time.Duration {
 				line := []byte("Mar  2 10:00:00 mx " + start + strings.Repeat(fill, n/len(fill)))
 				p, best := New(Options{MaxPending: 8}), time.Hour

@@ -9,10 +9,12 @@ import (
 type stampKind uint8
 
 const (
-	stampNone stampKind = iota // no stamp (RFC 5424 "-"): the time is ref
-	stampBSD                   // Mmm dd HH:MM:SS
-	stampISO                   // YYYY-MM-DDTHH:MM:SS
-	stampUnix                  // seconds since 1970
+	stampNone  stampKind = iota // no stamp (RFC 5424 "-"): the time is ref
+	stampBSD                    // Mmm dd HH:MM:SS
+	stampISO                    // YYYY-MM-DDTHH:MM:SS, or with a blank for the T and one before the zone
+	stampUnix                   // seconds since 1970
+	stampTAI                    // TAI64N: @ and 24 hex digits
+	stampMicro                  // microseconds since 1970
 )
 
 // A header is a line taken apart. The stamp is converted only if the message turns out to matter.
@@ -22,12 +24,18 @@ type header struct {
 	tag   []byte // postfix/submission/smtpd
 	pid   []byte // may be empty
 	msg   []byte
-	count int // 1, or N of "message repeated N times"
+	count int       // 1, or N of "message repeated N times"
+	mta   MTA       // whose own file this shape is; Auto: ask the tag
+	part  bool      // the first part of a line that Exim split for syslog: the end is missing
+	again bool      // "last message repeated N times": no tag, no message
+	ref   time.Time // when the line was read
+	by    reporter  // who says that a login failed
+	key   uint32    // what tells two lines of one reporter apart, see logins
 }
 
 // split finds tag, process id and message of a line. Everything up to the message is written by syslogd and the MTA,
-// so blanks separate reliably.
-func (h *header) split(b []byte) bool {
+// so blanks separate reliably. j is where the text of a journal record may be unpacked to.
+func (h *header) split(b []byte, j *record) bool {
 	for len(b) > 0 && (b[len(b)-1] == '\n' || b[len(b)-1] == '\r') {
 		b = b[:len(b)-1]
 	}
@@ -64,7 +72,14 @@ func (h *header) split(b []byte) bool {
 			}
 		}
 		h.kind, h.stamp, b = stampBSD, b[:n], b[n:]
+		if b[0] == ' ' && dovecotOwn(b[1:]) {
+			h.mta, h.msg, h.count = Dovecot, b[1:], 1
+			return true
+		}
 	case isDigit(c):
+		if b[4] == '-' && len(b) > 19 && b[10] == ' ' {
+			return h.ownFile(b)
+		}
 		i := bytes.IndexByte(b, ' ')
 		if i < 10 || i > 40 {
 			return false
@@ -73,6 +88,12 @@ func (h *header) split(b []byte) bool {
 		if h.stamp[4] == '-' {
 			h.kind = stampISO
 		}
+	case c == '@':
+		return h.tai64n(b)
+	case c == '{':
+		return j.split(b, h)
+	case c == 'd':
+		return h.dovecot1(b)
 	default:
 		return false
 	}
@@ -93,10 +114,19 @@ func (h *header) split(b []byte) bool {
 		return false
 	}
 	if !endsTag(word) {
+		if n, ok := lastRepeated(rest); ok {
+			h.count, h.again = n, true
+			return true
+		}
 		if word, rest, ok = cutSpace(rest); !ok || word[len(word)-1] != ':' {
 			return false
 		}
 	}
+	return h.tagged(word, rest)
+}
+
+// tagged takes "tag:" or "tag[pid]:" apart.
+func (h *header) tagged(word, rest []byte) bool {
 	word = word[:len(word)-1]
 	if n := len(word); n > 0 && word[n-1] == ']' {
 		i := bytes.IndexByte(word, '[')
@@ -175,8 +205,121 @@ func (h *header) rfc5424(b []byte) bool {
 	return true
 }
 
-// repeat unpacks rsyslog's "message repeated N times: [ msg]". The older "last message repeated N times" has no tag
-// and no message, and gives nothing.
+// ownFile reads "YYYY-MM-DD HH:MM:SS[.mmm][ +zzzz] ...", as Exim writes its log files and Dovecot may (log_timestamp).
+func (h *header) ownFile(b []byte) bool {
+	n := stampLen(b)
+	if n == 0 {
+		return false
+	}
+	h.kind, h.stamp, h.count = stampISO, b[:n], 1
+	b = b[n+1:]
+	if dovecotOwn(b) {
+		h.mta, h.msg = Dovecot, b
+		return true
+	}
+	// No tag says that this is Exim. Its messages are: each begins with words that no other program here begins with.
+	h.mta, h.msg = Exim, h.eximPid(b)
+	return true
+}
+
+// stampLen is the length of an ISO 8601 stamp with blanks, which must be followed by a blank.
+func stampLen(b []byte) int {
+	if len(b) < 20 || b[4] != '-' || b[7] != '-' || b[10] != ' ' || b[13] != ':' || b[16] != ':' {
+		return 0
+	}
+	for _, i := range [...]int{0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18} {
+		if !isDigit(b[i]) {
+			return 0
+		}
+	}
+	n := 19
+	for n < len(b) && n < 30 && (b[n] == '.' || isDigit(b[n])) {
+		n++
+	}
+	if n+6 < len(b) && b[n] == ' ' && (b[n+1] == '+' || b[n+1] == '-') && isDigit(b[n+2]) && isDigit(b[n+3]) && isDigit(b[n+4]) && isDigit(b[n+5]) && b[n+6] == ' ' {
+		n += 6
+	}
+	if n >= len(b) || b[n] != ' ' {
+		return 0
+	}
+	return n
+}
+
+// eximPid skips "[pid] " (log_selector +pid).
+func (h *header) eximPid(b []byte) []byte {
+	if len(b) < 4 || b[0] != '[' {
+		return b
+	}
+	n := 1
+	for n < len(b) && n < 12 && isDigit(b[n]) {
+		n++
+	}
+	if n == 1 || n+1 >= len(b) || b[n] != ']' || b[n+1] != ' ' {
+		return b
+	}
+	h.pid = b[1:n]
+	return b[n+2:]
+}
+
+// tai64n reads "@4000000065e2f3a01234abcd service: ...", the stamp of multilog and svlogd.
+func (h *header) tai64n(b []byte) bool {
+	if len(b) < 34 || b[25] != ' ' {
+		return false
+	}
+	for _, c := range b[1:25] {
+		if !isHex(c) {
+			return false
+		}
+	}
+	h.kind, h.stamp, h.count = stampTAI, b[:25], 1
+	b = b[26:]
+	if dovecotOwn(b) {
+		h.mta, h.msg = Dovecot, b
+		return true
+	}
+	word, rest, ok := cutSpace(b)
+	return ok && word[len(word)-1] == ':' && h.tagged(word, rest)
+}
+
+// dovecot1 reads "dovecot: Mmm dd HH:MM:SS Info: service: ...", the own file of Dovecot 1.
+func (h *header) dovecot1(b []byte) bool {
+	b, ok := cut(b, "dovecot: ")
+	if !ok || len(b) < 24 {
+		return false
+	}
+	n := 15
+	h.kind = stampBSD
+	if isDigit(b[0]) {
+		n = stampLen(b)
+		h.kind = stampISO
+	}
+	if n == 0 || b[n] != ' ' {
+		return false
+	}
+	h.stamp, b = b[:n], b[n+1:]
+	if b, ok = level(b); !ok || !dovecotService(b) {
+		return false
+	}
+	h.mta, h.msg, h.count = Dovecot, b, 1
+	return true
+}
+
+// lastRepeated reads "last message repeated N times", which the older syslogds write.
+func lastRepeated(b []byte) (int, bool) {
+	b, ok := cut(b, "last message repeated ")
+	if !ok {
+		return 0, false
+	}
+	n, i := 0, 0
+	for i < len(b) && isDigit(b[i]) && i < 7 {
+		n = n*10 + int(b[i]-'0')
+		i++
+	}
+	rest := string(b[i:])
+	return n, n > 0 && (rest == " times" || rest == " time")
+}
+
+// repeat unpacks rsyslog's "message repeated N times: [ msg]".
 func (h *header) repeat() {
 	h.count = 1
 	b, ok := bytes.CutPrefix(h.msg, []byte("message repeated "))
@@ -211,6 +354,10 @@ func (p *Parser) time(h *header, ref time.Time) (time.Time, bool) {
 		return p.bsdTime(h.stamp, ref)
 	case stampISO:
 		return isoTime(h.stamp, ref)
+	case stampTAI:
+		return taiTime(h.stamp)
+	case stampMicro:
+		return microTime(h.stamp)
 	default:
 		return unixTime(h.stamp)
 	}
@@ -266,9 +413,10 @@ func monthOf(b []byte) time.Month {
 	return 0
 }
 
-// isoTime reads YYYY-MM-DDTHH:MM:SS[.f...][Z|+hh:mm|+hhmm]; without a zone it is ref's.
+// isoTime reads YYYY-MM-DDTHH:MM:SS[.f...][Z|+hh:mm|+hhmm]; without a zone it is ref's. T may be a blank, and then a blank
+// stands before the zone too.
 func isoTime(b []byte, ref time.Time) (time.Time, bool) {
-	if len(b) < 19 || b[4] != '-' || b[7] != '-' || b[10] != 'T' || b[13] != ':' || b[16] != ':' {
+	if len(b) < 19 || b[4] != '-' || b[7] != '-' || b[10] != 'T' && b[10] != ' ' || b[13] != ':' || b[16] != ':' {
 		return ref, false
 	}
 	var v [7]int
@@ -292,6 +440,9 @@ func isoTime(b []byte, ref time.Time) (time.Time, bool) {
 		return ref, false
 	}
 	z := b[n:]
+	if len(z) > 0 && z[0] == ' ' && b[10] == ' ' {
+		z = z[1:]
+	}
 	if len(z) == 0 {
 		return time.Date(year, time.Month(month), day, hour, minute, sec, int(frac), ref.Location()), true
 	}
@@ -311,6 +462,36 @@ func isoTime(b []byte, ref time.Time) (time.Time, bool) {
 	}
 	at := time.Date(year, time.Month(month), day, hour, minute, sec, int(frac), time.UTC)
 	return at.Add(-time.Duration(offset) * time.Second), true
+}
+
+// taiTime reads @ and TAI64N. Nobody's clock here counts leap seconds: the writers add 10 s to Unix time.
+func taiTime(b []byte) (time.Time, bool) {
+	sec, nano := int64(0), int64(0)
+	for _, c := range b[1:17] {
+		sec = sec<<4 | int64(unhex(c))
+	}
+	for _, c := range b[17:25] {
+		nano = nano<<4 | int64(unhex(c))
+	}
+	sec -= 1<<62 + 10
+	if sec < 0 || sec > 1<<40 || nano >= 1e9 {
+		return time.Time{}, false
+	}
+	return time.Unix(sec, nano).UTC(), true
+}
+
+func microTime(b []byte) (time.Time, bool) {
+	if len(b) < 15 || len(b) > 17 {
+		return time.Time{}, false
+	}
+	v := int64(0)
+	for _, c := range b {
+		if !isDigit(c) {
+			return time.Time{}, false
+		}
+		v = v*10 + int64(c-'0')
+	}
+	return time.UnixMicro(v).UTC(), true
 }
 
 func unixTime(b []byte) (time.Time, bool) {

@@ -1,24 +1,108 @@
 package maillog
 
-import "time"
+import (
+	"bytes"
+	"time"
+)
 
 // Options are the settings of a Parser. The zero value works.
 type Options struct {
 	// Seed goes into the hash of user names and queue ids. Give every host its own, and keep it: user hashes and the
 	// bytes of Pending mean something only under the seed they were made with.
 	Seed uint64
-	// MaxPending is how many accepted recipients may wait for their message (see Pending). Default 65536, 48 bytes each.
+	// MTA says whose lines to read; the lines of all others are no events. The zero value reads them all and tells them
+	// apart by the tag, or by the shape of the line where Exim and Dovecot write their own files.
+	MTA MTA
+	// MaxPending is how many accepted recipients may wait for their message, and as many sessions of
+	// OpenSMTPD and messages of Sendmail may be under way (see Pending). Default 65536, 48 bytes each; the tables of an
+	// MTA that is not there take no memory.
 	MaxPending int
-	// PendingAge is how long one waits. Default 30 minutes.
+	// PendingAge is how long one waits; sessions of OpenSMTPD may last twice as long. Default 30 minutes.
 	PendingAge time.Duration
 }
 
-// A Parser reads the lines of one log. It remembers which source a queue id belongs to, so the lines must come in
-// order, and a Parser is for one goroutine at a time.
+// An MTA is one whose log can be read.
+type MTA uint8
+
+// Auto stands for all of them.
+const (
+	Auto MTA = iota
+	Postfix
+	Exim
+	Sendmail
+	OpenSMTPD
+	Dovecot
+	Courier // and the logins of Cyrus
+	numMTAs
+)
+
+var mtaNames = [numMTAs]string{"auto", "postfix", "exim", "sendmail", "opensmtpd", "dovecot", "courier"}
+
+// String returns the name as it stands in the config.
+func (m MTA) String() string {
+	if m < numMTAs {
+		return mtaNames[m]
+	}
+	return "unknown"
+}
+
+// ParseMTA is the reverse of String.
+func ParseMTA(s string) (MTA, bool) {
+	for m, n := range mtaNames {
+		if n == s {
+			return MTA(m), true
+		}
+	}
+	return Auto, false
+}
+
+// mtaOf says by its tag whose line it is.
+func mtaOf(tag []byte) MTA {
+	if bytes.IndexByte(tag, '/') > 0 {
+		if has(tag, "cyrus/") {
+			return Courier
+		}
+		return Postfix
+	}
+	switch string(tag) {
+	case "exim", "exim4":
+		return Exim
+	case "dovecot", "dovecot-auth", "auth", "auth-worker", "imap-login", "pop3-login", "managesieve-login", "submission-login":
+		return Dovecot
+	case "smtpd", "opensmtpd":
+		return OpenSMTPD
+	case "sendmail":
+		return Sendmail
+	case "courieresmtpd", "courierd", "esmtpd", "imapd", "imapd-ssl", "pop3d", "pop3d-ssl", "imaplogin", "pop3login",
+		"imap", "imaps", "pop3", "pop3s":
+		return Courier
+	}
+	switch {
+	case has(tag, "sm-"):
+		return Sendmail // sm-mta, sm-msp-queue, sm-acceptingconnections
+	case has(tag, "exim"):
+		return Exim // exim-in, exim4-daemon, ...
+	}
+	return Auto
+}
+
+// A Parser reads the lines of one log. It remembers which source a queue id or a session belongs to and which failed
+// logins it has counted, so the lines must come in order, and a Parser is for one goroutine at a time.
+//
+// What it remembers is its own: if the lines of one failed login reach two Parsers, say Postfix's from a file and
+// Dovecot's from the journal, each counts it.
 type Parser struct {
-	seed    uint64
-	pending pending
-	stamps  stampCache
+	seed     uint64
+	mta      MTA
+	pending  pending // Postfix: queue id -> source
+	sessions pending // OpenSMTPD: session id -> source
+	refused  pending // Sendmail: queue id -> number of refused recipients
+	logins   logins
+	twice    twice
+	stamps   stampCache
+	record   record
+	last     Event // what the line before was, for "last message repeated"; Kind None if it was no event
+	lastBy   header
 }
 
 // New returns a parser.
@@ -29,8 +113,11 @@ func New(o Options) *Parser {
 	if o.PendingAge <= 0 {
 		o.PendingAge = 30 * time.Minute
 	}
-	p := &Parser{seed: o.Seed}
-	p.pending.init(min(o.MaxPending, 1<<20), int64(o.PendingAge/time.Second))
+	n, age := min(o.MaxPending, 1<<20), int64(o.PendingAge/time.Second)
+	p := &Parser{seed: o.Seed, mta: o.MTA}
+	p.pending.init(n, age)
+	p.sessions.init(n, 2*age)
+	p.refused.init(n, age)
 	return p
 }
 
@@ -41,19 +128,81 @@ func New(o Options) *Parser {
 // one that puts the stamp nearest to ref and not more than a day after it) and their zone. A stamp with a zone of its
 // own uses that, and its event is in UTC. Parse does not allocate; its time is linear in the length of the line.
 func (p *Parser) Parse(line []byte, ref time.Time, e *Event) bool {
-	var h header
-	if !h.split(line) {
+	h := header{ref: ref}
+	if !h.split(line, &p.record) {
+		p.last.Kind = None
 		return false
 	}
-	return p.postfix(&h, ref, e)
+	return p.parse(&h, e)
 }
 
 // ParseMessage reads a record that is already split, as the journal has it: tag is the syslog identifier
 // ("postfix/smtpd"), pid may be empty, at is when the record was written.
 func (p *Parser) ParseMessage(tag, pid, msg []byte, at time.Time, e *Event) bool {
-	h := header{tag: tag, pid: pid, msg: msg, kind: stampNone}
+	h := header{tag: tag, pid: pid, msg: msg, kind: stampNone, ref: at}
 	h.repeat()
-	return p.postfix(&h, at, e)
+	return p.parse(&h, e)
+}
+
+func (p *Parser) parse(h *header, e *Event) bool {
+	ev := Event{Count: h.count}
+	ok := false
+	if h.again {
+		ok = p.repeated(h, &ev)
+	} else {
+		mta := h.mta
+		if mta == Auto {
+			mta = mtaOf(h.tag)
+		}
+		if p.mta != Auto && mta != p.mta {
+			mta = Auto
+		}
+		switch mta {
+		case Postfix:
+			ok = p.postfix(h, &ev)
+		case Exim:
+			ok = p.exim(h, &ev)
+		case Sendmail:
+			ok = p.sendmail(h, &ev)
+		case OpenSMTPD:
+			ok = p.opensmtpd(h, &ev)
+		case Dovecot:
+			ok = p.dovecot(h, &ev)
+		case Courier:
+			ok = p.courier(h, &ev)
+		}
+	}
+	if !ok || !p.when(h, &ev) {
+		p.last.Kind = None
+		return false
+	}
+	p.last, p.lastBy.by, p.lastBy.key = ev, h.by, h.key
+	if ev.Kind == AuthFailure {
+		p.countLogin(h, &ev)
+	}
+	*e = ev
+	return true
+}
+
+// repeated makes "last message repeated N times" N more of the line before. Not of what is no offence: one message is
+// delivered once.
+func (p *Parser) repeated(h *header, e *Event) bool {
+	if k := p.last.Kind; k == None || k == Delivered || k == AuthSuccess {
+		return false
+	}
+	*e = p.last
+	e.Count, e.Time = h.count, time.Time{}
+	h.by, h.key = p.lastBy.by, p.lastBy.key
+	return true
+}
+
+// when converts the stamp, once.
+func (p *Parser) when(h *header, e *Event) (ok bool) {
+	if e.Time.IsZero() {
+		e.Time, ok = p.time(h, h.ref)
+		return ok
+	}
+	return true
 }
 
 // userHash is FNV-1a over the lower-cased name, started from the seed and stirred, and never 0. It is stable over

@@ -8,14 +8,15 @@ import (
 )
 
 // pending remembers which source a queue id belongs to, from the first accepted recipient to the moment the message
-// is in the queue. It is a ring in the order of arrival with an index: a new entry takes the place of the oldest, so
-// the table holds what is still waiting of the last len(ring) accepted recipients.
+// is in the queue, or which source a session has. It is a ring in the order of arrival with an index: a new entry takes
+// the place of the oldest, so the table holds what is still waiting of the last max accepted recipients.
 type pending struct {
-	ring  []waiting
-	index []uint32 // ring position + 1, open addressing, 0 is free
-	head  int      // where the next one goes
-	age   int64    // seconds
-	last  int64    // the newest time seen, seconds since 1970
+	max   int
+	ring  []waiting // made at the first use
+	index []uint32  // ring position + 1, open addressing, 0 is free
+	head  int       // where the next one goes
+	age   int64     // seconds
+	last  int64     // the newest time seen, seconds since 1970
 }
 
 type waiting struct {
@@ -25,15 +26,20 @@ type waiting struct {
 	sub  bool
 }
 
-func (t *pending) init(n int, age int64) {
+func (t *pending) init(n int, age int64) { t.max, t.age = n, max(1, age) }
+
+func (t *pending) make() {
 	slots := 4
-	for slots < 2*n {
+	for slots < 2*t.max {
 		slots *= 2
 	}
-	t.ring, t.index, t.age = make([]waiting, n), make([]uint32, slots), max(1, age)
+	t.ring, t.index = make([]waiting, t.max), make([]uint32, slots)
 }
 
 func (t *pending) find(key uint64) (slot int, ok bool) {
+	if t.index == nil {
+		return 0, false
+	}
 	mask := len(t.index) - 1
 	for i := int(key) & mask; ; i = (i + 1) & mask {
 		n := t.index[i]
@@ -47,6 +53,9 @@ func (t *pending) find(key uint64) (slot int, ok bool) {
 }
 
 func (t *pending) add(key uint64, a netip.Addr, at int64, sub bool) {
+	if t.index == nil {
+		t.make()
+	}
 	t.last = max(t.last, at)
 	if i, ok := t.find(key); ok { // the queue id is used again: the old message never came
 		t.drop(i)
@@ -80,8 +89,33 @@ func (t *pending) take(key uint64, now int64) (netip.Addr, bool, bool) {
 	if now-w.at > t.age {
 		return netip.Addr{}, false, false
 	}
-	return netip.AddrFrom16(w.addr).Unmap(), w.sub, true
+	return w.source(), w.sub, true
 }
+
+// look is take that leaves the entry there.
+func (t *pending) look(key uint64, now int64) *waiting {
+	i, ok := t.find(key)
+	if !ok {
+		return nil
+	}
+	w := &t.ring[t.index[i]-1]
+	if now-w.at > t.age {
+		t.drop(i)
+		return nil
+	}
+	return w
+}
+
+// number is what a table of numbers holds in place of an address. It is never 0.
+func (w *waiting) number() int { return int(binary.LittleEndian.Uint32(w.addr[:])) }
+
+func (t *pending) addNumber(key uint64, n int, at int64) {
+	var a [16]byte
+	binary.LittleEndian.PutUint32(a[:], uint32(min(n, 1e6)))
+	t.add(key, netip.AddrFrom16(a), at, false)
+}
+
+func (w *waiting) source() netip.Addr { return netip.AddrFrom16(w.addr).Unmap() }
 
 // drop frees slot i of the index and what it points to, and moves later entries of the run up.
 func (t *pending) drop(i int) {
@@ -97,48 +131,64 @@ func (t *pending) drop(i int) {
 	t.index[i] = 0
 }
 
-// The bytes of Pending: "mxq" and the version, a check of the seed (8), the count (4), then per entry, oldest first:
-// key (8), address (16), seconds since 1970 (8), flags (1). Little endian.
+// The bytes of Pending: "mxq" and the version, a check of the seed (8), the count (4), then per entry, table by table and
+// the oldest first: key (8), address (16), seconds since 1970 (8), flags (1). Little endian. The flags are 1 for
+// submission and twice the number of the table: 0 messages of Postfix, 1 sessions of OpenSMTPD, 2 messages of Sendmail,
+// whose address is the number of recipients refused. Version 1 had table 0 only, and is still read.
 const (
-	pendingMagic = "mxq\x01"
+	pendingMagic = "mxq\x02"
+	pendingFirst = "mxq\x01"
 	pendingHead  = len(pendingMagic) + 8 + 4
 	pendingEntry = 8 + 16 + 8 + 1
 )
 
 var errPending = errors.New("not a table of pending queue ids")
 
-// Pending returns the accepted recipients whose message has not come yet, for storing together with the position in
-// the log. It leaves out what is older than PendingAge. A server at work has a few dozen, 33 bytes each; sessions that
-// never send a message stay in it for PendingAge.
+func (p *Parser) tables() [3]*pending { return [3]*pending{&p.pending, &p.sessions, &p.refused} }
+
+// Pending returns what waits for a later line, for storing together with the position in the log: accepted recipients
+// whose message has not come yet, open sessions of OpenSMTPD, recipients refused by Sendmail. It leaves out what is too
+// old. A server at work has a few dozen, 33 bytes each; sessions that never send a message stay in it for PendingAge.
 func (p *Parser) Pending() []byte {
-	t := &p.pending
 	b := make([]byte, pendingHead, 1024)
 	copy(b, pendingMagic)
 	binary.LittleEndian.PutUint64(b[4:], p.seedCheck())
 	count := uint32(0)
-	for i := range t.ring {
-		w := &t.ring[(t.head+i)%len(t.ring)]
-		if w.key == 0 || t.last-w.at > t.age {
-			continue
+	for n, t := range p.tables() {
+		for i := range t.ring {
+			w := &t.ring[(t.head+i)%len(t.ring)]
+			if w.key == 0 || t.last-w.at > t.age {
+				continue
+			}
+			b = binary.LittleEndian.AppendUint64(b, w.key)
+			b = append(b, w.addr[:]...)
+			b = binary.LittleEndian.AppendUint64(b, uint64(w.at))
+			flags := byte(n) << 1
+			if w.sub {
+				flags |= 1
+			}
+			b = append(b, flags)
+			count++
 		}
-		b = binary.LittleEndian.AppendUint64(b, w.key)
-		b = append(b, w.addr[:]...)
-		b = binary.LittleEndian.AppendUint64(b, uint64(w.at))
-		sub := byte(0)
-		if w.sub {
-			sub = 1
-		}
-		b = append(b, sub)
-		count++
 	}
 	binary.LittleEndian.PutUint32(b[12:], count)
 	return b
 }
 
-// Restore replaces the table by one that Pending made. A damaged one, or one made under another seed, is an error and
-// changes nothing: then the messages that were under way bring no credit, and that is all.
+// Restore replaces the tables by those that Pending made. Damaged ones, or ones made under another seed, are an error
+// and change nothing: then the messages that were under way bring no credit and the open sessions no events, and that
+// is all.
 func (p *Parser) Restore(b []byte) error {
-	if len(b) < pendingHead || string(b[:4]) != pendingMagic {
+	if len(b) < pendingHead {
+		return errPending
+	}
+	tables := p.tables()
+	known := byte(len(tables))
+	switch string(b[:4]) {
+	case pendingMagic:
+	case pendingFirst:
+		known = 1
+	default:
 		return errPending
 	}
 	if binary.LittleEndian.Uint64(b[4:]) != p.seedCheck() {
@@ -149,21 +199,25 @@ func (p *Parser) Restore(b []byte) error {
 	if uint64(len(b)) != n*uint64(pendingEntry) {
 		return fmt.Errorf("%w: %d bytes for %d entries", errPending, len(b), n)
 	}
+	var sizes [len(tables)]int
 	for e := b; len(e) > 0; e = e[pendingEntry:] {
-		a := netip.AddrFrom16([16]byte(e[8:24])).Unmap()
-		if binary.LittleEndian.Uint64(e) == 0 || a.IsUnspecified() || e[32] > 1 || int64(binary.LittleEndian.Uint64(e[24:])) < 0 {
+		a, table := netip.AddrFrom16([16]byte(e[8:24])).Unmap(), e[32]>>1
+		if binary.LittleEndian.Uint64(e) == 0 || a.IsUnspecified() || table >= known || int64(binary.LittleEndian.Uint64(e[24:])) < 0 {
 			return fmt.Errorf("%w: impossible entry", errPending)
 		}
+		sizes[table]++
 	}
-	t := &p.pending
-	clear(t.ring)
-	clear(t.index)
-	t.head, t.last = 0, 0
-	if skip := int(n) - len(t.ring); skip > 0 { // a smaller table than the one that was saved: the newest stay
-		b = b[skip*pendingEntry:]
+	for _, t := range tables {
+		clear(t.ring)
+		clear(t.index)
+		t.head, t.last = 0, 0
 	}
 	for e := b; len(e) > 0; e = e[pendingEntry:] {
-		t.add(binary.LittleEndian.Uint64(e), netip.AddrFrom16([16]byte(e[8:24])), int64(binary.LittleEndian.Uint64(e[24:])), e[32] == 1)
+		i := e[32] >> 1
+		if sizes[i]--; sizes[i] >= tables[i].max { // a smaller table than the one that was saved: the newest stay
+			continue
+		}
+		tables[i].add(binary.LittleEndian.Uint64(e), netip.AddrFrom16([16]byte(e[8:24])), int64(binary.LittleEndian.Uint64(e[24:])), e[32]&1 == 1)
 	}
 	return nil
 }

@@ -1,9 +1,6 @@
 package maillog
 
-import (
-	"bytes"
-	"time"
-)
+import "bytes"
 
 // The daemons of Postfix that talk to clients are smtpd and postscreen; cleanup refuses content; qmgr has the message
 // once it is accepted. Everything else (smtp, lmtp, local, bounce, dnsblog, anvil, tlsproxy, ...) speaks of our
@@ -11,7 +8,7 @@ import (
 
 // postfix dispatches on the last path element of the tag. What stands before it is the instance or the service
 // (syslog_name), which may be anything; a bare "smtpd" is OpenSMTPD.
-func (p *Parser) postfix(h *header, ref time.Time, e *Event) bool {
+func (p *Parser) postfix(h *header, e *Event) bool {
 	i := bytes.LastIndexByte(h.tag, '/')
 	if i <= 0 {
 		return false
@@ -20,28 +17,21 @@ func (p *Parser) postfix(h *header, ref time.Time, e *Event) bool {
 	if daemon == 0 {
 		return false
 	}
-	at, ok := p.time(h, ref)
-	if !ok {
+	if !p.when(h, e) {
 		return false
 	}
-	ev := Event{Time: at, Count: h.count, Submission: submission(h.tag[:i])}
+	e.Submission = submission(h.tag[:i])
 	switch daemon {
 	case 's':
-		ok = p.smtpd(h, &ev)
+		return p.smtpd(h, e)
 	case 'p':
-		ok = p.postscreen(h, &ev)
+		return p.postscreen(h, e)
 	case 'c':
-		ok = p.cleanup(h, &ev)
+		return p.cleanup(h, e)
 	case 'q':
-		ok = p.qmgr(h, &ev)
-	case 'l':
-		ok = p.pickup(h)
+		return p.qmgr(h, e)
 	}
-	if !ok {
-		return false
-	}
-	*e = ev
-	return true
+	return p.pickup(h)
 }
 
 // daemonOf returns a letter for the daemons that are read, else 0.

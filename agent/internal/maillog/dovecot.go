@@ -1,0 +1,326 @@
+package maillog
+
+import "bytes"
+
+// Dovecot logs "service: message" behind its tag, or "service: Level: message" in a file of its own. Login processes
+// (imap-login, ...) and the auth process speak of clients; all other services come after the login.
+//
+// The user name is the client's and may hold anything, also what looks like the rest of the line. auth_username_chars
+// forbids most of it by default, but nothing here relies on that.
+
+// whole is how long a message may be for its end to be the end: no syslogd cuts a line before 1024 bytes with its
+// header, so in a longer one the last words may be the client's.
+const whole = 800
+
+// dovecotServices are the services that are read.
+var dovecotServices = [...]string{"auth", "imap-login", "pop3-login", "managesieve-login", "submission-login"}
+
+// dovecotService says whether "service: " or "service(...", as auth-worker(123) and auth(user,...) of 2.4, begins b.
+func dovecotService(b []byte) bool {
+	for _, s := range &dovecotServices {
+		if c, ok := cut(b, s); ok && len(c) > 1 {
+			if s == "auth" {
+				c, _ = cut(c, "-worker")
+			}
+			return has(c, ": ") || has(c, "(")
+		}
+	}
+	return false
+}
+
+// dovecotOwn says whether b is what follows the stamp in a file that Dovecot writes itself: a service, and after "service: "
+// a level, which no line of syslog has there.
+func dovecotOwn(b []byte) bool {
+	if len(b) < 8 || !dovecotService(b) {
+		return false
+	}
+	i := bytes.IndexByte(b[:min(len(b), 24)], ':')
+	if i < 0 || i+2 >= len(b) || bytes.IndexByte(b[:i], '(') >= 0 {
+		return true
+	}
+	_, ok := level(b[i+2:])
+	return ok
+}
+
+// level cuts "Info: " and the like off.
+func level(b []byte) ([]byte, bool) {
+	for _, l := range [...]string{"Info: ", "Warning: ", "Error: ", "Debug: ", "Fatal: ", "Panic: "} {
+		if c, ok := cut(b, l); ok {
+			return c, true
+		}
+	}
+	return b, false
+}
+
+func (p *Parser) dovecot(h *header, e *Event) bool {
+	m := h.msg
+	if len(h.tag) > 0 && string(h.tag) != "dovecot" {
+		// The tag is a service, or PAM's, which logs in the name of the program that called it.
+		if b, ok := cut(m, "pam_unix(dovecot:auth): authentication failure; "); ok {
+			return p.pamFailure(h, b, e)
+		}
+		switch string(h.tag) {
+		case "auth", "auth-worker", "dovecot-auth":
+			m, _ = level(m)
+			return p.dovecotAuth(h, m, e)
+		}
+		e.Submission = string(h.tag) == "submission-login"
+		m, _ = level(m)
+		return p.dovecotLogin(m, e)
+	}
+	if len(m) < 8 {
+		return false
+	}
+	switch m[0] {
+	case 'a':
+		if b, ok := cut(m, "auth"); ok {
+			b, worker := cut(b, "-worker")
+			if worker {
+				h.by = byWorker
+			}
+			// "(123): " of a worker and "(default): " of 1.x are Dovecot's own; any other parenthesis is the slot of 2.4.
+			if c, ok := cut(b, "("); ok {
+				n := 0
+				for n < len(c) && n < 16 && isAlnum(c[n]) {
+					n++
+				}
+				if d, ok := cut(c[n:], "): "); ok {
+					b = d
+				} else {
+					return p.dovecotAuth(h, m, e)
+				}
+			} else if b, ok = cut(b, ": "); !ok {
+				return false
+			}
+			b, _ = level(b)
+			return p.dovecotAuth(h, b, e)
+		}
+	case 'p':
+		if b, ok := cut(m, "pam_unix(dovecot:auth): authentication failure; "); ok {
+			return p.pamFailure(h, b, e)
+		}
+		if b, ok := cut(m, "pop3-login: "); ok {
+			b, _ = level(b)
+			return p.dovecotLogin(b, e)
+		}
+	case 'i':
+		if b, ok := cut(m, "imap-login: "); ok {
+			b, _ = level(b)
+			return p.dovecotLogin(b, e)
+		}
+	case 'm':
+		if b, ok := cut(m, "managesieve-login: "); ok {
+			b, _ = level(b)
+			return p.dovecotLogin(b, e)
+		}
+	case 's':
+		if b, ok := cut(m, "submission-login: "); ok {
+			e.Submission = true
+			b, _ = level(b)
+			return p.dovecotLogin(b, e)
+		}
+	}
+	return false
+}
+
+// dovecotLogin reads "WHAT[: cause][ (human)][ (event)]: user=<U>, [method=M, ]rip=IP, lip=IP2, ...". WHAT, cause and human are
+// Dovecot's words. U may hold another ", rip=", but nothing of the client stands behind the true one, so that is the
+// last of the line.
+func (p *Parser) dovecotLogin(b []byte, e *Event) bool {
+	if len(b) > whole {
+		return false
+	}
+	i := bytes.LastIndex(b, []byte(" rip="))
+	if i < 1 || b[i-1] != ',' && b[i-1] != ':' {
+		return false
+	}
+	c := b[i+len(" rip="):]
+	n := bytes.IndexByte(c, ',')
+	if n < 0 || !has(c[n:], ", lip=") {
+		return false
+	}
+	a, ok := parseAddr(c[:n])
+	if !ok {
+		return false
+	}
+	head, user := b[:i], []byte(nil)
+	if j := bytes.Index(head, []byte(": user=<")); j >= 0 {
+		user = head[j+len(": user=<"):]
+		head = head[:j]
+		if k := bytes.LastIndexByte(user, '>'); k >= 0 {
+			user = user[:k]
+		}
+	}
+	e.Source, e.Kind = a, Other
+	if string(head) == "Login" {
+		e.Kind, e.User = AuthSuccess, p.userHash(user)
+		return true
+	}
+	if j := bytes.Index(head, []byte("(auth failed, ")); j >= 0 {
+		n, d := 0, head[j+len("(auth failed, "):]
+		k := 0
+		for k < len(d) && isDigit(d[k]) && k < 5 {
+			n = n*10 + int(d[k]-'0')
+			k++
+		}
+		if !has(d[k:], " attempt") {
+			return true
+		}
+		e.Kind, e.User = AuthFailure, p.userHash(user)
+		e.Count *= max(1, n)
+		return true
+	}
+	switch {
+	case bytes.Contains(head, []byte("Too many invalid commands")):
+		e.Kind = TooManyErrors
+	case bytes.Contains(head, []byte("(no auth attempts")),
+		bytes.Contains(head, []byte("(disconnected before ")), // auth was ready, greeting
+		bytes.Contains(head, []byte("(disconnected during TLS")),
+		bytes.Contains(head, []byte("(client didn't finish")):
+		e.Kind = LostConnection
+	}
+	// Else: told not to send passwords in the clear, a certificate missing, a backend or we ourselves at fault.
+	return true
+}
+
+// dovecotAuth reads "[conn unix:auth-worker (...): auth-worker<7>: ]DRIVER(U,IP[,<S>]): WHY" and, whole message with its
+// service, "auth(U,IP,sasl:mech)<S>: [Info: ]DRIVER: WHY" of 2.4. U stands before the address, and behind it may stand
+// the password, so the place is found only if exactly one of the line has its shape: IP between a comma and the closing
+// parenthesis. A client can hide such a line by naming itself like another; the login process then counts it.
+//
+// The bad case is a server that does not tell Dovecot the client's address at all (Postfix before 2.5, a program that asks
+// the auth socket itself) together with auth_username_chars that allow commas and parentheses.
+func (p *Parser) dovecotAuth(h *header, b []byte, e *Event) bool {
+	if string(h.tag) == "auth-worker" {
+		h.by = byWorker
+	}
+	if h.by != byWorker {
+		h.by = byAuth
+	}
+	if len(b) > whole {
+		return false
+	}
+	if c, ok := cut(b, "conn unix:"); ok { // PATH (pid=..,uid=..): auth-worker<N>:
+		i := bytes.Index(c[:min(len(c), 160)], []byte("): auth-worker<"))
+		if i < 0 {
+			return false
+		}
+		c = c[i+len("): auth-worker<"):]
+		if i = bytes.Index(c[:min(len(c), 24)], []byte(">: ")); i < 0 {
+			return false
+		}
+		b, h.by = c[i+3:], byWorker
+	}
+	n := 0
+	for n < len(b) && n < 32 && (isAlnum(b[n]) || b[n] == '-' || b[n] == '_') {
+		n++
+	}
+	if n == 0 || n == len(b) || b[n] != '(' {
+		return false
+	}
+	driver := b[:n]
+	b = b[n+1:]
+	var user, why []byte
+	found := 0
+	for i := 0; i < len(b); {
+		j := bytes.IndexByte(b[i:], ')')
+		if j < 0 {
+			break
+		}
+		i += j + 1
+		if s, u, w, ok := authSlot(b, i-1); ok {
+			if a, ok := parseAddr(s); ok {
+				e.Source, user, why = a, u, w
+				found++
+			}
+		}
+	}
+	if found != 1 {
+		return false
+	}
+	why, _ = level(why)
+	if string(driver) == "auth" || string(driver) == "auth-worker" { // 2.4: what asked is named behind
+		i := bytes.Index(why[:min(len(why), 40)], []byte(": "))
+		if i < 0 {
+			return false
+		}
+		driver, why = why[:i], why[i+2:]
+	}
+	h.key = uint32(hash(p.seed, driver, false))
+	switch {
+	case has(why, "unknown user"), has(why, "Unknown user"), has(why, "Password mismatch"),
+		has(why, "password mismatch"), has(why, "invalid credentials"), has(why, "Invalid credentials"),
+		has(why, "Authentication failure"), has(why, "user not found"):
+		e.Kind = AuthFailure
+	case has(why, "pam_authenticate() failed: "):
+		// System errors of PAM are ours.
+		e.Kind = Other
+		w := why[len("pam_authenticate() failed: "):]
+		if has(w, "Authentication failure") || has(w, "authentication error") || has(w, "User not known") || has(w, "unknown user") ||
+			has(w, "Have exhausted maximum number of retries") {
+			e.Kind = AuthFailure
+		}
+	default:
+		return false
+	}
+	if e.Kind == AuthFailure {
+		e.User = p.userHash(user)
+	}
+	return true
+}
+
+// authSlot looks at the ')' at b[i]: "U,IP): WHY", "U,IP,<S>): WHY", "U,IP,sasl:mech)<S>: WHY". It looks at no more than a few
+// hundred bytes on either side.
+func authSlot(b []byte, i int) (addr, user, why []byte, ok bool) {
+	rest := b[i+1:]
+	if c, isSession := cut(rest, "<"); isSession {
+		k := bytes.IndexByte(c[:min(len(c), 100)], '>')
+		if k < 0 {
+			return nil, nil, nil, false
+		}
+		rest = c[k+1:]
+	}
+	if why, ok = cut(rest, ": "); !ok {
+		return nil, nil, nil, false
+	}
+	head := b[max(0, i-200):i]
+	for range 3 {
+		k := bytes.LastIndexByte(head, ',')
+		if k < 0 {
+			return nil, nil, nil, false
+		}
+		f := head[k+1:]
+		if len(f) > 1 && f[0] == '<' && f[len(f)-1] == '>' || has(f, "sasl:") {
+			head = head[:k]
+			continue
+		}
+		return f, b[:max(0, i-200)+k], why, true
+	}
+	return nil, nil, nil, false
+}
+
+// pamFailure reads "logname=.. uid=.. euid=.. tty=dovecot ruser=U rhost=IP[  user=U2]". U is the client's; U2 is there only
+// if there is such a user, so nothing of the client stands behind the last rhost=.
+func (p *Parser) pamFailure(h *header, b []byte, e *Event) bool {
+	i := bytes.LastIndex(b, []byte(" rhost="))
+	if i < 0 || len(b) > whole {
+		return false
+	}
+	c := b[i+len(" rhost="):]
+	if n := bytes.IndexByte(c, ' '); n >= 0 {
+		if !has(bytes.TrimLeft(c[n:], " "), "user=") {
+			return false
+		}
+		c = c[:n]
+	}
+	a, ok := parseAddr(c)
+	if !ok {
+		return false
+	}
+	h.by = byPAM
+	e.Kind, e.Source = AuthFailure, a
+	if j := bytes.Index(b[:i], []byte(" ruser=")); j >= 0 {
+		e.User = p.userHash(b[j+len(" ruser=") : i])
+	}
+	return true
+}

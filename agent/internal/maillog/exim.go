@@ -1,0 +1,656 @@
+package maillog
+
+import "bytes"
+
+// Exim logs to files of its own ("YYYY-MM-DD HH:MM:SS [+zzzz] [[pid]] message") or to syslog, where it repeats that stamp
+// unless told not to, splits long lines into "[n/m] " parts and writes what goes to the reject log a second time.
+//
+// A client is HOSTTEXT: "[name ][(helo) ][IP][:PORT][ I=[LOCAL]:P][ U=ident]". The name is verified; the helo is the
+// client's. With helo_accept_junk_hosts the helo may have any byte, and so imitate the address and all that follows it. So
+// if there is a helo, and what looks like the end of a helo and an address stands in the line once more, there is no
+// event: a client can hide its lines by putting that into its sender, but not lay them on somebody else. I= is our own
+// address.
+//
+// Behind a message id "H=" is most often the host we deliver to. Those lines go on with a colon or words; the ones
+// about a client go on with NAME=value fields and the verdict.
+//
+// The main log and the reject log tell the same refusals: follow one of them.
+
+func (p *Parser) exim(h *header, e *Event) bool {
+	m := h.msg
+	if h.mta != Exim { // syslog
+		var ok bool
+		if m, ok = h.eximSyslog(m); !ok {
+			return false
+		}
+	}
+	if len(m) < 12 {
+		return false
+	}
+	if !h.eximMessage(p, m, e) {
+		return false
+	}
+	if h.mta != Exim && p.twice.seen(p, h, m, e) {
+		e.Kind, e.Count, e.User = Other, 1, 0
+	}
+	return true
+}
+
+// eximSyslog skips "[1/3] " and the second stamp. Parts after the first begin anywhere in the text of a client, and are
+// nothing.
+func (h *header) eximSyslog(m []byte) ([]byte, bool) {
+	if len(m) > 6 && m[0] == '[' && isDigit(m[1]) {
+		n := 1
+		for n < len(m) && n < 5 && isDigit(m[n]) {
+			n++
+		}
+		if n+1 < len(m) && (m[n] == '/' || m[n] == '\\') && isDigit(m[n+1]) {
+			first := n == 2 && m[1] == '1'
+			for n++; n < len(m) && n < 10 && isDigit(m[n]); n++ {
+			}
+			b, ok := cut(m[n:], "] ")
+			if !ok || !first {
+				return nil, false
+			}
+			m, h.part = b, true
+		}
+	}
+	if len(m) > 20 && isDigit(m[0]) && m[4] == '-' {
+		if n := stampLen(m); n > 0 {
+			m = m[n+1:]
+		}
+	}
+	return h.eximPid(m), true
+}
+
+func (h *header) eximMessage(p *Parser, m []byte, e *Event) bool {
+	switch m[0] {
+	case 'H':
+		if b, ok := cut(m, "H="); ok {
+			return h.eximHost(b, e)
+		}
+	case 'S':
+		return h.eximS(m, e)
+	case 'n', 'u', 'r', 't':
+		if ok, known := h.eximWords(m, e); known {
+			return ok
+		}
+	case 'C':
+		if b, ok := cut(m, "Connection from "); ok {
+			c, ok := h.hostText(b, e)
+			if !ok || !has(c, " refused: ") {
+				return false
+			}
+			e.Kind = Other
+			if has(c, " refused: too many connections") {
+				e.Kind = RateLimit
+			}
+			return true
+		}
+	case 'T':
+		if b, ok := cut(m, "TLS error on connection from "); ok {
+			e.Kind = LostConnection
+			_, ok = h.hostText(b, e)
+			return ok
+		}
+	}
+	if id := messageID(m); id > 0 {
+		m = m[id:]
+		if b, ok := cut(m, "<= "); ok {
+			return p.eximAccepted(h, b, e)
+		}
+		if b, ok := cut(m, "H="); ok {
+			return h.eximHost(b, e)
+		}
+		return false
+	}
+	// "DRIVER authenticator failed for [H=]HOSTTEXT: REPLY". DRIVER is the administrator's name for it.
+	n := 0
+	for n < len(m) && n < 64 && (isAlnum(m[n]) || m[n] == '_' || m[n] == '-') {
+		n++
+	}
+	if b, ok := cut(m[n:], " authenticator failed for "); ok && n > 0 {
+		return p.eximAuth(h, b, e)
+	}
+	return false
+}
+
+// messageID is the length of "1rgXyz-0001Ab-Cd " or, from 4.97 on, "1rgXyz-00000000Abc-1De2 ", or 0.
+func messageID(m []byte) int {
+	for _, n := range [...][3]int{{6, 13, 16}, {6, 18, 23}} {
+		if len(m) <= n[2] || m[n[0]] != '-' || m[n[1]] != '-' || m[n[2]] != ' ' {
+			continue
+		}
+		for i, c := range m[:n[2]] {
+			if i != n[0] && i != n[1] && !isAlnum(c) {
+				return 0
+			}
+		}
+		return n[2] + 1
+	}
+	return 0
+}
+
+// hostText reads HOSTTEXT up to and with the port. What stands in front of the bracket must be a name, a helo, or both.
+func (h *header) hostText(b []byte, e *Event) (rest []byte, ok bool) {
+	helo := false
+	n := 0
+	for n < len(b) && n < 256 && isHost(b[n]) {
+		n++
+	}
+	if n > 0 {
+		if b, ok = cut(b[n:], " "); !ok {
+			return nil, false
+		}
+	}
+	if c, ok := cut(b, "("); ok {
+		if b, ok = skipHelo(c); !ok {
+			return nil, false
+		}
+		helo = true
+	}
+	a, rest, ok := bracketed(b)
+	if !ok || helo && !h.only(rest) {
+		return nil, false
+	}
+	e.Source = a
+	return rest, true
+}
+
+// only says that no second ") [IP]" follows, nor can have been cut off: Exim's own lines have 8 KB.
+func (h *header) only(b []byte) bool {
+	if h.part || len(b) > whole && h.mta != Exim || len(b) > 7000 {
+		return false
+	}
+	for {
+		i := bytes.Index(b, []byte(") ["))
+		if i < 0 {
+			return true
+		}
+		b = b[i+3:]
+		n := bytes.IndexByte(b[:min(len(b), 100)], ']')
+		if n < 0 {
+			continue
+		}
+		if _, ok := parseAddr(b[:n]); ok {
+			return false
+		}
+	}
+}
+
+// skipHelo reads "helo) " behind the parenthesis. A helo may be an address literal.
+func skipHelo(b []byte) ([]byte, bool) {
+	n := 0
+	if len(b) > 0 && b[0] == '[' {
+		n = 1
+		for n < len(b) && n < 64 && (isHex(b[n]) || b[n] == ':' || b[n] == '.' || n < 6 && isAlpha(b[n]) || n < 6 && b[n] == 'v') {
+			n++
+		}
+		if n == len(b) || b[n] != ']' {
+			return nil, false
+		}
+		n++
+	} else {
+		for n < len(b) && n < 512 && b[n] != '(' && b[n] != ')' && b[n] != '[' && b[n] != ']' {
+			n++
+		}
+	}
+	return cut(b[n:], ") ")
+}
+
+// eximFields skips " NAME=value" up to the first word without a =. Values are bare words, "quoted" or <bracketed>. They
+// are the client's, so they may hide the verdict, but the address is known by now.
+func eximFields(b []byte, e *Event) (rest []byte, sender bool) {
+	for len(b) > 0 && b[0] == ' ' {
+		c := b[1:]
+		n := 0
+		for n < len(c) && n < 8 && isAlpha(c[n]) {
+			n++
+		}
+		if n == 0 || n == len(c) || c[n] != '=' {
+			if string(c[:n]) == "L" && has(c[n:], " ") {
+				b = c[n:]
+				continue
+			}
+			return c, sender
+		}
+		name := c[:n]
+		c = c[n+1:]
+		switch {
+		case has(c, "<"):
+			sender = true
+			quoted := false
+			i := 1
+			for ; i < len(c) && (quoted || c[i] != '>'); i++ {
+				if c[i] == '"' {
+					quoted = !quoted
+				} else if c[i] == '\\' && quoted {
+					i++
+				}
+			}
+			if i >= len(c) {
+				return nil, sender
+			}
+			b = c[i+1:]
+		case has(c, `"`):
+			i := 1
+			for ; i < len(c) && c[i] != '"'; i++ {
+				if c[i] == '\\' {
+					i++
+				}
+			}
+			if i >= len(c) {
+				return nil, sender
+			}
+			b = c[i+1:]
+		default:
+			i := bytes.IndexByte(c, ' ')
+			if i < 0 {
+				return nil, sender
+			}
+			if string(name) == "I" {
+				e.Submission = submissionPort(c[:i])
+			}
+			b = c[i:]
+		}
+	}
+	return b, sender
+}
+
+// submissionPort says whether "[IP]:PORT" is one of the ports where users log in.
+func submissionPort(b []byte) bool {
+	b = bytes.TrimSuffix(b, []byte(":"))
+	return bytes.HasSuffix(b, []byte("]:587")) || bytes.HasSuffix(b, []byte("]:465"))
+}
+
+// eximHost reads what follows "H=" at the start of a message.
+func (h *header) eximHost(b []byte, e *Event) bool {
+	b, ok := h.hostText(b, e)
+	if !ok || len(b) == 0 || b[0] != ' ' {
+		return false // a colon: what a host said that we deliver to
+	}
+	b, sender := eximFields(b, e)
+	if sender && !has(b, "rejected ") && !has(b, "temporarily rejected ") {
+		// A sender with an angle bracket in it.
+		if i := bytes.Index(b, []byte("> rejected ")); i >= 0 {
+			b = b[i+2:]
+		}
+	}
+	if c, ok := cut(b, "temporarily rejected "); ok {
+		e.Kind = eximReject(c, false)
+		return true
+	}
+	if c, ok := cut(b, "rejected "); ok {
+		e.Kind = eximReject(c, true)
+		return true
+	}
+	if has(b, "sender verify fail for ") || has(b, "sender verify defer for ") || has(b, "incomplete transaction ") {
+		// The first two say why and the refusal has a line of its own; the third is also what a verification callback leaves.
+		e.Kind = Other
+		return true
+	}
+	if c, ok := cut(b, "dropped by "); ok {
+		e.Kind = Other
+		if i := bytes.Index(c, []byte(" ACL")); i >= 0 {
+			if k := eximText(c[i+4:], true); k == RateLimit || k == DNSBLReject {
+				e.Kind = k
+			}
+		}
+		return true
+	}
+	return false
+}
+
+// eximReject reads "STAGE ...: TEXT" after "rejected ". TEXT is the administrator's; the texts of the default
+// configuration and the usual ones are known.
+func eximReject(b []byte, hard bool) Kind {
+	if c, ok := cut(b, "RCPT "); ok {
+		text := afterEcho(c)
+		if k := eximText(text, hard); k != None {
+			return k
+		}
+		return Other
+	}
+	stage := b
+	if i := bytes.IndexByte(b, ' '); i >= 0 {
+		stage = b[:i]
+	}
+	if i := bytes.IndexByte(stage, ':'); i >= 0 {
+		stage = stage[:i]
+	}
+	text := afterEcho(b)
+	k := eximText(text, hard)
+	switch string(stage) {
+	case "EHLO", "HELO":
+		if k == None && hard {
+			return HeloReject
+		}
+	case "MAIL":
+		if k == None && hard {
+			return SenderReject
+		}
+	case "VRFY", "EXPN", "ETRN":
+		if k == None && hard {
+			return ProtocolError
+		}
+	case "DATA", "after", "by", "during":
+		if k == UnknownRecipient || k == RelayDenied {
+			return Other
+		}
+		if hard && spammy(text) {
+			return SpamReject
+		}
+	}
+	if k == None {
+		return Other
+	}
+	return k
+}
+
+// afterEcho skips "<echo>: " or everything up to the first ": ".
+func afterEcho(b []byte) []byte {
+	if i := bytes.IndexByte(b[:min(len(b), 32)], '<'); i >= 0 && (i == 0 || b[i-1] == ' ') {
+		if t, ok := skipEcho(b[i:]); ok {
+			return t
+		}
+		return nil
+	}
+	if i := bytes.Index(b, []byte(": ")); i >= 0 {
+		return b[i+2:]
+	}
+	return nil
+}
+
+// eximText says what the text of an ACL is about. A temporary refusal is greylisting, a limit, or ours.
+func eximText(text []byte, hard bool) Kind {
+	text = text[:min(len(text), 512)]
+	switch {
+	case has(text, "Unrouteable address"), has(text, "Unknown user"), has(text, "No Such User Here"):
+		if hard {
+			return UnknownRecipient // the commonest
+		}
+		return Other
+	case within(text, "ratelimit"), within(text, "rate limit"), within(text, "too many connections"):
+		return RateLimit
+	case !hard:
+		if within(text, "greylist") || within(text, "graylist") || within(text, "grey-list") {
+			return Greylisted
+		}
+		return Other
+	case within(text, "callout"), ours(text) && len(text) > 0:
+		return Other
+	case within(text, "user unknown"), within(text, "unknown user"), within(text, "no such user"), within(text, "unrouteable address"),
+		within(text, "unrouteable mail"), within(text, "no such recipient"), within(text, "mailbox does not exist"):
+		return UnknownRecipient
+	case has(text, "relay not permitted"), within(text, "relaying denied"), within(text, "relay access denied"), within(text, "relaying not permitted"),
+		within(text, "smtp auth is required"):
+		return RelayDenied
+	case within(text, "listed at "), within(text, "listed in "), within(text, "black list"), within(text, "blacklist"), within(text, "blocklist"), within(text, "in an rbl"),
+		within(text, "dnsbl"), within(text, "email blocked by "), within(text, "spamhaus"):
+		return DNSBLReject
+	case has(text, "Sender verify failed"), within(text, "sender verif"):
+		return SenderReject
+	case within(text, "reverse dns"), within(text, "host lookup failed"), within(text, "reverse lookup"), within(text, "no ptr"), within(text, "rdns"):
+		return NoRDNS
+	case within(text, "greylist"):
+		return Greylisted
+	}
+	return None
+}
+
+// eximAuth reads "[H=]HOSTTEXT: 535 Incorrect authentication data[ (set_id=U)]".
+func (p *Parser) eximAuth(h *header, b []byte, e *Event) bool {
+	b, _ = cut(b, "H=")
+	b, ok := h.hostText(b, e)
+	if !ok {
+		return false
+	}
+	// " I=[LOCAL]:PORT U=ident: ", of which the colon ends the last. Ident is the client's.
+	if c, ok := cut(b, " I="); ok {
+		if i := bytes.IndexByte(c, ' '); i > 0 {
+			e.Submission = submissionPort(c[:i])
+		}
+	}
+	i := bytes.Index(b, []byte(": "))
+	if i < 0 {
+		return false
+	}
+	b = b[i+2:]
+	e.Kind = Other
+	if !has(b, "5") || oursAuth(b[min(4, len(b)):]) {
+		return true // 435 Unable to authenticate at present
+	}
+	e.Kind = AuthFailure
+	if i := bytes.Index(b, []byte("(set_id=")); i >= 0 && b[len(b)-1] == ')' {
+		e.User = p.userHash(b[i+len("(set_id=") : len(b)-1])
+	}
+	return true
+}
+
+// eximAccepted reads "S H=HOSTTEXT P=proto [X=.. CV=.. DN=".." ][A=auth[:id] ]S=size ...". S is the client's and stands in
+// front: a quoted local part may hold anything, so it is skipped by its quotes.
+func (p *Parser) eximAccepted(h *header, b []byte, e *Event) bool {
+	i, quoted := 0, false
+	for i < len(b) && (quoted || b[i] != ' ') {
+		if b[i] == '"' {
+			quoted = !quoted
+		} else if b[i] == '\\' {
+			i++
+		}
+		i++
+	}
+	if i >= len(b) || i > whole {
+		return false
+	}
+	b, ok := cut(b[i:], " H=")
+	if !ok {
+		return false // U= of a local user, R= of a bounce
+	}
+	if b, ok = h.hostText(b, e); !ok {
+		return false
+	}
+	e.Kind = Delivered
+	e.Count = 1
+	// P= is Exim's word for a login; who it was is believed only if nothing but Exim's own words stands before A=: an ident,
+	// a certificate's name or the name asked for in TLS may say anything.
+	for len(b) > 3 && b[0] == ' ' {
+		b = b[1:]
+		n := 0
+		for n < len(b) && n < 4 && isAlpha(b[n]) {
+			n++
+		}
+		end := bytes.IndexByte(b, ' ')
+		if end < 0 {
+			end = len(b)
+		}
+		word := b[:end]
+		switch string(b[:n]) {
+		case "I":
+			e.Submission = submissionPort(word[min(2, len(word)):])
+		case "P":
+			if string(word) == "P=esmtpa" || string(word) == "P=esmtpsa" {
+				e.Kind = AuthSuccess
+			}
+		case "X", "CV", "L", "K", "PRDR", "C", "TFO":
+			// fixed words
+		case "A":
+			if i := bytes.IndexByte(word, ':'); i >= 0 && e.Kind == AuthSuccess {
+				u := word[i+1:]
+				if j := bytes.IndexByte(u, ':'); j >= 0 { // log_selector +smtp_mailauth
+					u = u[:j]
+				}
+				e.User = p.userHash(u)
+			}
+			return true
+		default:
+			return true
+		}
+		b = b[end:]
+	}
+	return true
+}
+
+// eximS reads the messages that begin with SMTP.
+func (h *header) eximS(m []byte, e *Event) bool {
+	b, ok := cut(m, "SMTP ")
+	if !ok {
+		return false
+	}
+	if c, ok := cut(b, "connection from "); ok {
+		if c, ok = h.hostText(c, e); !ok {
+			return false
+		}
+		switch {
+		case eximEnds(c, " (TCP/IP connection count = "):
+			e.Kind = Connect
+		case eximEnds(c, " closed by QUIT"):
+			e.Kind = Disconnect
+		case eximEnds(c, " closed by DROP in ACL"):
+			e.Kind = Other
+		default:
+			e.Kind = LostConnection // lost, closed after SIGTERM, ...
+		}
+		return true
+	}
+	if c, ok := cut(b, "call from "); ok {
+		if c, ok = h.hostText(c, e); !ok {
+			return false
+		}
+		e.Kind = Other
+		if i := bytes.Index(c[:min(len(c), 256)], []byte(" dropped: too many ")); i >= 0 {
+			e.Kind = TooManyErrors
+		}
+		return true
+	}
+	for _, s := range [...]string{"command timeout on ", "data timeout (message abandoned) on ", "data timeout on "} {
+		if c, ok := cut(b, s); ok {
+			c, _ = cut(c, "TLS ")
+			if c, ok = cut(c, "connection from "); !ok {
+				return false
+			}
+			e.Kind = LostConnection
+			_, ok = h.hostText(c, e)
+			return ok
+		}
+	}
+	if c, ok := cut(b, "protocol synchronization error ("); ok {
+		i := bytes.Index(c[:min(len(c), 100)], []byte("): rejected "))
+		if i < 0 {
+			return false
+		}
+		c = c[i+len("): rejected "):]
+		e.Kind = ProtocolError
+		if d, ok := cut(c, "connection from H="); ok {
+			_, ok = h.hostText(d, e)
+			return ok
+		}
+		return h.afterText(c, e)
+	}
+	if c, ok := cut(b, "protocol error in "); ok {
+		e.Kind = ProtocolError
+		return h.afterText(c, e)
+	}
+	if c, ok := cut(b, "syntax error in "); ok {
+		e.Kind = ProtocolError
+		return h.afterText(c, e)
+	}
+	return false
+}
+
+// eximEnds looks for words in the few that follow a host.
+func eximEnds(b []byte, words string) bool {
+	return bytes.Contains(b[:min(len(b), 256)], []byte(words))
+}
+
+// afterText reads `"TEXT" H=HOSTTEXT ...`, where TEXT is the client's, not always with its quotes escaped, and more of the
+// client's may follow. The place is certain if `" H=` stands in the line once, and the line is so short that the true one
+// cannot have been cut off.
+func (h *header) afterText(b []byte, e *Event) bool {
+	mark := []byte(`" H=`)
+	i := bytes.Index(b, mark)
+	if i < 0 || h.part || len(b) > whole && h.mta != Exim || len(b) > 7000 || !has(b, `"`) || bytes.LastIndex(b, mark) != i {
+		return false
+	}
+	_, ok := h.hostText(b[i+len(mark):], e)
+	return ok
+}
+
+// eximWords reads the messages that begin with other fixed words.
+func (h *header) eximWords(m []byte, e *Event) (ok, known bool) {
+	for i := range eximStarts {
+		s := &eximStarts[i]
+		b, ok := cut(m, s.start)
+		if !ok {
+			continue
+		}
+		e.Kind = s.kind
+		switch s.then {
+		case 'i':
+			n := bytes.IndexByte(b, ' ')
+			if n < 0 {
+				n = len(b)
+			}
+			a, ok := parseAddr(b[:n])
+			e.Source = a
+			return ok, true
+		case 'h':
+			n := 0
+			for n < len(b) && n < 256 && isHost(b[n]) {
+				n++
+			}
+			if b, ok = cut(b[n:], " (during SMTP connection from "); !ok {
+				return false, true
+			}
+		}
+		b, ok = h.hostText(b, e)
+		return ok, true
+	}
+	return false, false
+}
+
+var eximStarts = [...]struct {
+	start string
+	then  byte // i: a bare address; h: a name and more words; else HOSTTEXT
+	kind  Kind
+}{
+	{"no MAIL in SMTP connection from ", 0, LostConnection},
+	{"no host name found for IP address ", 'i', NoRDNS},
+	{"no IP address found for host ", 'h', NoRDNS},
+	{"unexpected disconnection while reading SMTP command from ", 0, LostConnection},
+	{"unexpected EOF while reading SMTP command from ", 0, LostConnection},
+	{"rejected EHLO from ", 0, HeloReject},
+	{"rejected HELO from ", 0, HeloReject},
+	{"refused connection from ", 0, Other},
+	{"rejected connection from ", 0, Other},
+	{"temporarily refused connection from ", 0, RateLimit},
+	{"temporarily rejected connection from ", 0, Other},
+}
+
+// twice takes back the second of two equal messages within a second. Exim writes refusals to syslog once for the main
+// log and once for the reject log, unless syslog_duplication is off. Only the last few are remembered, and each takes
+// back one.
+type twice struct {
+	sum  [16]uint64
+	at   [16]int64
+	next int
+}
+
+func (t *twice) seen(p *Parser, h *header, m []byte, e *Event) bool {
+	switch e.Kind {
+	case Connect, Disconnect, Delivered, AuthSuccess, LostConnection, Other:
+		return false
+	}
+	if !p.when(h, e) {
+		return false
+	}
+	sum, now := max(1, hash(p.seed, m[:min(len(m), 512)], false)^hash(^p.seed, h.pid, false)), e.Time.Unix()
+	for i := range t.sum {
+		if t.sum[i] == sum && now-t.at[i] <= 1 && t.at[i]-now <= 1 {
+			t.sum[i] = 0
+			return true
+		}
+	}
+	t.sum[t.next], t.at[t.next] = sum, now
+	t.next = (t.next + 1) % len(t.sum)
+	return false
+}

@@ -1,0 +1,391 @@
+package maillog
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Each target has two checks that share no code with the parser. One: a message of any form, and the address that comes
+// out must stand in one of the places of shapes below. Two, the stronger: the client's text, whatever it is, in every
+// place where the MTA puts a client's text, and the only address that may ever come out is that of the client.
+
+const (
+	ipRE    = `([0-9A-Fa-f:.]{2,45})(?:%[^\]]+)?`
+	eximRE  = `(?:[A-Za-z0-9._-]{1,255} )?(?:\((?:\[[0-9A-Za-z:.]*\]|[^()\[\]]*)\) )?\[` + ipRE + `\](?::[0-9]+)?`
+	relayRE = `(?:[^ ,\[\]()]+ |[^ ,\[\]()]*@)?\[(?:IPv6:)?` + ipRE + `\](?: \(may be forged\))?`
+)
+
+var shapes = map[MTA][]*regexp.Regexp{
+	Exim: compile(
+		`(?:\[1[/\\]\d+\] )?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[0-9.]*(?: [+-]\d{4})? )?(?:\[\d+\] )?(?:[A-Za-z0-9]{6}-[A-Za-z0-9]{6,11}-[A-Za-z0-9]{2,4} )?(?:`+
+			`H=|<= (?:[^ "\\]|\\.|"(?:[^"\\]|\\.)*")+ H=|[A-Za-z0-9_-]+ authenticator failed for (?:H=)?|`+
+			`SMTP (?:connection|call) from |SMTP (?:command|data) timeout (?:\(message abandoned\) )?on (?:TLS )?connection from |`+
+			`SMTP (?:syntax|protocol) error in ".*?" H=|SMTP protocol synchronization error \([^)]*\): rejected (?:connection from|".*?") H=|`+
+			`no MAIL in SMTP connection from |no IP address found for host [A-Za-z0-9._-]* \(during SMTP connection from |unexpected (?:disconnection|EOF) while reading SMTP command from |`+
+			`rejected (?:EHLO|HELO) from |(?:temporarily )?(?:refused|rejected) connection from |Connection from |TLS error on connection from )`+eximRE,
+		`(?:\[1[/\\]\d+\] )?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[0-9.]*(?: [+-]\d{4})? )?(?:\[\d+\] )?no host name found for IP address `+ipRE+`(?: |$)`,
+	),
+	Sendmail: compile(
+		`[A-Za-z0-9]{5,24}: (?:lost input channel from |timeout waiting for input from |rejecting commands from |AUTH=server, relay=|)`+relayRE,
+		`[A-Za-z0-9]{5,24}: ruleset=.*, relay=`+relayRE+`, reject=`,
+		`[A-Za-z0-9]{5,24}: (?:from=|AUTH failure \().*, relay=`+relayRE+`$`,
+	),
+	OpenSMTPD: compile(
+		`[0-9A-Fa-f]{16} smtp connected address=\[?(?:IPv6:)?`+ipRE+`\]?(?: |$)`,
+		`[0-9A-Fa-f]{16} smtp event=[^ ]+ address=\[?(?:IPv6:)?`+ipRE+`\]?(?: |$)`,
+		`smtp-in: New session [0-9A-Fa-f]{16} from host [A-Za-z0-9._-]* \[(?:IPv6:)?`+ipRE+`\]$`,
+	),
+	Dovecot: compile(
+		`(?:imap|pop3|managesieve|submission)-login: .*[,:] rip=`+ipRE+`, lip=`,
+		`pam_unix\(dovecot:auth\): authentication failure; .* rhost=`+ipRE+`(?: |$)`,
+	),
+	Courier: compile(
+		`LOGIN(?: FAILED)?, .*, ip=\[`+ipRE+`\](?:,|$)`,
+		`(?:Connection|Disconnected), ip=\[`+ipRE+`\]`,
+		`badlogin: (?:[A-Za-z0-9._-]+ )?\[`+ipRE+`\](?::[0-9]+)? `,
+		`started,ip=\[`+ipRE+`\]`, `error,relay=`+ipRE+`,`,
+		`newmsg,id=[^:]*: dns; .* \((?:[A-Za-z0-9._-]+ )?\[`+ipRE+`\]\)$`,
+	),
+}
+
+// authRE is the place in a line of Dovecot's auth process. It must be there once.
+var authRE = regexp.MustCompile(`,` + ipRE + `(?:,<[^,]*>|,sasl:[^,]*)*\)(?:<[^>]*>)?: `)
+
+// shape says whether a may have come from msg.
+func shape(mta MTA, msg string, a netip.Addr) bool {
+	if mta == Dovecot && strings.HasPrefix(msg, "auth") {
+		n, same := 0, false
+		for _, m := range authRE.FindAllStringSubmatch(msg, -1) {
+			if got, err := netip.ParseAddr(m[1]); err == nil && !got.IsUnspecified() {
+				n, same = n+1, got.Unmap() == a
+			}
+		}
+		return n == 1 && same
+	}
+	for _, re := range shapes[mta] {
+		if m := re.FindStringSubmatch(msg); m != nil {
+			if got, err := netip.ParseAddr(m[1]); err == nil && got.Unmap() == a {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// A place is a line of an MTA with the client at 192.0.2.1 and the client's text at @.
+type place struct {
+	tag, msg string
+	quote    bool // the MTA escapes quotes and backslashes there
+}
+
+const openID = "0123456789abcdef"
+
+var places = map[MTA][]place{
+	Exim: {
+		{"exim", "H=(@) [192.0.2.1] F=<s@example.com> rejected RCPT <r@example.org>: Unrouteable address", false},
+		{"exim", "H=(h) [192.0.2.1] F=<@> rejected RCPT <r@example.org>: Unrouteable address", false},
+		{"exim", "H=(h) [192.0.2.1] F=<s@example.com> rejected RCPT <@>: @", false},
+		{"exim", "H=h [192.0.2.1] U=@ F=<@> rejected RCPT <@>: @", false},
+		{"exim", "login authenticator failed for (h) [192.0.2.1]: 535 Incorrect authentication data (set_id=@)", false},
+		{"exim", "login authenticator failed for (@) [192.0.2.1]: 535 Incorrect authentication data (set_id=@)", false},
+		{"exim", `SMTP syntax error in "@" H=(h) [192.0.2.1] unrecognized command`, false},
+		{"exim", `SMTP syntax error in "@" H=(@) [192.0.2.1] unrecognized command`, false},
+		{"exim", `SMTP protocol synchronization error (x): rejected "@" H=[192.0.2.1] next input="@"`, false},
+		{"exim", `SMTP call from (@) [192.0.2.1] dropped: too many syntax or protocol errors (last command was "@")`, false},
+		{"exim", `1rgXyz-0001Ab-Cd <= "@"@example.com H=(@) [192.0.2.1] P=esmtp S=1 T="@"`, true},
+		{"exim", `1rgXyz-0001Ab-Cd H=mx [192.0.2.99]: @`, false},
+		{"exim", `1rgXyz-0001Ab-Cd ** r@x H=mx [192.0.2.99]: @`, false},
+	},
+	Sendmail: {
+		{"sm-mta", "622A1abC012345: ruleset=check_rcpt, arg1=<@>, relay=h [192.0.2.1], reject=550 5.1.1 <@>... User unknown", false},
+		{"sm-mta", "622A1abC012345: ruleset=check_rcpt, arg1=<r>, relay=@@h [192.0.2.1], reject=550 5.1.1 <r>... User unknown", false},
+		{"sm-mta", "622A1abC012345: AUTH failure (@): x, user=@, relay=h [192.0.2.1]", false},
+		{"sm-mta", "622A1abC012345: AUTH=server, relay=h [192.0.2.1], authid=@, mech=PLAIN, bits=0", false},
+		{"sm-mta", "622A1abC012345: from=<@>, size=1, class=0, nrcpts=1, msgid=<@>, proto=SMTP, daemon=MTA, relay=h [192.0.2.1]", false},
+		{"sm-mta", "622A1abC012345: lost input channel from @@h [192.0.2.1] to MTA after rcpt", false},
+		{"sm-mta", "622A1abC012345: h [192.0.2.1]: VRFY @ [rejected]", false},
+		{"sm-mta", "622A1abC012345: to=<@>, relay=mx [192.0.2.99], stat=@", false},
+		{"sm-mta", "622A1abC012345: <@>... User unknown", false},
+	},
+	OpenSMTPD: {
+		{"smtpd", openID + ` smtp failed-command command="@" result="550 Invalid recipient: @"`, true},
+		{"smtpd", openID + ` smtp authentication user=@ result=permfail`, false},
+		{"smtpd", openID + ` smtp bad-input result="500 @"`, true},
+		{"smtpd", `smtp-in: Failed command on session ` + openID + `: "@" => 550 @`, true},
+		{"smtpd", `smtp-in: Accepted authentication for user @ on session ` + openID, false},
+		{"smtpd", `fedcba9876543210 smtp event=failed-command address=192.0.2.1 host=@ command="@" result="550 @"`, true},
+		{"smtpd", `fedcba9876543210 mta error @`, false},
+	},
+	Dovecot: {
+		{"dovecot", "imap-login: Disconnected (auth failed, 1 attempts in 2 secs): user=<@>, method=PLAIN, rip=192.0.2.1, lip=192.0.2.25, session=<x>", false},
+		{"dovecot", "imap-login: Login: user=<@>, method=PLAIN, rip=192.0.2.1, lip=192.0.2.25, mpid=1, TLS, session=<x>", false},
+		{"dovecot", "auth: passwd-file(@,192.0.2.1): Password mismatch (given password: @)", false},
+		{"dovecot", "auth-worker(1): conn unix:auth-worker (pid=1,uid=2): auth-worker<7>: sql(@,192.0.2.1,<x>): unknown user", false},
+		{"dovecot", "auth(@,192.0.2.1,sasl:plain)<x>: Info: sql: Password mismatch (given password: @)", false},
+		{"auth", "pam_unix(dovecot:auth): authentication failure; logname= uid=0 euid=0 tty=dovecot ruser=@ rhost=192.0.2.1  user=x", false},
+	},
+	Courier: {
+		{"imapd", "LOGIN FAILED, user=@, ip=[::ffff:192.0.2.1]", false},
+		{"imapd", "LOGIN, user=@, ip=[::ffff:192.0.2.1], port=[1], protocol=IMAP", false},
+		{"courieresmtpd", "error,relay=::ffff:192.0.2.1,from=<@>,to=<@>: 550 User unknown.", false},
+		{"courieresmtpd", `error,relay=::ffff:192.0.2.1,msg="535 Authentication failed.",cmd: @`, false},
+		{"courierd", "newmsg,id=1.2: dns; @ (h [::ffff:192.0.2.1])", false},
+		{"imap", "badlogin: h [192.0.2.1] plaintext @ SASL(-13): authentication failure", false},
+	},
+}
+
+// noise makes client's text what can stand in a line: no line ends (syslogd escapes them).
+func noise(text string, quote bool) string {
+	text = strings.NewReplacer("\n", "#012", "\r", "#015", "\x00", "#000").Replace(text)
+	if quote {
+		text = strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(text)
+	}
+	return text
+}
+
+var client1 = netip.MustParseAddr("192.0.2.1")
+
+func checkPlaces(t *testing.T, mta MTA, text string) {
+	for _, pl := range places[mta] {
+		// "@@" is the client's text and an @; "@example" an @ of our own.
+		msg := strings.NewReplacer("@@h", noise(text, pl.quote)+"@h", "@example", "@example", "@x", "@x", "@", noise(text, pl.quote)).Replace(pl.msg)
+		for _, limit := range []int{1 << 20, 1023} { // and cut by syslogd
+			line := "Mar  2 10:00:00 mx " + pl.tag + "[1]: " + msg
+			p := New(Options{MaxPending: 4})
+			var e Event
+			if mta == OpenSMTPD {
+				p.Parse([]byte("Mar  2 10:00:00 mx smtpd[1]: "+openID+" smtp connected address=192.0.2.1 host=x"), corpusRef, &e)
+			}
+			if p.Parse([]byte(line[:min(len(line), limit)]), corpusRef, &e) {
+				checkEvent(t, &e)
+				if e.Source != client1 {
+					t.Errorf("%s: %s %s is not the client in %q", mta, e.Kind, e.Source, line)
+				}
+			}
+		}
+	}
+}
+
+func checkShape(t *testing.T, mta MTA, tag, msg string) {
+	if strings.HasPrefix(msg, "message repeated ") {
+		return
+	}
+	p := New(Options{MaxPending: 4, MTA: mta})
+	var e Event
+	if mta == OpenSMTPD {
+		p.Parse([]byte("Mar  2 10:00:00 mx smtpd[1]: "+openID+" smtp connected address=192.0.2.1 host=x"), corpusRef, &e)
+	}
+	if !p.Parse([]byte("Mar  2 10:00:00 mx "+tag+"[1]: "+msg), corpusRef, &e) {
+		return
+	}
+	checkEvent(t, &e)
+	if msg = strings.TrimRight(msg, "\r\n"); !shape(mta, msg, e.Source) && !(mta == OpenSMTPD && e.Source == client1 && strings.Contains(msg, openID)) {
+		t.Errorf("%s: %s %s does not stand in a trusted place of %q", mta, e.Kind, e.Source, msg)
+	}
+}
+
+// fuzzMTA feeds a whole line, a message behind each tag, and a client's text.
+func fuzzMTA(f *testing.F, mta MTA, file string, tags ...string) {
+	for _, file := range []string{file, "testdata/hostile.txt"} {
+		for _, l := range corpus(f, file) {
+			_, msg, _ := strings.Cut(string(l), ": ")
+			if l[4] == '-' && len(l) > 20 {
+				msg = string(l[20:])
+			}
+			f.Add(string(l), msg, "x")
+		}
+	}
+	for _, s := range []string{"198.51.100.9", "x) [198.51.100.9] F=<a> rejected RCPT <b>: Unknown user", `" H=[198.51.100.9]`, ", rip=198.51.100.9, lip=192.0.2.25",
+		"x,198.51.100.9): unknown user", " rhost=198.51.100.9", ", relay=h [198.51.100.9]", "x [198.51.100.9] to MTA", ", ip=[198.51.100.9]", strings.Repeat("y", 900)} {
+		f.Add("", "", s)
+		f.Add("", "", s+strings.Repeat("y", 990))
+	}
+	shared := New(Options{MaxPending: 64, MTA: mta})
+	f.Fuzz(func(t *testing.T, line, msg, text string) {
+		var e Event
+		if shared.Parse([]byte(line), corpusRef, &e) {
+			checkEvent(t, &e)
+		}
+		for _, tag := range tags {
+			checkShape(t, mta, tag, msg)
+		}
+		checkPlaces(t, mta, text)
+	})
+}
+
+func FuzzExim(f *testing.F)      { fuzzMTA(f, Exim, "testdata/exim.txt", "exim") }
+func FuzzSendmail(f *testing.F)  { fuzzMTA(f, Sendmail, "testdata/sendmail.txt", "sm-mta") }
+func FuzzOpenSMTPD(f *testing.F) { fuzzMTA(f, OpenSMTPD, "testdata/opensmtpd.txt", "smtpd") }
+func FuzzDovecot(f *testing.F)   { fuzzMTA(f, Dovecot, "testdata/dovecot.txt", "dovecot") }
+func FuzzCourier(f *testing.F) {
+	fuzzMTA(f, Courier, "testdata/courier.txt", "imapd", "courieresmtpd", "courierd")
+}
+
+// TestPlaces: without any client's text every place is an event of the client or none at all, as it says, so that the
+// check above has something to check.
+func TestPlaces(t *testing.T) {
+	for mta, list := range places {
+		n := 0
+		for _, pl := range list {
+			p := New(Options{MaxPending: 4})
+			var e Event
+			p.Parse([]byte("Mar  2 10:00:00 mx smtpd[1]: "+openID+" smtp connected address=192.0.2.1 host=x"), corpusRef, &e)
+			if p.Parse([]byte("Mar  2 10:00:00 mx "+pl.tag+"[1]: "+strings.NewReplacer("@@h", "u@h", "@", "u").Replace(pl.msg)), corpusRef, &e) {
+				n++
+			} else if !strings.Contains(pl.msg, "192.0.2.99") && !strings.HasSuffix(pl.msg, "User unknown") && !strings.Contains(pl.msg, " mta ") {
+				t.Errorf("%s: nothing from %s", mta, pl.msg)
+			}
+		}
+		if n < 5 {
+			t.Errorf("%s: %d places", mta, n)
+		}
+	}
+	if shape(Exim, "x H=[192.0.2.1]", client1) {
+		t.Error("the second opinion trusts anything")
+	}
+}
+
+// TestMTA: with one MTA named the lines of the others are nothing, and auto reads each file by itself.
+func TestMTA(t *testing.T) {
+	line := map[MTA]string{
+		Postfix:   "Mar  2 10:00:00 mx postfix/smtpd[1]: connect from a[192.0.2.1]",
+		Exim:      "2026-03-02 10:00:00 H=(h) [192.0.2.1] F=<s@x> rejected RCPT <r@y>: Unrouteable address",
+		Sendmail:  "Mar  2 10:00:00 mx sm-mta[1]: 622A1abC012345: lost input channel from h [192.0.2.1] to MTA after rcpt",
+		OpenSMTPD: "Mar  2 10:00:00 mx smtpd[1]: 0123456789abcdef smtp connected address=192.0.2.1 host=h",
+		Dovecot:   "Mar  2 10:00:00 mx dovecot: imap-login: Disconnected (auth failed, 1 attempts): user=<x>, rip=192.0.2.1, lip=192.0.2.2",
+		Courier:   "Mar  2 10:00:00 mx imapd: LOGIN FAILED, user=x, ip=[192.0.2.1]",
+	}
+	for m := Auto; m < numMTAs; m++ {
+		if got, ok := ParseMTA(m.String()); !ok || got != m {
+			t.Errorf("%d is %q and back %d", m, m, got)
+		}
+		p := New(Options{MTA: m})
+		for of, l := range line {
+			var e Event
+			if ok := p.Parse([]byte(l), corpusRef, &e); ok != (m == Auto || m == of) || ok && e.Source != client1 {
+				t.Errorf("mta %s, line of %s: %v %v", m, of, ok, e)
+			}
+		}
+	}
+	if _, ok := ParseMTA("qmail"); ok {
+		t.Error("qmail")
+	}
+}
+
+func loginLine(format string, args ...any) []byte {
+	return append([]byte("Mar  2 10:00:00 mx "), fmt.Sprintf(format, args...)...)
+}
+
+// TestLoginsBounded: 100,000 sources do not make the table grow, and each counts.
+func TestLoginsBounded(t *testing.T) {
+	p := New(Options{})
+	var e Event
+	for i := range 100000 {
+		if !p.Parse(loginLine("imapd: LOGIN FAILED, user=x, ip=[10.%d.%d.%d]", i>>16, i>>8&255, i&255), corpusRef, &e) || e.Kind != AuthFailure {
+			t.Fatalf("%d: %v", i, e)
+		}
+	}
+	if n := len(p.logins.set); n != loginSets*loginWays {
+		t.Errorf("%d entries", n)
+	}
+}
+
+// TestLoginsOrder: three attempts in a session, told by all four reporters in any order of arrival, are three.
+func TestLoginsOrder(t *testing.T) {
+	auth := func(i int) []byte {
+		return loginLine("dovecot: auth: passwd-file(u%d,192.0.2.1,<a>): Password mismatch", i)
+	}
+	worker := func(i int) []byte {
+		return loginLine("dovecot: auth-worker(2): pam(u%d,192.0.2.1,<a>): pam_authenticate() failed: Authentication failure", i)
+	}
+	pam := func(i int) []byte {
+		return loginLine("auth: pam_unix(dovecot:auth): authentication failure; logname= uid=0 euid=0 tty=dovecot ruser=u%d rhost=192.0.2.1", i)
+	}
+	login := loginLine("dovecot: imap-login: Disconnected (auth failed, 3 attempts in 9 secs): user=<u2>, method=PLAIN, rip=192.0.2.1, lip=192.0.2.2, session=<a>")
+	lines := [][]byte{login}
+	for i := range 3 {
+		lines = append(lines, auth(i), worker(i), pam(i))
+	}
+	x := uint64(7)
+	for range 500 {
+		p, sum := New(Options{}), 0
+		order := make([]int, len(lines))
+		for i := range order {
+			x = stir(x + 1)
+			j := int(x % uint64(i+1))
+			order[i], order[j] = order[j], i
+		}
+		for _, i := range order {
+			var e Event
+			if p.Parse(lines[i], corpusRef, &e); e.Kind == AuthFailure {
+				sum += e.Count
+			} else if e.Kind != Other {
+				t.Fatalf("%s: %v", lines[i], e)
+			}
+		}
+		if sum != 3 {
+			t.Fatalf("%d failures in the order %v", sum, order)
+		}
+	}
+}
+
+// TestTablesPersist: a session of OpenSMTPD and a count of Sendmail outlive a restart; version 1 is still read.
+func TestTablesPersist(t *testing.T) {
+	p := New(Options{Seed: 7})
+	var e Event
+	p.Parse([]byte("Mar  2 10:00:00 mx smtpd[1]: 0123456789abcdef smtp connected address=192.0.2.1 host=h"), corpusRef, &e)
+	p.Parse([]byte("Mar  2 10:00:00 mx sm-mta[1]: 622A1abC012345: <a@b>... User unknown"), corpusRef, &e)
+	p.Parse([]byte("Mar  2 10:00:00 mx sm-mta[1]: 622A1abC012345: <c@b>... User unknown"), corpusRef, &e)
+	q := New(Options{Seed: 7})
+	if err := q.Restore(p.Pending()); err != nil {
+		t.Fatal(err)
+	}
+	if !q.Parse([]byte("Mar  2 10:00:01 mx smtpd[1]: 0123456789abcdef smtp bad-input result=\"500 x\""), corpusRef, &e) || e.Source != client1 {
+		t.Errorf("session: %v", e)
+	}
+	if !q.Parse([]byte("Mar  2 10:00:01 mx sm-mta[1]: 622A1abC012345: from=<>, size=0, class=0, nrcpts=0, proto=SMTP, daemon=MTA, relay=[192.0.2.3]"), corpusRef, &e) ||
+		e.Kind != UnknownRecipient || e.Count != 2 {
+		t.Errorf("count: %v", e)
+	}
+	p = New(Options{Seed: 7})
+	p.Parse(clientLine("AAAAAA", "192.0.2.1", corpusRef), corpusRef, &e)
+	old := p.Pending()
+	old[3] = 1
+	if q = New(Options{Seed: 7}); q.Restore(old) != nil || !q.Parse(activeLine("AAAAAA", corpusRef), corpusRef, &e) || e.Kind != Delivered {
+		t.Errorf("version 1: %v", e)
+	}
+	if old[3] = 3; q.Restore(old) == nil {
+		t.Error("restored a version to come")
+	}
+}
+
+// TestSessionsBounded: sessions that never end make room for new ones.
+func TestSessionsBounded(t *testing.T) {
+	p := New(Options{MaxPending: 100})
+	var e Event
+	for i := range 1000 {
+		p.Parse(loginLine("smtpd[1]: %016x smtp connected address=192.0.2.1 host=h", i), corpusRef, &e)
+		p.Parse(loginLine("sm-mta[1]: %014d: <a@b>... User unknown", i), corpusRef, &e)
+	}
+	n := 0
+	for i := range 1000 {
+		if p.Parse(loginLine("smtpd[1]: %016x smtp bad-input result=\"500 x\"", i), corpusRef, &e) {
+			n++
+		}
+	}
+	if n != 100 || len(p.sessions.ring) != 100 || len(p.refused.ring) != 100 {
+		t.Errorf("%d sessions known, %d and %d entries", n, len(p.sessions.ring), len(p.refused.ring))
+	}
+	p.Parse(loginLine("smtpd[1]: 0123456789abcdef smtp connected address=192.0.2.1 host=h"), corpusRef, &e)
+	at := corpusRef.Add(-time.Hour)
+	if p.Parse(fmt.Appendf(nil, "%s mx smtpd[1]: 0123456789abcdef smtp bad-input result=\"500 x\"", at.Format(time.RFC3339)), corpusRef, &e); e.Kind != ProtocolError {
+		t.Errorf("a session of this hour: %v", e)
+	}
+	if p.Parse(fmt.Appendf(nil, "%s mx smtpd[1]: 0123456789abcdef smtp bad-input result=\"500 x\"", corpusRef.Format(time.RFC3339)), corpusRef, &e) {
+		t.Errorf("a session of two hours ago: %v", e)
+	}
+}

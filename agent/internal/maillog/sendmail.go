@@ -1,0 +1,287 @@
+package maillog
+
+import "bytes"
+
+// Sendmail writes "Q: ..." with the client as RELAY: "[ident@]NAME [IP][ (may be forged)]" or "[IP]", IPv6 as
+// [IPv6:...]. Recipient, sender, user and the reply that echoes them are the client's and stand before and behind it.
+// Where both sides are the client's, the words around it must stand in the line once; where nothing follows, it is the last and must
+// reach to the end. Lines so long that syslogd may have cut them are no events then.
+//
+// "Q: <R>... User unknown" has no address. Such lines are counted by queue id in a table (bounded in number and age, see
+// Pending) until "Q: from=<S>, ... nrcpts=N, ... relay=RELAY" of the same id comes: with more refused than accepted
+// recipients it is UnknownRecipient with their number, else, if N > 0, Delivered.
+//
+// "Q: to=<R>, ... relay=MX [IP], ..., stat=..." is about our destinations.
+
+func (p *Parser) sendmail(h *header, e *Event) bool {
+	q, b, ok := queueID(h.msg)
+	if !ok || len(b) < 8 {
+		return false
+	}
+	switch b[0] {
+	case 't', 'S':
+		if has(b, "to=") || has(b, "STARTTLS=") {
+			return false // by far the commonest
+		}
+	case 'f':
+		if has(b, "from=") {
+			return p.sendmailFrom(h, q, b, e)
+		}
+	case 'r':
+		if c, ok := cut(b, "ruleset="); ok {
+			return sendmailRuleset(c, e)
+		}
+		if c, ok := cut(b, "rejecting commands from "); ok {
+			c, ok = firstRelay(c, e)
+			e.Kind = Pregreet
+			return ok && has(c, " due to pre-greeting traffic")
+		}
+	case 'A':
+		if has(b, "AUTH failure (") {
+			return p.sendmailAuth(b, e)
+		}
+		if c, ok := cut(b, "AUTH=server, relay="); ok {
+			if c, ok = firstRelay(c, e); !ok {
+				return false
+			}
+			if c, ok = cut(c, ", authid="); !ok {
+				return false
+			}
+			e.Kind = AuthSuccess
+			if i := bytes.LastIndex(c, []byte(", mech=")); i >= 0 {
+				e.User = p.userHash(c[:i])
+			}
+			return true
+		}
+	case 'l':
+		if c, ok := cut(b, "lost input channel from "); ok {
+			_, ok = firstRelay(c, e)
+			e.Kind = LostConnection
+			return ok
+		}
+	case '<':
+		return p.sendmailUnknown(h, q, b, e)
+	}
+	if c, ok := cut(b, "timeout waiting for input from "); ok {
+		_, ok = firstRelay(c, e)
+		e.Kind = LostConnection
+		return ok
+	}
+	// The rest begins with the client.
+	c, ok := firstRelay(b, e)
+	if !ok {
+		return false
+	}
+	switch {
+	case has(c, ": possible SMTP attack: command="):
+		e.Kind = TooManyErrors
+	case has(c, " did not issue MAIL/EXPN/VRFY/ETRN during connection to "):
+		e.Kind = LostConnection
+	case (has(c, ": EXPN ") || has(c, ": VRFY ")) && bytes.HasSuffix(c, []byte(" [rejected]")):
+		e.Kind = ProtocolError
+	default:
+		return false
+	}
+	return true
+}
+
+// firstRelay reads RELAY where the client's text follows. An ident that has got blanks and brackets past Sendmail could
+// imitate the address and what follows it, but then "@NAME [IP]" would come later.
+func firstRelay(b []byte, e *Event) (rest []byte, ok bool) {
+	rest, ok = relay(b, e)
+	if !ok || len(rest) > whole {
+		return nil, false
+	}
+	if i := bytes.IndexByte(rest, '@'); i >= 0 {
+		for c := rest[i:]; ; {
+			n := bytes.IndexByte(c, '[')
+			if n < 0 {
+				break
+			}
+			c, _ = cut(c[n+1:], "IPv6:")
+			if n = bytes.IndexByte(c[:min(len(c), 100)], ']'); n < 0 {
+				continue
+			}
+			if _, ok := parseAddr(c[:n]); ok {
+				return nil, false
+			}
+		}
+	}
+	return rest, true
+}
+
+// relay reads RELAY at the start of b. NAME and ident have no blank and no bracket.
+func relay(b []byte, e *Event) (rest []byte, ok bool) {
+	n := 0
+	for n < len(b) && n < 400 && b[n] > ' ' && b[n] != '[' && b[n] != ']' && b[n] != ',' && b[n] != '(' && b[n] != ')' {
+		n++
+	}
+	// "ident@[IP]" has no blank either.
+	c := b[n:]
+	if n > 0 && b[n-1] != '@' {
+		if c, ok = cut(c, " "); !ok {
+			return nil, false
+		}
+	}
+	if c, ok = cut(c, "["); !ok {
+		return nil, false
+	}
+	c, _ = cut(c, "IPv6:")
+	n = bytes.IndexByte(c[:min(len(c), 100)], ']')
+	if n < 0 {
+		return nil, false
+	}
+	if e.Source, ok = parseAddr(c[:n]); !ok {
+		return nil, false
+	}
+	c, _ = cut(c[n+1:], " (may be forged)")
+	return c, true
+}
+
+// sendmailRuleset reads "NAME, arg1=X[, arg2=Y], relay=RELAY, reject=NNN ...". X and the echo in the reply are the client's.
+func sendmailRuleset(b []byte, e *Event) bool {
+	mark := []byte(", relay=")
+	i := bytes.Index(b, mark)
+	if i < 0 || len(b) > whole || bytes.LastIndex(b, mark) != i {
+		return false
+	}
+	c := b[i+len(mark):]
+	mark = []byte(", reject=")
+	if i = bytes.Index(c, mark); i < 0 || bytes.Count(b, mark) != 1 {
+		return false
+	}
+	if rest, ok := relay(c[:i], e); !ok || len(rest) != 0 {
+		return false
+	}
+	c = c[i+len(mark):]
+	rc, text := splitReply(c)
+	if has(text, "<") { // <R>... TEXT
+		if j := bytes.Index(text, []byte(">... ")); j >= 0 {
+			text = text[j+len(">... "):]
+		}
+	}
+	e.Kind = sendmailText(rc, text)
+	if e.Kind == Other && rc.hard && has(b, "check_mail, ") {
+		e.Kind = SenderReject
+	}
+	return true
+}
+
+func sendmailText(rc replyCode, text []byte) Kind {
+	switch {
+	case has(text, "Connection rate limit exceeded"), has(text, "Too many open connections"), has(text, "Too many errors"):
+		return RateLimit
+	case has(text, "User unknown"), has(text, "No such user"), has(text, "No such user here"):
+		if rc.hard {
+			return UnknownRecipient
+		}
+		return Other
+	case has(text, "Fix reverse DNS"), has(text, "Relaying temporarily denied. Cannot resolve PTR record"):
+		return NoRDNS
+	case !rc.hard:
+		if within(text, "greylist") {
+			return Greylisted
+		}
+		return Other // Domain of sender address X does not resolve, and the like
+	case has(text, "Relaying denied"):
+		return RelayDenied
+	case ours(text):
+		return Other
+	case has(text, "Domain of sender address "), within(text, "sender address"):
+		return SenderReject
+	case within(text, "listed at"), within(text, "blacklist"), within(text, "blocklist"), within(text, "rbl"), within(text, "dnsbl"), within(text, "see http"),
+		within(text, "spamhaus"):
+		return DNSBLReject
+	case within(text, "user unknown"), within(text, "unknown user"):
+		return UnknownRecipient
+	case within(text, "reverse dns"):
+		return NoRDNS
+	case within(text, "helo"):
+		return HeloReject
+	case spammy(text):
+		return SpamReject
+	}
+	return Other
+}
+
+// lastRelay reads the last ", relay=RELAY", which must reach to the end of the line.
+func lastRelay(b []byte, e *Event) (head []byte, ok bool) {
+	i := bytes.LastIndex(b, []byte(", relay="))
+	if i < 0 || len(b) > whole {
+		return nil, false
+	}
+	c, ok := relay(b[i+len(", relay="):], e)
+	return b[:i], ok && len(c) == 0
+}
+
+// sendmailAuth reads "AUTH failure (MECH): REASON (-N) SASL(-N): ...[, user=U], relay=RELAY".
+func (p *Parser) sendmailAuth(b []byte, e *Event) bool {
+	head, ok := lastRelay(b, e)
+	if !ok {
+		return false
+	}
+	e.Kind = AuthFailure
+	if i := bytes.Index(head, []byte("): ")); i >= 0 {
+		why := head[i+3:]
+		if oursAuth(why) || has(why, "no connection") || has(why, "can't connect") || has(why, "remote authentication server unavailable") {
+			e.Kind = Other
+			return true
+		}
+	}
+	if i := bytes.Index(head, []byte(", user=")); i >= 0 {
+		e.User = p.userHash(head[i+len(", user="):])
+	}
+	return true
+}
+
+// sendmailUnknown counts "<R>... User unknown". It is never an event.
+func (p *Parser) sendmailUnknown(h *header, q, b []byte, e *Event) bool {
+	if !bytes.HasSuffix(b, []byte(">... User unknown")) && !bytes.HasSuffix(b, []byte(">... No such user here")) &&
+		!bytes.HasSuffix(b, []byte(">... No such user")) || !p.when(h, e) {
+		return false
+	}
+	key, n := p.queueKey(q), h.count
+	if w := p.refused.look(key, e.Time.Unix()); w != nil {
+		n += w.number()
+	}
+	p.refused.addNumber(key, n, e.Time.Unix())
+	return false
+}
+
+// sendmailFrom reads "from=<S>, size=N, class=N, nrcpts=N, [msgid=<M>, ...]relay=RELAY". S and M are the client's.
+func (p *Parser) sendmailFrom(h *header, q, b []byte, e *Event) bool {
+	if !p.when(h, e) {
+		return false
+	}
+	key, refused := p.queueKey(q), 0
+	if w := p.refused.look(key, e.Time.Unix()); w != nil {
+		refused = w.number()
+		p.refused.remove(key)
+	}
+	head, ok := lastRelay(b, e)
+	if !ok {
+		return false
+	}
+	// A sender that says nrcpts= itself may hide its own message, not make one.
+	mark := []byte(", nrcpts=")
+	i := bytes.Index(head, mark)
+	if i < 0 || bytes.LastIndex(head, mark) != i {
+		return false
+	}
+	accepted := 0
+	for _, c := range head[i+len(mark):] {
+		if !isDigit(c) || accepted > 1e6 {
+			break
+		}
+		accepted = accepted*10 + int(c-'0')
+	}
+	switch {
+	case refused > accepted:
+		e.Kind, e.Count = UnknownRecipient, refused
+	case accepted > 0:
+		e.Kind, e.Count = Delivered, 1
+	default:
+		e.Kind, e.Count = Other, 1
+	}
+	return true
+}
