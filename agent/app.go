@@ -13,6 +13,7 @@ import (
 
 	"github.com/mxshield/mxshield/agent/control"
 	"github.com/mxshield/mxshield/agent/internal/config"
+	"github.com/mxshield/mxshield/agent/internal/maillog"
 	"github.com/mxshield/mxshield/agent/internal/store"
 	"github.com/mxshield/mxshield/bpf"
 )
@@ -94,13 +95,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 func replayCommand(stdout, stderr io.Writer, onUsage cli.OnUsageErrorFunc) *cli.Command {
 	var o replayOptions
-	var format string
+	var format, mta string
 	return &cli.Command{
 		Name: "replay", Usage: "say whom log files would have got blocked, when and why; changes nothing", ArgsUsage: "FILE...|-",
 		OnUsageError: onUsage,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "events", Usage: "print the events instead, one per line", Destination: &o.events},
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "table", Usage: "`FORMAT`: table or json", Destination: &format},
+			&cli.StringFlag{Name: "mta", Value: "auto", Usage: "whose lines: auto, postfix, exim, sendmail, opensmtpd, dovecot or courier", Destination: &mta},
 			&cli.IntFlag{Name: "year", Usage: "`Y` of stamps without one (default: from the file's time)", Destination: &o.year},
 			&cli.BoolFlag{Name: "trust-lists", Usage: "count rejections by DNS lists, although the list may have erred", Destination: &o.trust},
 		},
@@ -114,6 +116,10 @@ func replayCommand(stdout, stderr io.Writer, onUsage cli.OnUsageErrorFunc) *cli.
 			case "table":
 			default:
 				return usageError{fmt.Errorf("-o %.20q is unknown; table or json", format)}
+			}
+			var ok bool
+			if o.mta, ok = maillog.ParseMTA(mta); !ok {
+				return usageError{fmt.Errorf("--mta %.40q is unknown; auto, postfix, exim, sendmail, opensmtpd, dovecot or courier", mta)}
 			}
 			if o.year != 0 && (o.year < 1971 || o.year > 2100) {
 				return usageError{fmt.Errorf("--year %d is out of range", o.year)}

@@ -28,6 +28,7 @@ type replayOptions struct {
 	events bool     // print events, not blocks
 	json   bool
 	year   int  // of stamps without one; 0: from the file's modification time
+	mta    maillog.MTA
 	trust  bool // a DNS list's rejection counts although nobody asked the list
 }
 
@@ -91,7 +92,7 @@ type replaySummary struct {
 func newReplay(cfg *config.Config, o replayOptions, in io.Reader, stdout, stderr io.Writer) (*replay, error) {
 	r := &replay{
 		opts: o, cfg: cfg, in: in, out: bufio.NewWriterSize(stdout, 1<<16), err: stderr,
-		parser: maillog.New(maillog.Options{}), weights: cfg.Weights,
+		parser: maillog.New(maillog.Options{MTA: o.mta}), weights: cfg.Weights,
 		table: block.New(block.Options{Origin: "replay"}), blocked: map[netip.Prefix]*replayBlock{}, spared: map[netip.Prefix]string{},
 	}
 	if o.trust {

@@ -122,6 +122,9 @@ func TestReplayEvents(t *testing.T) {
 	if code != 0 || lines[0] != `{"line":2,"source":"203.0.113.10","event":"delivered"}` || lines[1] != `{"line":3,"source":"203.0.113.10","event":"unknown_recipient"}` {
 		t.Errorf("exit %d\n%s", code, out)
 	}
+	if out, _, code := runReplay(t, "--events", "--mta", "exim", "LOG"); out != "" || code != 0 {
+		t.Errorf("a Postfix log read as Exim's: exit %d\n%s", code, out)
+	}
 	if out, _, _ := runReplay(t, "--events", "LOG", "LOG.gz"); !strings.Contains(out, `mail.log.gz" 2 203.0.113.10 delivered 1`) {
 		t.Errorf("%s", out)
 	}
@@ -134,6 +137,7 @@ func TestReplayFaults(t *testing.T) {
 		says string
 	}{
 		{nil, 2, "needs a FILE"}, {[]string{"-o", "xml", "LOG"}, 2, "xml"}, {[]string{"--year", "7", "LOG"}, 2, "out of range"},
+		{[]string{"--mta", "qmail", "LOG"}, 2, "qmail"},
 		{[]string{"LOG.none"}, 1, "no such file"}, {[]string{"/"}, 1, "directory"}, {[]string{"--frob"}, 2, "frob"},
 	} {
 		if _, errs, code := runReplay(t, c.args...); code != c.code || !strings.Contains(errs, c.says) {

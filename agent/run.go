@@ -52,6 +52,7 @@ type daemon struct {
 	store   *store.Store
 	shield  *bpf.Shield // nil in a dry run
 	inputs  []tail.Input
+	mtas    map[string]maillog.MTA // by input; those without an entry are told apart line by line
 	nets    []netip.Prefix // Postfix mynetworks; only the housekeeper uses it
 
 	mu       sync.Mutex // guards what follows
@@ -78,7 +79,7 @@ type daemon struct {
 func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Config, error), log *slog.Logger) (err error) {
 	d := &daemon{
 		cfg: cfg, log: log, started: time.Now(), reload: reload,
-		parsers: map[string]*maillog.Parser{}, pending: map[string][]byte{}, caughtUp: map[string]bool{},
+		mtas: map[string]maillog.MTA{}, parsers: map[string]*maillog.Parser{}, pending: map[string][]byte{}, caughtUp: map[string]bool{},
 		warnings: map[string]string{}, told: map[string]time.Time{}, kick: make(chan struct{}, 1),
 	}
 	if d.node, err = os.Hostname(); err != nil || d.node == "" {
@@ -276,11 +277,12 @@ func (d *daemon) marks() map[string][]byte {
 func (d *daemon) openInputs(ctx context.Context) {
 	fo, jo := tail.FileOptions{Log: d.log}, tail.JournalOptions{Log: d.log}
 	for _, l := range d.cfg.Logs {
-		if l.File != "" {
-			d.inputs = append(d.inputs, tail.NewFile(l.File, fo))
-		} else {
-			d.inputs = append(d.inputs, tail.NewJournal([]string{l.Journal}, jo))
+		var in tail.Input = tail.NewFile(l.File, fo)
+		if l.Journal != "" {
+			in = tail.NewJournal([]string{l.Journal}, jo)
 		}
+		d.inputs = append(d.inputs, in)
+		d.mtas[in.ID()] = l.MTA
 	}
 	if len(d.inputs) > 0 {
 		return
@@ -392,7 +394,7 @@ func (d *daemon) take(b *tail.Batch) {
 func (d *daemon) parserLocked(input string) *maillog.Parser {
 	p := d.parsers[input]
 	if p == nil {
-		p = maillog.New(maillog.Options{Seed: d.seed})
+		p = maillog.New(maillog.Options{Seed: d.seed, MTA: d.mtas[input]})
 		if s, ok := d.pending["pending:"+input]; ok {
 			if err := p.Restore(s); err != nil {
 				d.log.Warn("restore what waits for its delivery", "input", input, "error", err)

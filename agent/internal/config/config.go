@@ -5,7 +5,7 @@
 //	attach: auto                  # auto | native | generic | tcx
 //	ports: {mx: [25], submission: [465, 587]}
 //	logs:                         # default: found by itself
-//	  - {file: /var/log/mail.log, mta: postfix}
+//	  - {file: /var/log/mail.log, mta: auto}  # or postfix exim sendmail opensmtpd dovecot courier
 //	  - {journal: "postfix@-.service"}
 //	block: {for: 72h, max: 168h, threshold: 100, half_life: 1h, ipv6_prefix: 64, private: false}
 //	weights: {unknown_recipient: 10}
@@ -64,6 +64,7 @@ type Config struct {
 type Log struct {
 	File    string
 	Journal string
+	MTA     maillog.MTA // Auto: told apart line by line
 }
 
 // Block says how sources come to be blocked.
@@ -299,17 +300,17 @@ func (c *checker) check(f *file) {
 		case strings.HasPrefix(l.Journal, "-"):
 			c.fault(at+".journal", "a unit name such as postfix@-.service", "%q is no unit name", l.Journal)
 		default:
-			if slices.Contains(cfg.Logs, Log{l.File, l.Journal}) {
+			if slices.ContainsFunc(cfg.Logs, func(o Log) bool { return o.File == l.File && o.Journal == l.Journal }) {
 				c.fault(at, "lines would count twice", "the same input stands there twice")
 			}
-			cfg.Logs = append(cfg.Logs, Log{l.File, l.Journal})
-		}
-		switch l.MTA {
-		case "", "auto", "postfix":
-		case "exim", "sendmail", "opensmtpd", "dovecot", "courier":
-			c.fault(at+".mta", "this version reads Postfix", "%s is not built in this version", l.MTA)
-		default:
-			c.fault(at+".mta", "auto or postfix", "%q is unknown", l.MTA)
+			mta := maillog.Auto
+			if l.MTA != "" {
+				var ok bool
+				if mta, ok = maillog.ParseMTA(l.MTA); !ok {
+					c.fault(at+".mta", "auto, postfix, exim, sendmail, opensmtpd, dovecot or courier", "%.40q is unknown", l.MTA)
+				}
+			}
+			cfg.Logs = append(cfg.Logs, Log{l.File, l.Journal, mta})
 		}
 	}
 	c.block(f)
