@@ -27,7 +27,7 @@ type replayOptions struct {
 	files  []string // "-": standard input
 	events bool     // print events, not blocks
 	json   bool
-	year   int  // of stamps without one; 0: from the file's modification time
+	year   int // of stamps without one; 0: from the file's modification time
 	mta    maillog.MTA
 	trust  bool // a DNS list's rejection counts although nobody asked the list
 }

@@ -53,7 +53,7 @@ type daemon struct {
 	shield  *bpf.Shield // nil in a dry run
 	inputs  []tail.Input
 	mtas    map[string]maillog.MTA // by input; those without an entry are told apart line by line
-	nets    []netip.Prefix // Postfix mynetworks; only the housekeeper uses it
+	nets    []netip.Prefix         // Postfix mynetworks; only the housekeeper uses it
 
 	mu       sync.Mutex // guards what follows
 	scorer   *verdict.Scorer
