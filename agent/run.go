@@ -183,7 +183,7 @@ func (d *daemon) openShield() error {
 	}
 	s, err := bpf.Open(bpf.Options{
 		Pins: d.cfg.Pins, Interfaces: d.cfg.Interfaces, Attach: bpf.Mode(d.cfg.Attach),
-		MXPorts: d.cfg.MXPorts, SubmissionPorts: d.cfg.SubmissionPorts, Log: d.log,
+		MXPorts: d.cfg.MXPorts, SubmissionPorts: d.cfg.SubmissionPorts, Exempt: d.cfg.Exempt, Log: d.log,
 	})
 	d.shield = s
 	return err

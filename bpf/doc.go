@@ -10,10 +10,12 @@
 //	shield.c      the two programs (XDP, and tcx for drivers without it) around one function
 //	packet.h      Ethernet, VLAN, IP, TCP: to source and port
 //	classify.h    protected port -> scope
+//	exempt.h      local addresses that are not shielded
 //	table.h       source and scope -> reason
 //	maps.h        reasons, entries, maps: the format shared with Go
 //	shield.go     Open, Close: the programs and the pins
 //	tables.go     Set, Remove, Lookup, Each: netip.Prefix and time in and out
+//	exempt.go     their form in the program
 //	attach.go     Attach, Detach, Attachments: programs on interfaces
 //	rescue.go     Off, On: the same without an agent
 //	needs.go      what kernel, file system and process must offer

@@ -34,13 +34,14 @@ const (
 
 // Options of Open. The zero value of a field means its default.
 type Options struct {
-	Pins            string   // directory on a bpf file system; DefaultPins
-	Interfaces      []string // names, globs, "auto"; {"auto"}
-	Attach          Mode     // Auto
-	MXPorts         []uint16 // {25}
-	SubmissionPorts []uint16 // {465, 587}; together at most 16
-	MaxExact        int      // entries of each exact table, IPv4 and IPv6; 1 << 20
-	MaxCIDRs        int      // entries of each CIDR table; 1 << 18
+	Pins            string         // directory on a bpf file system; DefaultPins
+	Interfaces      []string       // names, globs, "auto"; {"auto"}
+	Attach          Mode           // Auto
+	MXPorts         []uint16       // {25}
+	SubmissionPorts []uint16       // {465, 587}; together at most 16
+	Exempt          []netip.Prefix // local addresses whose ports are not protected; see [CheckExempt]
+	MaxExact        int            // entries of each exact table, IPv4 and IPv6; 1 << 20
+	MaxCIDRs        int            // entries of each CIDR table; 1 << 18
 	Log             *slog.Logger
 }
 
@@ -106,6 +107,9 @@ func Open(opts Options) (_ *Shield, err error) {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
 	if _, err := portTable(opts); err != nil {
+		return nil, fmt.Errorf("open shield: %w", err)
+	}
+	if err := CheckExempt(opts.Exempt); err != nil {
 		return nil, fmt.Errorf("open shield: %w", err)
 	}
 	if err := checkCapabilities(); err != nil {
@@ -293,6 +297,9 @@ func (s *Shield) spec() (*ebpf.CollectionSpec, error) {
 	}
 	if err := spec.Variables[shieldVarPorts].Set(ports); err != nil {
 		return nil, fmt.Errorf("set ports: %w", err)
+	}
+	if err := setExempt(spec, s.opts.Exempt); err != nil {
+		return nil, err
 	}
 	return spec, nil
 }
