@@ -56,7 +56,9 @@ type Shield struct {
 		sync.Mutex
 		prog *ebpf.Program
 	}
-	attachMu sync.Mutex // one Attach or Detach at a time
+	attachMu  sync.Mutex     // one Attach or Detach at a time; guards the two maps
+	settled   map[int]uint32 // index of an interface -> the link this Shield made or found there
+	notNative map[int]bool   // indexes of devices under VLAN devices that have no native XDP
 
 	mu      sync.Mutex // below: the writer's bookkeeping of the tables
 	cidrs   map[netip.Prefix]struct{}
@@ -129,6 +131,8 @@ func Open(opts Options) (_ *Shield, err error) {
 		maps:   map[string]*ebpf.Map{},
 		cidrs:  map[netip.Prefix]struct{}{},
 		longer: map[netip.Prefix]int{},
+
+		settled: map[int]uint32{}, notNative: map[int]bool{},
 	}
 	defer func() {
 		if err != nil {
