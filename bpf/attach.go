@@ -62,6 +62,13 @@ func (s *Shield) Attach() error {
 	errs := []error{s.followRenames()}
 	names, auto, resolveErr := resolve(s.opts.Interfaces, links)
 	errs = append(errs, resolveErr)
+	for _, link := range links {
+		// A program on a port keeps a native one off the bond. The gap falls into the link's own: to become a port it had
+		// to go down.
+		if bond := bondOf(links, link); bond != nil && slices.Contains(names, bond.Attrs().Name) {
+			errs = append(errs, s.leavePort(names, link.Attrs().Name, bond.Attrs().Name))
+		}
+	}
 	a := s.attacher()
 	for i, name := range names {
 		if under := s.tryUnderVLAN(a, links, name, auto[name]); under != "" {
@@ -80,7 +87,7 @@ func (s *Shield) Attach() error {
 	errs = append(errs, err)
 	for _, name := range pinned {
 		if !slices.Contains(names, name) {
-			errs = append(errs, s.letGo(a, links, names, name, resolveErr == nil))
+			errs = append(errs, s.letGo(links, names, name, resolveErr == nil))
 		}
 	}
 	// Indexes are used again after a long time.
@@ -117,7 +124,7 @@ func (s *Shield) tryUnderVLAN(a *attacher, links []netlink.Link, name string, au
 
 // letGo takes the program off an interface that is not, or not any more, to be shielded. Known says that names are all
 // that should be.
-func (s *Shield) letGo(a *attacher, links []netlink.Link, names []string, name string, known bool) error {
+func (s *Shield) letGo(links []netlink.Link, names []string, name string, known bool) error {
 	l, err := openLink(filepath.Join(s.opts.Pins, linkPin(name)))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -128,18 +135,11 @@ func (s *Shield) letGo(a *attacher, links []netlink.Link, names []string, name s
 	at, live := l.attachment()
 	gone := !live && l.gone()
 	l.Close()
-	var bond netlink.Link
-	if dev := byIndex(links, at.Index); dev != nil {
-		bond = bondOf(links, dev)
-	}
-	shielded := func(l netlink.Link) bool { return l != nil && slices.Contains(names, l.Attrs().Name) }
 	switch {
 	case gone:
 		s.log.Info("an interface is gone", "interface", name)
 	case !live || !known:
 		return nil // it could not be asked, or it is not known what should be: better one too many
-	case shielded(bond):
-		s.log.Info("detaching from a port of a bond that is shielded itself", "interface", name, "bond", bond.Attrs().Name)
 	case s.settled[at.Index] == at.LinkID && !s.replaced(links, names, at.Index):
 		return nil
 	default:
@@ -149,14 +149,18 @@ func (s *Shield) letGo(a *attacher, links []netlink.Link, names []string, name s
 		return err
 	}
 	delete(s.settled, at.Index)
-	if !shielded(bond) {
+	return nil
+}
+
+// leavePort takes the program off the port of a bond that is to be shielded itself.
+func (s *Shield) leavePort(names []string, port, bond string) error {
+	if slices.Contains(names, port) { // the config names it
 		return nil
 	}
-	// A program on a port keeps a native one off the bond: now there may be one.
-	delete(s.settled, bond.Attrs().Index)
-	now, err := s.attacher().attach(bond.Attrs().Name, s.opts.Attach)
-	if err == nil {
-		s.settled[now.Index] = now.LinkID
+	at, err := detachPin(s.opts.Pins, linkPin(port))
+	if at.Interface != "" {
+		s.log.Info("detached from a port of a bond that is shielded itself", "interface", port, "bond", bond)
+		delete(s.settled, at.Index)
 	}
 	return err
 }
@@ -210,6 +214,7 @@ func (s *Shield) followRenames() error {
 func (s *Shield) Detach() error {
 	s.attachMu.Lock()
 	defer s.attachMu.Unlock()
+	clear(s.notNative) // with nothing attached every way is open again
 	_, err := detachAll(s.opts.Pins)
 	return err
 }

@@ -16,7 +16,9 @@ import (
 //   - A VLAN device: there is no native XDP on it, and at tcx its packets have an skb already. The device under it has
 //     native XDP more often, and the program reads tags. So auto (and only auto) attaches there, natively, where all
 //     that comes in over that wire is this host's own; then the shield holds for the other VLANs of the wire too.
-//     Otherwise, or if that driver has no native XDP, it attaches to the VLAN device (tcx, before 6.6 generic).
+//     Otherwise, or if that driver has no native XDP, it attaches to the VLAN device (tcx, before 6.6 generic). From
+//     generic there it does not move down by itself: the kernel allows no program under a device that has one, so
+//     there is no way without a gap. `mxshieldctl off` and `on` are that way.
 //
 // What the config names is obeyed.
 
