@@ -48,6 +48,14 @@ func (d *daemon) Status() control.Status {
 		for r, n := range counters {
 			s.Packets[bpf.Reason(r).String()] = n
 		}
+		live := d.ender.Status()
+		s.Ended = live.Ended
+		if live.Problem != nil {
+			warnings["sessions"] = "live sessions of blocked sources are not ended: " + live.Problem.Error()
+			if h := control.Hint(live.Problem); h != "" {
+				warnings["sessions"] += " (" + h + ")"
+			}
+		}
 	}
 	if s.Blocks.Unenforced > 0 {
 		warnings["unenforced"] = fmt.Sprintf("%d prefixes are not in the kernel: %s", s.Blocks.Unenforced, s.Blocks.WhyUnenforced)
@@ -262,6 +270,7 @@ func (d *daemon) Block(who string, p netip.Prefix, dur time.Duration, forever bo
 	if err != nil {
 		return r, err
 	}
+	d.endSessions(p)
 	d.audit(who, "block", p, reason)
 	return r, d.written()
 }
@@ -330,6 +339,8 @@ func (d *daemon) Off(who, reason string) (string, error) {
 	if len(reason) > 500 {
 		return "", &control.Error{Status: http.StatusBadRequest, Text: "the reason is longer than 500 bytes"}
 	}
+	d.attachMu.Lock()
+	defer d.attachMu.Unlock()
 	d.mu.Lock()
 	if d.off != nil { // keep what the first off detached
 		m.Interfaces = d.off.Interfaces
@@ -373,13 +384,18 @@ func (d *daemon) Off(who, reason string) (string, error) {
 
 // On ends off.
 func (d *daemon) On(who string) (string, error) {
+	d.attachMu.Lock()
 	was := d.marker()
-	if err := control.RemoveMarker(d.stateDir()); err != nil {
+	err := control.RemoveMarker(d.stateDir())
+	if err == nil {
+		d.mu.Lock()
+		d.off = nil
+		d.mu.Unlock()
+	}
+	d.attachMu.Unlock()
+	if err != nil {
 		return "", err
 	}
-	d.mu.Lock()
-	d.off = nil
-	d.mu.Unlock()
 	if d.shield != nil {
 		if err := d.resync(true); err != nil {
 			d.warn("kernel", "not every block is in the kernel", err)

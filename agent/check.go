@@ -38,6 +38,9 @@ func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) 
 		p("interface", "%s, attach %s (a first native attach may take the link down for a moment on some drivers)", n, cfg.Attach)
 	}
 	p("ports", "mx %v, submission %v", cfg.MXPorts, cfg.SubmissionPorts)
+	if len(cfg.Exempt) > 0 {
+		p("exempt", "%v: packets to these local addresses are never dropped", cfg.Exempt)
+	}
 	if len(cfg.Logs) == 0 {
 		found, err := tail.Discover(ctx, tail.DiscoverOptions{})
 		if err != nil {

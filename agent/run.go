@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -24,6 +25,7 @@ import (
 	"github.com/mxshield/mxshield/agent/control"
 	"github.com/mxshield/mxshield/agent/internal/config"
 	"github.com/mxshield/mxshield/agent/internal/maillog"
+	"github.com/mxshield/mxshield/agent/internal/sessions"
 	"github.com/mxshield/mxshield/agent/internal/store"
 	"github.com/mxshield/mxshield/agent/internal/tail"
 	"github.com/mxshield/mxshield/agent/internal/verdict"
@@ -50,7 +52,8 @@ type daemon struct {
 	reload  func() (*config.Config, error)
 	table   *block.Table
 	store   *store.Store
-	shield  *bpf.Shield // nil in a dry run
+	shield  *bpf.Shield     // nil in a dry run
+	ender   *sessions.Ender // nil in a dry run
 	inputs  []tail.Input
 	mtas    map[string]maillog.MTA // by input; those without an entry are told apart line by line
 	nets    []netip.Prefix         // Postfix mynetworks; only the housekeeper uses it
@@ -70,6 +73,7 @@ type daemon struct {
 	second   int64                // for the limit on log lines of blocks
 	blocks   int
 
+	attachMu sync.Mutex // off and on, and whoever attaches, wait for each other; taken before mu
 	commitMu sync.Mutex // one commit at a time
 	storeErr error      // guarded by mu: why the last write failed
 	kick     chan struct{}
@@ -118,7 +122,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var all sync.WaitGroup
-	failed := make(chan error, len(d.inputs)+3)
+	failed := make(chan error, len(d.inputs)+5)
 	start := func(f func() error) {
 		all.Go(func() {
 			if err := f(); err != nil && ctx.Err() == nil {
@@ -130,6 +134,10 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	marks := d.marks()
 	for _, in := range d.inputs {
 		start(func() error { return in.Run(ctx, marks[in.ID()], lines) })
+	}
+	if d.shield != nil {
+		start(func() error { return d.ender.Run(ctx) })
+		start(func() error { bpf.Watch(ctx, log, d.follow); return nil })
 	}
 	start(func() error { return d.readLines(ctx, lines) })
 	start(func() error { return d.keepHouse(ctx) })
@@ -184,10 +192,14 @@ func (d *daemon) openShield() error {
 	}
 	s, err := bpf.Open(bpf.Options{
 		Pins: d.cfg.Pins, Interfaces: d.cfg.Interfaces, Attach: bpf.Mode(d.cfg.Attach),
-		MXPorts: d.cfg.MXPorts, SubmissionPorts: d.cfg.SubmissionPorts, Log: d.log,
+		MXPorts: d.cfg.MXPorts, SubmissionPorts: d.cfg.SubmissionPorts, Exempt: d.cfg.Exempt, Log: d.log,
 	})
+	if err != nil {
+		return err
+	}
 	d.shield = s
-	return err
+	d.ender = sessions.New(sessions.Options{Ports: slices.Concat(d.cfg.MXPorts, d.cfg.SubmissionPorts), Ends: d.ends, Log: d.log})
+	return nil
 }
 
 // openState opens the state file and fills the table and the scores from it.
@@ -318,30 +330,66 @@ func (d *daemon) resync(orphans bool) error {
 	return err
 }
 
-// attach hangs the program on the interfaces, unless somebody said off.
+// attach hangs the program on the interfaces, unless somebody said off. It fails if nothing at all is shielded then.
 func (d *daemon) attach() error {
 	if d.shield == nil {
 		return nil
 	}
+	d.attachMu.Lock()
+	defer d.attachMu.Unlock()
 	if m := d.marker(); m != nil {
 		d.log.Warn("the shield is OFF: nothing is dropped until `mxshieldctl on`", "since", m.Since, "by", m.By, "reason", m.Reason)
 		return d.shield.Detach()
 	}
-	err := d.shield.Attach()
-	on, aerr := d.shield.Attachments()
-	if err = errors.Join(err, aerr); err != nil && len(on) == 0 {
+	if on, err := d.attachLocked(); err != nil && on == 0 {
 		return err
 	}
-	d.setWarning("attach", "", nil)
-	if err != nil {
-		d.warn("attach", "not every interface is shielded", err)
+	d.ender.All() // sessions of blocked sources that came while nothing was dropped
+	return nil
+}
+
+// follow does the same for interfaces that came, went or changed their names since.
+func (d *daemon) follow() {
+	if d.shield == nil {
+		return
 	}
+	d.attachMu.Lock()
+	defer d.attachMu.Unlock()
+	if d.marker() != nil {
+		return
+	}
+	// `mxshieldctl off` does not wait for an agent that hangs: then the marker is on disk only.
+	if m, err := control.ReadMarker(d.stateDir()); err == nil && m != nil {
+		d.mu.Lock()
+		d.off = m
+		d.mu.Unlock()
+		d.log.Warn("the shield was switched OFF while this agent did not answer", "since", m.Since, "by", m.By, "reason", m.Reason)
+		return
+	}
+	_, _ = d.attachLocked() // the error is in status and in the log
+}
+
+// attachLocked attaches, says what is wrong, and returns how many interfaces are shielded.
+func (d *daemon) attachLocked() (int, error) {
+	err := d.shield.Attach()
+	on, aerr := d.shield.Attachments()
+	if err = errors.Join(err, aerr); err != nil {
+		d.warn("attach", "not every interface is shielded", err)
+	} else {
+		d.setWarning("attach", "", nil)
+	}
+	var generic []string
 	for _, a := range on {
 		if a.Mode == bpf.Generic {
-			d.warn("mode "+a.Interface, a.Interface+" is shielded in generic mode, which costs several times more per packet", nil)
+			generic = append(generic, a.Interface)
 		}
 	}
-	return nil
+	if generic != nil {
+		d.warn("mode", strings.Join(generic, ", ")+": shielded in generic mode, which costs several times more per packet", nil)
+	} else {
+		d.setWarning("mode", "", nil)
+	}
+	return len(on), err
 }
 
 func (d *daemon) marker() *control.Marker {
@@ -456,6 +504,9 @@ func (d *daemon) judgeLocked(v *verdict.Verdict, now time.Time) {
 	d.batch.Audit = append(d.batch.Audit, store.Audit{Time: now.UTC(), Who: "agent", Action: "block", Prefix: v.Prefix, Detail: fmt.Sprintf("%s: %s", v.Cause, words)})
 	d.logBlockLocked(res.Entry, words, now)
 	d.commitSoon()
+	if d.ender != nil && d.off == nil {
+		d.ender.Fresh(v.Prefix)
+	}
 }
 
 // hits counts the events that have weight.
@@ -647,14 +698,8 @@ func (d *daemon) inspect(ctx context.Context) {
 			d.warn("kernel", "not every block is in the kernel", err)
 		}
 	}
-	if d.marker() != nil {
-		return
-	}
-	if err := d.shield.Attach(); err != nil {
-		d.warn("attach", "not every interface is shielded", err)
-	} else {
-		d.setWarning("attach", "", nil)
-	}
+	d.follow()
+	d.lookForListeners()
 }
 
 func (d *daemon) compact() {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -44,28 +45,167 @@ type Attachment struct {
 // links get the new program in place: not one packet goes unseen. May be called again at any time (an interface came);
 // what is right already stays as it is. One interface that fails does not keep the others from being shielded; the
 // error tells of all that did.
+//
+// What this Shield attached to once stays shielded as long as it exists: under a new name, and without its default
+// route (links bounce, leases are renewed, and on some drivers a new attachment takes the link down by itself, so that
+// letting go and taking hold again might never end). Ports of a bond that was attached to are the exception.
 func (s *Shield) Attach() error {
 	s.attachMu.Lock()
 	defer s.attachMu.Unlock()
 	if err := s.pinAll(); err != nil {
 		return err
 	}
-	names, err := ResolveInterfaces(s.opts.Interfaces)
-	errs := []error{err}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list interfaces: %w", err)
+	}
+	errs := []error{s.followRenames()}
+	names, auto, resolveErr := resolve(s.opts.Interfaces, links)
+	errs = append(errs, resolveErr)
+	for _, link := range links {
+		// A program on a port keeps a native one off the bond. The gap falls into the link's own: to become a port it had
+		// to go down.
+		if bond := bondOf(links, link); bond != nil && slices.Contains(names, bond.Attrs().Name) {
+			errs = append(errs, s.leavePort(names, link.Attrs().Name, bond.Attrs().Name))
+		}
+	}
 	a := s.attacher()
-	for _, name := range names {
-		_, err := a.attach(name, s.opts.Attach)
+	for i, name := range names {
+		if under := s.tryUnderVLAN(a, links, name, auto[name]); under != "" {
+			names[i] = under
+			continue
+		}
+		at, err := a.attach(name, s.opts.Attach)
+		if err == nil {
+			s.settled[at.Index] = at.LinkID
+		} else if _, err := netlink.LinkByName(name); errors.As(err, &netlink.LinkNotFoundError{}) {
+			continue // it went in this moment; if the config names it, the next look says so
+		}
 		errs = append(errs, err)
 	}
 	pinned, err := linkPins(s.opts.Pins)
 	errs = append(errs, err)
 	for _, name := range pinned {
-		if slices.Contains(names, name) || slices.Contains(s.opts.Interfaces, name) {
+		if !slices.Contains(names, name) {
+			errs = append(errs, s.letGo(links, names, name, resolveErr == nil))
+		}
+	}
+	// Indexes are used again after a long time.
+	maps.DeleteFunc(s.settled, func(index int, _ uint32) bool { return byIndex(links, index) == nil })
+	maps.DeleteFunc(s.notNative, func(index int, _ bool) bool { return byIndex(links, index) == nil })
+	return errors.Join(errs...)
+}
+
+// tryUnderVLAN attaches to the device under a VLAN device that auto chose, if that is the better place, and returns
+// its name; see devices.go.
+func (s *Shield) tryUnderVLAN(a *attacher, links []netlink.Link, name string, auto bool) string {
+	dev := byLinkName(links, name)
+	if dev == nil || !auto || s.opts.Attach != Auto && s.opts.Attach != Native {
+		return ""
+	}
+	under := underVLAN(links, dev)
+	if under == nil || s.notNative[under.Attrs().Index] {
+		return ""
+	}
+	at, err := a.attach(under.Attrs().Name, Native)
+	if err != nil {
+		// Not again with every look: drivers may take the link down to find out.
+		s.notNative[under.Attrs().Index] = true
+		s.log.Info("no native XDP on the device under a VLAN device; attaching to the VLAN device itself",
+			"interface", name, "under", under.Attrs().Name, "err", err)
+		return ""
+	}
+	if s.settled[at.Index] != at.LinkID {
+		s.log.Info("shielding the device under a VLAN device, and with it all its VLANs", "interface", name, "under", at.Interface)
+	}
+	s.settled[at.Index] = at.LinkID
+	return at.Interface
+}
+
+// letGo takes the program off an interface that is not, or not any more, to be shielded. Known says that names are all
+// that should be.
+func (s *Shield) letGo(links []netlink.Link, names []string, name string, known bool) error {
+	l, err := openLink(filepath.Join(s.opts.Pins, linkPin(name)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	at, live := l.attachment()
+	gone := !live && l.gone()
+	l.Close()
+	switch {
+	case gone:
+		s.log.Info("an interface is gone", "interface", name)
+	case !live || !known:
+		return nil // it could not be asked, or it is not known what should be: better one too many
+	case s.settled[at.Index] == at.LinkID && !s.replaced(links, names, at.Index):
+		return nil
+	default:
+		s.log.Info("detaching from an interface that is not to be shielded any more", "interface", name)
+	}
+	if _, err := detachPin(s.opts.Pins, linkPin(name)); err != nil {
+		return err
+	}
+	delete(s.settled, at.Index)
+	return nil
+}
+
+// leavePort takes the program off the port of a bond that is to be shielded itself.
+func (s *Shield) leavePort(names []string, port, bond string) error {
+	if slices.Contains(names, port) { // the config names it
+		return nil
+	}
+	at, err := detachPin(s.opts.Pins, linkPin(port))
+	if at.Interface != "" {
+		s.log.Info("detached from a port of a bond that is shielded itself", "interface", port, "bond", bond)
+		delete(s.settled, at.Index)
+	}
+	return err
+}
+
+// replaced says whether a VLAN device is shielded by the device under it.
+func (s *Shield) replaced(links []netlink.Link, names []string, index int) bool {
+	dev := byIndex(links, index)
+	if dev == nil {
+		return false
+	}
+	under := underVLAN(links, dev)
+	return under != nil && slices.Contains(names, under.Attrs().Name)
+}
+
+// followRenames gives pins the names that their interfaces have now.
+func (s *Shield) followRenames() error {
+	names, err := linkPins(s.opts.Pins)
+	if err != nil {
+		return err
+	}
+	type move struct{ from, to string }
+	var moves []move
+	var errs []error
+	for _, name := range names {
+		l, err := openLink(s.pin(linkPin(name)))
+		if err != nil {
+			errs = append(errs, err)
 			continue
 		}
-		s.log.Info("detaching from an interface that is not to be shielded any more", "interface", name)
-		_, err := detachPin(s.opts.Pins, linkPin(name))
-		errs = append(errs, err)
+		if at, ok := l.attachment(); ok && at.Interface != name {
+			moves = append(moves, move{name, at.Interface})
+		}
+		l.Close()
+	}
+	// Two may have changed names with each other, so all leave before one comes. Attach knows what to do with a pin that
+	// a dying process left on its way.
+	for _, m := range moves {
+		errs = append(errs, os.Rename(s.pin(linkPin(m.from)), s.pin(newPrefix+linkPin(m.to))))
+	}
+	for _, m := range moves {
+		if err := os.Rename(s.pin(newPrefix+linkPin(m.to)), s.pin(linkPin(m.to))); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		s.log.Info("an interface was renamed; it stays shielded", "old", m.from, "interface", m.to)
 	}
 	return errors.Join(errs...)
 }
@@ -74,6 +214,7 @@ func (s *Shield) Attach() error {
 func (s *Shield) Detach() error {
 	s.attachMu.Lock()
 	defer s.attachMu.Unlock()
+	clear(s.notNative) // with nothing attached every way is open again
 	_, err := detachAll(s.opts.Pins)
 	return err
 }
@@ -103,7 +244,7 @@ func Attachments(pins string) ([]Attachment, error) {
 }
 
 func (s *Shield) attacher() *attacher {
-	return &attacher{pins: s.opts.Pins, log: s.log, xdp: s.xdp, tc: s.tc}
+	return &attacher{pins: s.opts.Pins, log: s.log, xdp: s.xdp, tc: s.tc, settled: s.settled}
 }
 
 // attacher hangs programs on interfaces, for a Shield and for On.
@@ -112,6 +253,9 @@ type attacher struct {
 	log  *slog.Logger
 	xdp  *ebpf.Program
 	tc   func() (*ebpf.Program, error)
+	// By index the link that was found or made: what auto chose then is not tried again, since drivers may take the
+	// link down for every attempt, and it is not worth a line in the log every time.
+	settled map[int]uint32
 }
 
 // attach makes sure that the program is on the interface in the wanted mode.
@@ -144,10 +288,17 @@ func (a *attacher) attachTo(name string, want Mode) (Attachment, error) {
 		if err != nil {
 			return Attachment{}, err
 		}
-		return a.keep(l, nil, name)
+		at, err := a.keep(l, nil, name)
+		if err == nil {
+			a.log.Info("attached", "interface", name, "mode", at.Mode)
+		}
+		return at, err
 	}
 	defer old.Close()
 	was := old.at.Mode
+	if want == Auto && a.settled[old.at.Index] == old.at.LinkID {
+		want = was
+	}
 
 	// auto with generic: native cannot be tried beside it, but tcx can, and native beside that. Without tcx (before 6.6)
 	// generic stays: trying would make a gap at every start.
@@ -377,6 +528,9 @@ func (a *attacher) explain(dev netlink.Link, mode Mode, err error) error {
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, errENOTSUPP):
 		text := "attach: auto takes tcx or generic instead"
+		if dev.Type() == "vlan" {
+			text += "; or shield the device under it, which carries its packets with their tags"
+		}
 		if large {
 			text += fmt.Sprintf("; if the driver has XDP, the MTU of %d may be too large for it: ", mtu) + shrink
 		}
@@ -496,6 +650,26 @@ func (l *pinnedLink) attachment() (Attachment, bool) {
 		at.Mode = Generic
 	}
 	return at, true
+}
+
+// gone says that the link hangs on no interface of this network namespace, by the kernel's word: if it could not be
+// asked, it is not gone.
+func (l *pinnedLink) gone() bool {
+	info, err := l.Info()
+	if err != nil {
+		return false
+	}
+	index := 0
+	if x := info.XDP(); x != nil {
+		index = int(x.Ifindex)
+	} else if t := info.TCX(); t != nil {
+		index = int(t.Ifindex)
+	}
+	if index == 0 {
+		return true
+	}
+	_, err = netlink.LinkByIndex(index)
+	return errors.As(err, &netlink.LinkNotFoundError{})
 }
 
 // detachPin detaches the link of a pin for real, whoever else holds it, and removes the pin. The Attachment is what

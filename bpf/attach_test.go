@@ -33,6 +33,7 @@ type wire struct {
 	dev            netlink.Link // the mail host's end
 	tx, rx         int          // AF_PACKET on the attacker's end; raw TCP on the mail host
 	seq            uint32
+	tags           []uint16 // VLAN ethertypes of what is sent
 }
 
 const hostDev, peerDev = "mx0.25", "attacker0" // a dot, as VLAN interfaces have
@@ -100,9 +101,9 @@ func (w *wire) plug(t *testing.T) {
 
 // send puts a SYN on the wire. Its number, and its kind, are in the sequence number.
 func (w *wire) send(src string, seq uint32) error {
-	pkt := frame{src: src, port: 25}.bytes()
+	pkt := frame{src: src, port: 25, tags: w.tags}.bytes()
 	copy(pkt, w.dev.Attrs().HardwareAddr)
-	binary.BigEndian.PutUint32(pkt[14+20+4:], seq)
+	binary.BigEndian.PutUint32(pkt[14+4*len(w.tags)+20+4:], seq)
 	for {
 		_, err := unix.Write(w.tx, pkt)
 		if err == unix.ENOBUFS || err == unix.EAGAIN {

@@ -29,6 +29,10 @@ const (
 	benchVarBenchRun       = "bench_run"
 	benchVarBenchSize      = "bench_size"
 	benchVarBenchWhat      = "bench_what"
+	benchVarExemptV4       = "exempt_v4"
+	benchVarExemptV6       = "exempt_v6"
+	benchVarExemptsV4      = "exempts_v4"
+	benchVarExemptsV6      = "exempts_v6"
 	benchVarPorts          = "ports"
 )
 
@@ -99,6 +103,10 @@ type benchVariableSpecs struct {
 	BenchRun  *ebpf.VariableSpec `ebpf:"bench_run"`
 	BenchSize *ebpf.VariableSpec `ebpf:"bench_size"`
 	BenchWhat *ebpf.VariableSpec `ebpf:"bench_what"`
+	ExemptV4  *ebpf.VariableSpec `ebpf:"exempt_v4"`
+	ExemptV6  *ebpf.VariableSpec `ebpf:"exempt_v6"`
+	ExemptsV4 *ebpf.VariableSpec `ebpf:"exempts_v4"`
+	ExemptsV6 *ebpf.VariableSpec `ebpf:"exempts_v6"`
 	Ports     *ebpf.VariableSpec `ebpf:"ports"`
 }
 
@@ -149,6 +157,10 @@ type benchVariables struct {
 	BenchRun  *ebpf.Variable `ebpf:"bench_run"`
 	BenchSize *ebpf.Variable `ebpf:"bench_size"`
 	BenchWhat *ebpf.Variable `ebpf:"bench_what"`
+	ExemptV4  *ebpf.Variable `ebpf:"exempt_v4"`
+	ExemptV6  *ebpf.Variable `ebpf:"exempt_v6"`
+	ExemptsV4 *ebpf.Variable `ebpf:"exempts_v4"`
+	ExemptsV6 *ebpf.Variable `ebpf:"exempts_v6"`
 	Ports     *ebpf.Variable `ebpf:"ports"`
 }
 

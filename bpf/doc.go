@@ -10,11 +10,15 @@
 //	shield.c      the two programs (XDP, and tcx for drivers without it) around one function
 //	packet.h      Ethernet, VLAN, IP, TCP: to source and port
 //	classify.h    protected port -> scope
+//	exempt.h      local addresses that are not shielded
 //	table.h       source and scope -> reason
 //	maps.h        reasons, entries, maps: the format shared with Go
 //	shield.go     Open, Close: the programs and the pins
 //	tables.go     Set, Remove, Lookup, Each: netip.Prefix and time in and out
+//	exempt.go     CheckExempt: the list of local addresses that are not shielded
 //	attach.go     Attach, Detach, Attachments: programs on interfaces
+//	interfaces.go names, globs and auto; devices.go: which of several devices that stand on each other
+//	watch.go      Watch: interfaces come, go and change their names
 //	rescue.go     Off, On: the same without an agent
 //	needs.go      what kernel, file system and process must offer
 //
@@ -43,5 +47,6 @@
 // # Concurrency
 //
 // All methods of [Shield] may be called from several goroutines. There is one writer process: Open locks the directory.
-// Off and On work beside it. Attach and DefaultInterfaces act in the network namespace of the calling thread.
+// Off and On work beside it. Attach, Watch and DefaultInterfaces act in the network namespace of the
+// calling thread.
 package bpf

@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -59,19 +60,32 @@ func DefaultInterfaces() ([]string, error) {
 }
 
 // ResolveInterfaces turns names, globs and "auto" (see [DefaultInterfaces]) into the names of interfaces that exist,
-// sorted, each once. What does not exist is an error, beside the names that do: the others can be shielded.
-// A glob does not match loopback interfaces.
+// sorted, each once. A name or "auto" that stands for nothing is an error, beside the names that do: the others can be
+// shielded. A glob is, if nothing at all was found: its interfaces may come and go. It does not match loopback
+// interfaces, nor ports of a bond that is in the list.
 func ResolveInterfaces(specs []string) ([]string, error) {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	var names []string
+	names, _, err := resolve(specs, links)
+	return names, err
+}
+
+// resolve also tells which names only "auto" stands for.
+func resolve(specs []string, links []netlink.Link) (names []string, auto map[string]bool, err error) {
 	var errs []error
+	var unmatched []string // globs
+	auto = map[string]bool{}
+	named := map[string]bool{}
+	globbed := map[string]bool{}
 	for _, spec := range specs {
 		if spec == "auto" {
-			auto, err := DefaultInterfaces()
-			names, errs = append(names, auto...), append(errs, err)
+			found, err := DefaultInterfaces()
+			for _, name := range found {
+				auto[name] = true
+			}
+			errs = append(errs, err)
 			continue
 		}
 		isGlob := strings.ContainsAny(spec, "*?[")
@@ -79,23 +93,48 @@ func ResolveInterfaces(specs []string) ([]string, error) {
 		for _, link := range links {
 			name := link.Attrs().Name
 			if name == spec {
-				names, found = append(names, name), true
+				named[name], found = true, true
 				continue
 			}
 			ok, err := path.Match(spec, name)
 			if err != nil {
-				return nil, fmt.Errorf("find interface %q: bad pattern", spec)
+				return nil, nil, fmt.Errorf("find interface %q: bad pattern", spec)
 			}
 			if ok && isGlob && link.Attrs().RawFlags&unix.IFF_LOOPBACK == 0 {
-				names, found = append(names, name), true
+				globbed[name], found = true, true
 			}
 		}
-		if !found {
+		switch {
+		case found:
+		case isGlob:
+			unmatched = append(unmatched, spec)
+		default:
+			errs = append(errs, noInterface(spec))
+		}
+	}
+	for _, link := range links {
+		name := link.Attrs().Name
+		if bond := bondOf(links, link); bond != nil && !named[name] && !auto[name] {
+			if b := bond.Attrs().Name; named[b] || auto[b] || globbed[b] {
+				delete(globbed, name)
+			}
+		}
+	}
+	for _, set := range []map[string]bool{named, globbed, auto} {
+		names = slices.AppendSeq(names, maps.Keys(set))
+	}
+	for name := range auto {
+		if named[name] || globbed[name] {
+			delete(auto, name)
+		}
+	}
+	if len(names) == 0 {
+		for _, spec := range unmatched {
 			errs = append(errs, noInterface(spec))
 		}
 	}
 	slices.Sort(names)
-	return slices.Compact(names), errors.Join(errs...)
+	return slices.Compact(names), auto, errors.Join(errs...)
 }
 
 func noInterface(name string) error {

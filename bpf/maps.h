@@ -28,7 +28,8 @@ enum reason {
 	DROP_EXACT = 11,	/* blocked address (IPv4) or /64 (IPv6) */
 	DROP_CIDR = 12,		/* in a blocked CIDR */
 	DROP_EXT_HEADERS = 13,	/* ports hidden behind IPv6 extension headers, source blocked */
-	REASONS = 14,
+	PASS_EXEMPT = 14,	/* protected port, but of a local address that is not shielded */
+	REASONS = 15,
 };
 
 /* Room for reasons to come, so that an upgrade fits the pinned totals. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * Parsing: from the first byte of the Ethernet header to the source address and the TCP destination port.
+ * Parsing: from the first byte of the Ethernet header to the addresses and the TCP destination port.
  *
  * What cannot be read passes: a packet we do not understand is the stack's business, and the stack throws away what
  * is broken. The one exception is IPv6 extension headers: there a valid packet can push the ports out of our reach
@@ -21,6 +21,7 @@
 
 struct packet {
 	__u32 src[4];	/* network order; IPv4 uses src[0] */
+	__u32 dst[4];
 	__u16 dst_port;	/* network order; 0 if hidden */
 	__u8 ipv6;
 	__u8 hidden;	/* TCP ports out of reach behind extension headers */
@@ -65,6 +66,7 @@ static __always_inline enum reason parse_ipv4(void *pos, void *end, struct packe
 	if ((void *)(tcp + 1) > end)
 		return PASS_TRUNCATED;
 	p->src[0] = ip->src;
+	p->dst[0] = ip->dst;
 	p->dst_port = tcp->dst;
 	return UNDECIDED;
 }
@@ -85,6 +87,10 @@ static __always_inline enum reason parse_ipv6(void *pos, void *end, struct packe
 	p->src[1] = ip->src[1];
 	p->src[2] = ip->src[2];
 	p->src[3] = ip->src[3];
+	p->dst[0] = ip->dst[0];
+	p->dst[1] = ip->dst[1];
+	p->dst[2] = ip->dst[2];
+	p->dst[3] = ip->dst[3];
 	next = ip->next;
 	pos = ip + 1;
 

@@ -21,6 +21,7 @@ const (
 	DropExact      = Reason(shieldReasonDROP_EXACT)
 	DropCIDR       = Reason(shieldReasonDROP_CIDR)
 	DropExtHeaders = Reason(shieldReasonDROP_EXT_HEADERS)
+	PassExempt     = Reason(shieldReasonPASS_EXEMPT)
 
 	reasonCount = int(shieldReasonREASONS)
 )
@@ -40,6 +41,7 @@ var reasonNames = [reasonCount]string{
 	DropExact:      "drop_exact",
 	DropCIDR:       "drop_cidr",
 	DropExtHeaders: "drop_ext_headers",
+	PassExempt:     "pass_exempt",
 }
 
 // String returns the word used in JSON, metrics and logs.

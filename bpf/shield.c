@@ -9,6 +9,7 @@
  * copying of it.
  */
 #include "classify.h"
+#include "exempt.h"
 #include "maps.h"
 #include "packet.h"
 #include "table.h"
@@ -17,7 +18,7 @@
 /* Dual, so that GPL-only helpers may be used one day and the source may be taken under BSD. */
 char licence[] SEC("license") = "Dual BSD/GPL";
 
-/* One packet, one reason: Ethernet -> IP -> TCP -> protected port -> exact -> CIDR -> pass. */
+/* One packet, one reason: Ethernet -> IP -> TCP -> protected port -> not exempt -> exact -> CIDR -> pass. */
 static __always_inline enum reason shield(void *data, void *end)
 {
 	struct packet p = {};
@@ -26,16 +27,19 @@ static __always_inline enum reason shield(void *data, void *end)
 
 	if (reason != UNDECIDED)
 		return reason;
-	if (p.hidden) {
-		/* The port is out of reach: dropped only if the source is blocked for any port. See packet.h. */
-		reason = decide(&p, SCOPE_ALL);
-		return reason == DROP_EXACT || reason == DROP_CIDR ? DROP_EXT_HEADERS : PASS_EXT_HEADERS;
-	}
-	scope = port_scope(p.dst_port);
+	if (!p.hidden)
+		scope = port_scope(p.dst_port);
 	/* Pass: not a mail port. Nearly all traffic that is not mail leaves here, before any table. */
 	if (!scope)
 		return PASS_OTHER_PORT;
-	return decide(&p, scope);
+	/* Pass: the config says that this local address is not shielded. */
+	if (exempt(&p))
+		return PASS_EXEMPT;
+	reason = decide(&p, scope);
+	/* The port is out of reach: dropped only if the source is blocked for any port. See packet.h. */
+	if (p.hidden)
+		return reason == DROP_EXACT || reason == DROP_CIDR ? DROP_EXT_HEADERS : PASS_EXT_HEADERS;
+	return reason;
 }
 
 /* Counts the packet, under one reason, on this CPU's own counter. True if it is to be dropped. */

@@ -34,13 +34,14 @@ const (
 
 // Options of Open. The zero value of a field means its default.
 type Options struct {
-	Pins            string   // directory on a bpf file system; DefaultPins
-	Interfaces      []string // names, globs, "auto"; {"auto"}
-	Attach          Mode     // Auto
-	MXPorts         []uint16 // {25}
-	SubmissionPorts []uint16 // {465, 587}; together at most 16
-	MaxExact        int      // entries of each exact table, IPv4 and IPv6; 1 << 20
-	MaxCIDRs        int      // entries of each CIDR table; 1 << 18
+	Pins            string         // directory on a bpf file system; DefaultPins
+	Interfaces      []string       // names, globs, "auto"; {"auto"}
+	Attach          Mode           // Auto
+	MXPorts         []uint16       // {25}
+	SubmissionPorts []uint16       // {465, 587}; together at most 16
+	Exempt          []netip.Prefix // local addresses whose ports are not protected; see [CheckExempt]
+	MaxExact        int            // entries of each exact table, IPv4 and IPv6; 1 << 20
+	MaxCIDRs        int            // entries of each CIDR table; 1 << 18
 	Log             *slog.Logger
 }
 
@@ -55,7 +56,9 @@ type Shield struct {
 		sync.Mutex
 		prog *ebpf.Program
 	}
-	attachMu sync.Mutex // one Attach or Detach at a time
+	attachMu  sync.Mutex     // one Attach or Detach at a time; guards the two maps
+	settled   map[int]uint32 // index of an interface -> the link this Shield made or found there
+	notNative map[int]bool   // indexes of devices under VLAN devices that have no native XDP
 
 	mu      sync.Mutex // below: the writer's bookkeeping of the tables
 	cidrs   map[netip.Prefix]struct{}
@@ -108,6 +111,9 @@ func Open(opts Options) (_ *Shield, err error) {
 	if _, err := portTable(opts); err != nil {
 		return nil, fmt.Errorf("open shield: %w", err)
 	}
+	if err := CheckExempt(opts.Exempt); err != nil {
+		return nil, fmt.Errorf("open shield: %w", err)
+	}
 	if err := checkCapabilities(); err != nil {
 		return nil, err
 	}
@@ -125,6 +131,8 @@ func Open(opts Options) (_ *Shield, err error) {
 		maps:   map[string]*ebpf.Map{},
 		cidrs:  map[netip.Prefix]struct{}{},
 		longer: map[netip.Prefix]int{},
+
+		settled: map[int]uint32{}, notNative: map[int]bool{},
 	}
 	defer func() {
 		if err != nil {
@@ -295,6 +303,9 @@ func (s *Shield) spec() (*ebpf.CollectionSpec, error) {
 	}
 	if err := spec.Variables[shieldVarPorts].Set(ports); err != nil {
 		return nil, fmt.Errorf("set ports: %w", err)
+	}
+	if err := setExempt(spec, s.opts.Exempt); err != nil {
+		return nil, err
 	}
 	return spec, nil
 }

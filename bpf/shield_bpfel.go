@@ -33,6 +33,18 @@ type shieldEntry struct {
 	Pad   [7]uint8
 }
 
+type shieldExemptV4 struct {
+	_    structs.HostLayout
+	Addr uint32
+	Mask uint32
+}
+
+type shieldExemptV6 struct {
+	_    structs.HostLayout
+	Addr [4]uint32
+	Mask [4]uint32
+}
+
 type shieldPort struct {
 	_     structs.HostLayout
 	Port  uint16
@@ -57,7 +69,8 @@ const (
 	shieldReasonDROP_EXACT        shieldReason = 11
 	shieldReasonDROP_CIDR         shieldReason = 12
 	shieldReasonDROP_EXT_HEADERS  shieldReason = 13
-	shieldReasonREASONS           shieldReason = 14
+	shieldReasonPASS_EXEMPT       shieldReason = 14
+	shieldReasonREASONS           shieldReason = 15
 )
 
 type shieldStateValue struct {
@@ -81,6 +94,10 @@ const (
 	shieldMapState        = "state"
 	shieldProgMxshieldTc  = "mxshield_tc"
 	shieldProgMxshieldXdp = "mxshield_xdp"
+	shieldVarExemptV4     = "exempt_v4"
+	shieldVarExemptV6     = "exempt_v6"
+	shieldVarExemptsV4    = "exempts_v4"
+	shieldVarExemptsV6    = "exempts_v6"
 	shieldVarPorts        = "ports"
 )
 
@@ -146,7 +163,11 @@ type shieldMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type shieldVariableSpecs struct {
-	Ports *ebpf.VariableSpec `ebpf:"ports"`
+	ExemptV4  *ebpf.VariableSpec `ebpf:"exempt_v4"`
+	ExemptV6  *ebpf.VariableSpec `ebpf:"exempt_v6"`
+	ExemptsV4 *ebpf.VariableSpec `ebpf:"exempts_v4"`
+	ExemptsV6 *ebpf.VariableSpec `ebpf:"exempts_v6"`
+	Ports     *ebpf.VariableSpec `ebpf:"ports"`
 }
 
 // shieldObjects contains all objects after they have been loaded into the kernel.
@@ -192,7 +213,11 @@ func (m *shieldMaps) Close() error {
 //
 // It can be passed to loadShieldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type shieldVariables struct {
-	Ports *ebpf.Variable `ebpf:"ports"`
+	ExemptV4  *ebpf.Variable `ebpf:"exempt_v4"`
+	ExemptV6  *ebpf.Variable `ebpf:"exempt_v6"`
+	ExemptsV4 *ebpf.Variable `ebpf:"exempts_v4"`
+	ExemptsV6 *ebpf.Variable `ebpf:"exempts_v6"`
+	Ports     *ebpf.Variable `ebpf:"ports"`
 }
 
 // shieldPrograms contains all programs after they have been loaded into the kernel.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -17,9 +18,10 @@ import (
 
 // The reference: what a packet must get, written from the design, without a look at the C. Slow and plain.
 type reference struct {
-	ports map[uint16]uint8
-	rules []Rule
-	now   time.Time
+	ports  map[uint16]uint8
+	exempt []netip.Prefix
+	rules  []Rule
+	now    time.Time
 }
 
 const (
@@ -72,7 +74,7 @@ func (r reference) ipv4(b []byte) Reason {
 		return PassTruncated
 	}
 	src := netip.AddrFrom4([4]byte(b[12:16]))
-	return r.port(src, binary.BigEndian.Uint16(b[ihl+2:]))
+	return r.port(src, netip.AddrFrom4([4]byte(b[16:20])), binary.BigEndian.Uint16(b[ihl+2:]))
 }
 
 func (r reference) ipv6(b []byte) Reason {
@@ -83,7 +85,11 @@ func (r reference) ipv6(b []byte) Reason {
 		return PassMalformed
 	}
 	src := netip.AddrFrom16([16]byte(b[8:24]))
+	dst := netip.AddrFrom16([16]byte(b[24:40]))
 	hidden := func() Reason {
+		if r.isExempt(dst) {
+			return PassExempt
+		}
 		if r.tables(src, ScopeAll).Drop() {
 			return DropExtHeaders
 		}
@@ -99,7 +105,7 @@ func (r reference) ipv6(b []byte) Reason {
 			} else if len(rest) < 4 {
 				return hidden()
 			}
-			return r.port(src, binary.BigEndian.Uint16(rest[2:]))
+			return r.port(src, dst, binary.BigEndian.Uint16(rest[2:]))
 		case protoHopByHop, protoRouting, protoDestOpts, protoFragment, protoAH:
 			if headers == 6 || len(rest) < 8 {
 				return hidden()
@@ -122,10 +128,13 @@ func (r reference) ipv6(b []byte) Reason {
 	}
 }
 
-func (r reference) port(src netip.Addr, port uint16) Reason {
+func (r reference) port(src, dst netip.Addr, port uint16) Reason {
 	scope := r.ports[port]
 	if scope == 0 {
 		return PassOtherPort
+	}
+	if r.isExempt(dst) {
+		return PassExempt
 	}
 	return r.tables(src, scope)
 }
@@ -164,6 +173,10 @@ func (r reference) tables(src netip.Addr, scope uint8) Reason {
 	return DropCIDR
 }
 
+func (r reference) isExempt(dst netip.Addr) bool {
+	return slices.ContainsFunc(r.exempt, func(p netip.Prefix) bool { return p.Contains(dst) })
+}
+
 func (r reference) ended(rule Rule) bool { return !rule.Until.IsZero() && !r.now.Before(rule.Until) }
 
 // isExact says whether a rule is in the exact table: blocks of an exact size with nothing longer under them.
@@ -194,13 +207,18 @@ var labPorts = map[uint16]uint8{25: ScopeMX, 465: ScopeSubmission, 587: ScopeSub
 
 func newLab(t testing.TB, rules []Rule) *lab {
 	t.Helper()
-	s := openTest(t, Options{})
+	return newLabWith(t, Options{}, rules)
+}
+
+func newLabWith(t testing.TB, opts Options, rules []Rule) *lab {
+	t.Helper()
+	s := openTest(t, opts)
 	for _, r := range rules {
 		if err := s.Set(r.Prefix, r.Scope, r.Until); err != nil {
 			t.Fatal(err)
 		}
 	}
-	l := &lab{shield: s, ref: reference{ports: labPorts, rules: rules, now: time.Now()},
+	l := &lab{shield: s, ref: reference{ports: labPorts, exempt: opts.Exempt, rules: rules, now: time.Now()},
 		progs: map[string]*ebpf.Program{"xdp": s.xdp}}
 	if tc, err := s.tc(); err != nil {
 		t.Logf("tcx program left out: %v", err)
@@ -321,9 +339,12 @@ var labSources = []string{
 	"2001:db8:0:4:8000::1", "2001:db8:1::1", "2001:db8:1:1::1", "2001:db8:1:2::1", "2001:db8:2::1", "2001:db8:ffff::1",
 }
 
+var labExempt = prefixes("198.18.255.7/32", "198.18.240.0/22", "2001:db8:25::7/128", "2001:db8:26::/47", "2001:db8:99:8000::/49")
+
 // frame describes a good packet.
 type frame struct {
 	src   string
+	dst   string // default: an address of the mail host
 	port  uint16
 	tags  []uint16 // VLAN ethertypes
 	ihl   int      // IPv4 words, default 5
@@ -344,6 +365,13 @@ func (f frame) bytes() []byte {
 	if f.proto == 0 {
 		f.proto = protoTCP
 	}
+	if f.dst == "" {
+		f.dst = "198.18.255.1"
+		if src.Is6() {
+			f.dst = "2001:db8:ffff::25"
+		}
+	}
+	dst := netip.MustParseAddr(f.dst)
 	b := []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2}
 	for _, tag := range f.tags {
 		b = be.AppendUint16(b, tag)
@@ -361,7 +389,7 @@ func (f frame) bytes() []byte {
 		be.PutUint16(ip[6:], f.frag)
 		ip[8], ip[9] = 64, f.proto
 		copy(ip[12:], src.AsSlice())
-		copy(ip[16:], []byte{198, 18, 255, 1})
+		copy(ip[16:], dst.AsSlice())
 		for i := 20; i < len(ip); i++ {
 			ip[i] = 1 // NOP
 		}
@@ -395,7 +423,7 @@ func (f frame) bytes() []byte {
 	ip[0], ip[6], ip[7] = 6<<4, next, 64
 	be.PutUint16(ip[4:], uint16(len(chain)+len(l4)))
 	copy(ip[8:], src.AsSlice())
-	copy(ip[24:], netip.MustParseAddr("2001:db8:ffff::25").AsSlice())
+	copy(ip[24:], dst.AsSlice())
 	b = append(append(be.AppendUint16(b, 0x86dd), ip...), chain...)
 	return append(b, l4...)
 }
@@ -550,6 +578,12 @@ func mutant(r *rand.Rand) []byte {
 		}
 		f.exts = append(f.exts, e)
 	}
+	if r.IntN(8) == 0 {
+		f.dst = "198.18.255.7"
+		if netip.MustParseAddr(f.src).Is6() {
+			f.dst = "2001:db8:25::7"
+		}
+	}
 	b := f.bytes()
 	for range r.IntN(3) {
 		b[12+r.IntN(len(b)-12)] = byte(r.Uint32())
@@ -562,7 +596,7 @@ func mutant(r *rand.Rand) []byte {
 
 // Random packets, against the reference.
 func TestVerdictRandom(t *testing.T) {
-	l := newLab(t, labRules)
+	l := newLabWith(t, Options{Exempt: labExempt}, labRules)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -586,7 +620,7 @@ func FuzzVerdict(f *testing.F) {
 	}
 	f.Add(frame{src: "198.18.0.2", port: 25, ihl: 15, tags: []uint16{0x88a8, 0x8100}}.bytes())
 	f.Add(frame{src: "2001:db8:0:2::1", port: 25, exts: []ext{{typ: protoAH, size: 20}, {typ: protoFragment, frag: 1}}}.bytes())
-	l := newLab(f, labRules)
+	l := newLabWith(f, Options{Exempt: labExempt}, labRules)
 	f.Fuzz(func(t *testing.T, pkt []byte) {
 		if len(pkt) < 14 || len(pkt) > 2000 {
 			t.Skip("BPF_PROG_TEST_RUN takes 14 bytes to a page")

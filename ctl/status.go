@@ -62,6 +62,9 @@ func (c *ctl) status(s *control.Status) {
 			p("", "%-22s %d", r, s.Packets[r])
 		}
 	}
+	if s.Ended > 0 {
+		p("sessions", "%d of blocked sources ended", s.Ended)
+	}
 	for _, i := range s.Inputs {
 		t := fmt.Sprintf("%s, %s, %d lines", i.ID, i.State, i.Lines)
 		if !i.LastLine.IsZero() {

@@ -40,6 +40,7 @@ type Status struct {
 	Blocks     block.Counts      `json:"blocks"`
 	Accepted   int               `json:"blocked_with_accepted_mail"` // blocked sources that also had mail accepted
 	Packets    map[string]uint64 `json:"packets"`                    // by reason, since the maps were made
+	Ended      uint64            `json:"sessions_ended"`             // live sessions of blocked sources, since the agent started
 	Inputs     []Input           `json:"inputs"`
 	Events     map[string]uint64 `json:"events"` // by kind, since the agent started
 	Sources    int               `json:"sources"`

@@ -4,6 +4,7 @@
 //	interfaces: [auto]            # names, globs; auto = those that carry a default route
 //	attach: auto                  # auto | native | generic | tcx
 //	ports: {mx: [25], submission: [465, 587]}
+//	exempt: [192.0.2.26]          # local addresses that are not shielded, at most 16 of each family
 //	logs:                         # default: found by itself
 //	  - {file: /var/log/mail.log, mta: auto}  # or postfix exim sendmail opensmtpd dovecot courier
 //	  - {journal: "postfix@-.service"}
@@ -50,6 +51,7 @@ type Config struct {
 	Attach          string
 	MXPorts         []uint16
 	SubmissionPorts []uint16
+	Exempt          []netip.Prefix
 	Logs            []Log
 	Block           Block
 	Weights         [maillog.NumKinds]float64
@@ -107,7 +109,8 @@ type file struct {
 		MX         []int `yaml:"mx"`
 		Submission []int `yaml:"submission"`
 	} `yaml:"ports"`
-	Logs []struct {
+	Exempt []string `yaml:"exempt"`
+	Logs   []struct {
 		File    string `yaml:"file"`
 		Journal string `yaml:"journal"`
 		Syslog  string `yaml:"syslog"`
@@ -129,7 +132,6 @@ type file struct {
 	DryRun  bool               `yaml:"dry_run"`
 
 	// Planned and not built yet: there so that the error can say so.
-	Exempt  any `yaml:"exempt"`
 	Traps   any `yaml:"traps"`
 	DNS     any `yaml:"dns"`
 	Cluster any `yaml:"cluster"`
@@ -237,7 +239,7 @@ func (c *checker) check(f *file) {
 		key, what string
 		val       any
 	}{
-		{"exempt", "exempting local addresses", f.Exempt}, {"traps", "trap recipients", f.Traps}, {"dns", "DNS lists", f.DNS},
+		{"traps", "trap recipients", f.Traps}, {"dns", "DNS lists", f.DNS},
 		{"cluster", "the cluster", f.Cluster}, {"limits", "the new-connection limit", f.Limits}, {"metrics", "the metrics endpoint", f.Metrics},
 	} {
 		if u.val != nil {
@@ -280,6 +282,7 @@ func (c *checker) check(f *file) {
 			c.fault("$.ports", "the kernel program compares at most 16", "%d ports are too many", n)
 		}
 	}
+	c.exempt(f.Exempt)
 	for i, l := range f.Logs {
 		at := fmt.Sprintf("$.logs[%d]", i)
 		set := 0
@@ -385,6 +388,35 @@ func (c *checker) ports(path string, list []int) (out []uint16) {
 		}
 	}
 	return out
+}
+
+// maxExempt is how many prefixes of each family the kernel program compares.
+const maxExempt = 16
+
+func (c *checker) exempt(list []string) {
+	var families [2]int // IPv4, IPv6
+	for i, a := range list {
+		at := fmt.Sprintf("$.exempt[%d]", i)
+		p, err := block.ParsePrefix(a)
+		switch {
+		case err != nil:
+			c.fault(at, "a local address or CIDR such as 192.0.2.26", "%v", err)
+			continue
+		case p.Bits() == 0:
+			c.fault(at, "`mxshieldctl off` switches the shield off", "%s is every address", p)
+			continue
+		case slices.Contains(c.cfg.Exempt, p):
+			c.fault(at, "take one out", "%s stands there twice", p)
+			continue
+		}
+		c.cfg.Exempt = append(c.cfg.Exempt, p)
+		families[p.Addr().BitLen()/128]++
+	}
+	for i, name := range []string{"IPv4", "IPv6"} {
+		if families[i] > maxExempt {
+			c.fault("$.exempt", "name a CIDR instead of its addresses", "%d %s prefixes are too many: at most %d", families[i], name, maxExempt)
+		}
+	}
 }
 
 func (c *checker) block(f *file) {
