@@ -118,6 +118,23 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
+// TestCutLines: a line may end anywhere. In any part of a line of the corpora, beginning anywhere too, there is no panic.
+func TestCutLines(t *testing.T) {
+	p := New(Options{Seed: corpusSeed, MaxPending: 64})
+	var e Event
+	for _, file := range corpora {
+		for _, l := range corpus(t, file) {
+			l = l[:min(len(l), 300)]
+			for i := range l {
+				p.Parse(l[:i], corpusRef, &e)
+				if i < 60 {
+					p.Parse(l[i:], corpusRef, &e)
+				}
+			}
+		}
+	}
+}
+
 func TestNewYear(t *testing.T) {
 	berlin := time.FixedZone("CET", 3600)
 	for _, c := range []struct{ stamp, ref, want string }{

@@ -72,7 +72,7 @@ func (h *header) split(b []byte, j *record) bool {
 			}
 		}
 		h.kind, h.stamp, b = stampBSD, b[:n], b[n:]
-		if b[0] == ' ' && dovecotOwn(b[1:]) {
+		if len(b) > 1 && b[0] == ' ' && dovecotOwn(b[1:]) {
 			h.mta, h.msg, h.count = Dovecot, b[1:], 1
 			return true
 		}
