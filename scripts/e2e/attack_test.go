@@ -79,7 +79,7 @@ func TestAttacksEndInBlocks(t *testing.T) {
 	if w := r.why(lab.Honest4); w.Decision.Drop || h.Accepted != 25 || more.Accepted != 5 {
 		t.Errorf("the honest sender: %d and %d messages delivered, %s", h.Accepted, more.Accepted, w.Words)
 	}
-	if w := r.why(lab.Honest4); w.Known == nil || w.Known.Counts["unknown_recipient"] != 5 {
+	if w := r.why(lab.Honest4); counted(w, "unknown_recipient") != 5 {
 		t.Errorf("what is known of the honest sender: %+v", w.Known)
 	}
 
@@ -168,16 +168,14 @@ func TestKilledWhileAttacked(t *testing.T) {
 	}
 	r.awaitLines()
 	for _, a := range light {
-		if w := r.why(a); w.Decision.Drop || w.Known == nil || w.Known.Counts["unknown_recipient"] != 7 {
+		if w := r.why(a); w.Decision.Drop || counted(w, "unknown_recipient") != 7 {
 			t.Errorf("light source %s: %s %+v", a, w.Words, w.Known)
 		}
 	}
 	lines := countLines(t, r.mta.LogPath(), "Recipient address rejected")
 	seen := uint64(0)
 	for _, a := range all {
-		if w := r.why(a); w.Known != nil {
-			seen += uint64(w.Known.Counts["unknown_recipient"])
-		}
+		seen += uint64(counted(r.why(a), "unknown_recipient"))
 	}
 	if seen != uint64(lines) {
 		t.Errorf("the log has %d refusals, the agent counted %d", lines, seen)
@@ -230,9 +228,9 @@ func TestRotation(t *testing.T) {
 	}
 	r.awaitLines()
 	for _, a := range light {
-		r.eventually(a.String()+" is known", func() bool { w := r.why(a); return w.Known != nil && w.Known.Counts["unknown_recipient"] >= 7 })
-		if w := r.why(a); w.Known.Counts["unknown_recipient"] != 7 {
-			t.Errorf("%s: %+v", a, w.Known.Counts)
+		r.eventually(a.String()+" is known", func() bool { w := r.why(a); return counted(w, "unknown_recipient") >= 7 })
+		if w := r.why(a); counted(w, "unknown_recipient") != 7 {
+			t.Errorf("%s: %d", a, counted(w, "unknown_recipient"))
 		}
 	}
 }
@@ -269,11 +267,11 @@ func TestInjection(t *testing.T) {
 			if countLines(t, r.mta.LogPath(), "reject: RCPT from unknown["+a.String()+"]") == 0 {
 				continue // Postfix refused the text as no address at all, and logs nothing then
 			}
-			if w := r.why(a); !w.Decision.Drop || w.Known.Counts["unknown_recipient"] < 10 {
+			if w := r.why(a); !w.Decision.Drop || counted(w, "unknown_recipient") < 10 {
 				t.Errorf("text %d, place %d: the attacker: %s", i, j, w.Words)
 			}
 		}
-		if w := r.why(src[4*i+3]); w.Known == nil || w.Known.Counts["auth_failure"] != 3 {
+		if w := r.why(src[4*i+3]); counted(w, "auth_failure") != 3 {
 			t.Errorf("text %d: the guesser: %s", i, w.Words)
 		}
 	}

@@ -185,8 +185,8 @@ func TestSameInode(t *testing.T) {
 	}
 	r.start()
 	r.awaitBlock(second)
-	if w := r.why(second); w.Known.Counts["unknown_recipient"] != 30 {
-		t.Errorf("%+v", w.Known.Counts)
+	if w := r.why(second); counted(w, "unknown_recipient") != 30 {
+		t.Errorf("%d", counted(w, "unknown_recipient"))
 	}
 }
 

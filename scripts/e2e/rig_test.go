@@ -298,3 +298,14 @@ func (r *rig) awaitLines() {
 func (r *rig) timesOut(from netip.Addr, to netip.AddrPort) bool {
 	return lab.ConnectTimesOut(r.t.Context(), r.top.Net, from, to, 700*time.Millisecond)
 }
+
+// counted is how many events of a kind the agent has counted for the source that w is about.
+func counted(w control.Why, kind string) uint32 {
+	switch {
+	case w.Known != nil: // also what came after the block
+		return w.Known.Counts[kind]
+	case w.Evidence != nil:
+		return w.Evidence.Counts[kind]
+	}
+	return 0
+}
