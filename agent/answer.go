@@ -52,7 +52,7 @@ func (d *daemon) Status() control.Status {
 		s.Ended = live.Ended
 		if live.Problem != nil {
 			warnings["sessions"] = "live sessions of blocked sources are not ended: " + live.Problem.Error()
-			if h := hint(live.Problem); h != "" {
+			if h := control.Hint(live.Problem); h != "" {
 				warnings["sessions"] += " (" + h + ")"
 			}
 		}
@@ -141,6 +141,9 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 	source := d.prefixOf(p.Addr())
 	if a, ok := d.scorer.Lookup(p.Addr(), now); ok {
 		w.Known = evidenceOf(source, &a.Evidence, d.samples.Get(source))
+		if e := w.Evidence; e != nil && e.Last.Equal(w.Known.Last) && maps.Equal(e.Counts, w.Known.Counts) {
+			w.Known = nil // nothing has come since the block: saying it twice helps nobody
+		}
 	}
 	off := d.off
 	d.mu.Unlock()

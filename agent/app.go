@@ -14,6 +14,7 @@ import (
 	"github.com/mxshield/mxshield/agent/control"
 	"github.com/mxshield/mxshield/agent/internal/config"
 	"github.com/mxshield/mxshield/agent/internal/store"
+	"github.com/mxshield/mxshield/bpf"
 )
 
 // Exit codes, as in the package documentation.
@@ -70,13 +71,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 				}
 				return check(x.Context, cfg, path, stdout)
 			}},
+			replayCommand(stdout, stderr, onUsage),
 		},
 	}
 	err := app.RunContext(ctx, args)
 	if err == nil {
 		return exitOK
 	}
-	printError(stderr, err)
+	control.PrintError(stderr, err)
 	var usage usageError
 	var conf *config.Error
 	switch {
@@ -84,32 +86,49 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	case errors.Is(err, control.ErrRunning), errors.Is(err, store.ErrLocked):
 		return exitRunning
-	case errors.Is(err, os.ErrPermission):
+	case errors.Is(err, os.ErrPermission), errors.Is(err, bpf.ErrPermission):
 		return exitPermission
 	}
 	return exitFailed
 }
 
-// printError prints every error of a joined one with its own hint.
-func printError(w io.Writer, err error) {
-	if many, ok := err.(interface{ Unwrap() []error }); ok {
-		for _, e := range many.Unwrap() {
-			printError(w, e)
-		}
-		return
+func replayCommand(stdout, stderr io.Writer, onUsage cli.OnUsageErrorFunc) *cli.Command {
+	var o replayOptions
+	var format string
+	return &cli.Command{
+		Name: "replay", Usage: "say whom log files would have got blocked, when and why; changes nothing", ArgsUsage: "FILE...|-",
+		OnUsageError: onUsage,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "events", Usage: "print the events instead, one per line", Destination: &o.events},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "table", Usage: "`FORMAT`: table or json", Destination: &format},
+			&cli.IntFlag{Name: "year", Usage: "`Y` of stamps without one (default: from the file's time)", Destination: &o.year},
+			&cli.BoolFlag{Name: "trust-lists", Usage: "count rejections by DNS lists, although the list may have erred", Destination: &o.trust},
+		},
+		Action: func(x *cli.Context) error {
+			if o.files = x.Args().Slice(); len(o.files) == 0 {
+				return usageError{errors.New("replay needs a FILE, or - for standard input")}
+			}
+			switch format {
+			case "json":
+				o.json = true
+			case "table":
+			default:
+				return usageError{fmt.Errorf("-o %.20q is unknown; table or json", format)}
+			}
+			if o.year != 0 && (o.year < 1971 || o.year > 2100) {
+				return usageError{fmt.Errorf("--year %d is out of range", o.year)}
+			}
+			cfg, err := config.Read(x.String("config"), x.IsSet("config"))
+			if err != nil {
+				return err
+			}
+			r, err := newReplay(cfg, o, os.Stdin, stdout, stderr)
+			if err != nil {
+				return err
+			}
+			return r.run()
+		},
 	}
-	fmt.Fprintf(w, "error: %v\n", err)
-	if h := hint(err); h != "" {
-		fmt.Fprintf(w, "hint: %s\n", h)
-	}
-}
-
-func hint(err error) string {
-	var h interface{ HintText() string }
-	if errors.As(err, &h) {
-		return h.HintText()
-	}
-	return ""
 }
 
 // journalStyle leaves the time to the journal where stderr goes there.

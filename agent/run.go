@@ -218,9 +218,6 @@ func (d *daemon) openState() error {
 	}
 	d.table = block.New(o)
 	d.samples = new(verdict.Samples)
-	vc := verdict.DefaultConfig()
-	b := d.cfg.Block
-	vc.Threshold, vc.HalfLife, vc.For, vc.Max, vc.IPv6Prefix, vc.Weights = b.Threshold, b.HalfLife, b.For, b.Max, b.IPv6Prefix, d.cfg.Weights
 	var bad, entries, scores int
 	var firstBad error
 	var keys, vals [][]byte
@@ -261,8 +258,7 @@ func (d *daemon) openState() error {
 		d.seed = binary.BigEndian.Uint64(b[:])
 		d.batch.Extra = map[string][]byte{"seed": b[:]}
 	}
-	vc.Seed = d.seed
-	d.scorer = verdict.New(vc)
+	d.scorer = verdict.New(scoring(d.cfg, d.cfg.Weights, d.seed))
 	for i, k := range keys {
 		if err := d.scorer.Load(k, vals[i]); err != nil {
 			reject(err)
@@ -456,11 +452,13 @@ func (d *daemon) parserLocked(input string) *maillog.Parser {
 	return p
 }
 
-// prefixOf is what a source is scored and blocked as.
-func (d *daemon) prefixOf(a netip.Addr) netip.Prefix {
+func (d *daemon) prefixOf(a netip.Addr) netip.Prefix { return sourcePrefix(a, d.cfg.Block.IPv6Prefix) }
+
+// sourcePrefix is what a source is scored and blocked as.
+func sourcePrefix(a netip.Addr, bits6 int) netip.Prefix {
 	bits := 32
 	if a.Is6() {
-		bits = d.cfg.Block.IPv6Prefix
+		bits = bits6
 	}
 	p, _ := a.Prefix(bits)
 	return p
@@ -740,7 +738,7 @@ func (d *daemon) warn(key, text string, err error) {
 		args := []any{}
 		if err != nil {
 			args = append(args, "error", err)
-			if h := hint(err); h != "" {
+			if h := control.Hint(err); h != "" {
 				args = append(args, "hint", h)
 			}
 		}
@@ -752,7 +750,7 @@ func (d *daemon) warn(key, text string, err error) {
 func (d *daemon) setWarning(key, text string, err error) bool {
 	if err != nil {
 		text += ": " + err.Error()
-		if h := hint(err); h != "" {
+		if h := control.Hint(err); h != "" {
 			text += " (" + h + ")"
 		}
 	}

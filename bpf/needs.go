@@ -10,6 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrPermission is wrapped when this process may not do what it must.
+var ErrPermission = errors.New("permission denied")
+
 // checkCapabilities names the capabilities this process lacks for loading and attaching.
 func checkCapabilities() error {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
@@ -40,7 +43,7 @@ func checkCapabilities() error {
 	if err != nil {
 		self = "PROGRAM"
 	}
-	return hint(fmt.Errorf("load BPF programs: this process lacks %s", strings.Join(missing, ", ")),
+	return hint(fmt.Errorf("load BPF programs: %w: this process lacks %s", ErrPermission, strings.Join(missing, ", ")),
 		fmt.Sprintf("run as root, or in the systemd unit set AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_PERFMON, "+
 			"or `setcap cap_bpf,cap_net_admin,cap_perfmon+ep %s`", self))
 }
@@ -74,6 +77,6 @@ func notPermitted(err error) error {
 	if !errors.Is(err, unix.EPERM) {
 		return err
 	}
-	return hint(err, "all capabilities are there, so it is a container, a user namespace, kernel lockdown or a security "+
+	return hint(fmt.Errorf("%w (%w)", err, ErrPermission), "all capabilities are there, so it is a container, a user namespace, kernel lockdown or a security "+
 		"module that forbids BPF, or on kernels before 5.11 the memlock limit: set LimitMEMLOCK=infinity")
 }

@@ -214,6 +214,8 @@ func (s *Shield) lockPins() error {
 			if err := os.Remove(s.pin(name)); err != nil {
 				return fmt.Errorf("remove leftover pin: %w", err)
 			}
+		case name == "maps.debug" || name == "progs.debug":
+			// The kernel's own, at the root of every bpf file system.
 		case !isOurs(name):
 			s.log.Warn("there is an object in the pin directory that is not mxshield's; it is left alone", "pin", s.pin(name))
 		}

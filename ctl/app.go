@@ -47,11 +47,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintf(stderr, "error: %v\n", err)
-	var h interface{ HintText() string }
-	if errors.As(err, &h) && h.HintText() != "" {
-		fmt.Fprintf(stderr, "hint: %s\n", h.HintText())
-	}
+	control.PrintError(stderr, err)
 	var usage *usageError
 	var answer *control.Error
 	switch {

@@ -139,8 +139,18 @@ func (c *ctl) why(w *control.Why) {
 		if len(kinds) > 0 {
 			p("", "%s", strings.Join(kinds, ", "))
 		}
-		for _, s := range e.Samples {
-			p("", "| %s", s)
+		// A dictionary attack's lines are often the same once they are redacted.
+		for i := 0; i < len(e.Samples); {
+			n := 1
+			for i+n < len(e.Samples) && e.Samples[i+n] == e.Samples[i] {
+				n++
+			}
+			times := ""
+			if n > 1 {
+				times = fmt.Sprintf(" (%d times)", n)
+			}
+			p("", "| %s%s", e.Samples[i], times)
+			i += n
 		}
 	}
 	evidence("evidence", w.Evidence)

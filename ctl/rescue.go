@@ -70,7 +70,10 @@ func (c *ctl) off(x *cli.Context) error {
 	for _, a := range was {
 		m.Interfaces = append(m.Interfaces, control.Interface{Name: a.Interface, Mode: string(a.Mode)})
 	}
-	if merr == nil && len(was) > 0 {
+	if x.Bool("purge") {
+		m.Interfaces = nil // nothing is left that `on` could attach without an agent
+	}
+	if merr == nil && (len(was) > 0 || x.Bool("purge")) {
 		merr = control.WriteMarker(x.String("state-dir"), m)
 	}
 	if err := errors.Join(oerr, merr); err != nil {

@@ -16,7 +16,7 @@ type Entry struct {
 	Kind   Kind         `json:"kind"`
 	Cause  Cause        `json:"cause,omitzero"`
 	Scope  Scope        `json:"scope,omitzero"`
-	Since  time.Time    `json:"since"`
+	Since  time.Time    `json:"since"` // whole seconds, rounded down
 	// Until is when a block or allow ends (zero: no end); of a clear it is the end of its hold against automatic
 	// blocks. Whole seconds, rounded up.
 	Until time.Time `json:"until,omitzero"`
@@ -66,6 +66,9 @@ func unix32(t time.Time) uint32 {
 	return uint32(max(1, min(s, 1<<32-1)))
 }
 
+// floor32 is for what has begun: it must not seem to begin later than it did.
+func floor32(t time.Time) uint32 { return unix32(t.Truncate(time.Second)) }
+
 func time32(s uint32) time.Time {
 	if s == 0 {
 		return time.Time{}
@@ -104,7 +107,7 @@ func (e *Entry) AppendBinary(b []byte) ([]byte, error) {
 	b = append(b, a[:]...)
 	b = binary.BigEndian.AppendUint64(b, uint64(e.Stamp))
 	b = binary.BigEndian.AppendUint64(b, e.Seq)
-	b = binary.BigEndian.AppendUint32(b, unix32(e.Since))
+	b = binary.BigEndian.AppendUint32(b, floor32(e.Since))
 	b = binary.BigEndian.AppendUint32(b, unix32(e.Until))
 	b = binary.BigEndian.AppendUint32(b, e.Hits)
 	b = append(b, e.Origin...)

@@ -460,7 +460,7 @@ func (t *Table) putLocked(e Entry) {
 		t.live++
 	}
 	t.nodes[i-1].record = record{
-		stamp: e.Stamp, seq: e.Seq, since: unix32(e.Since), until: unix32(e.Until), hits: e.Hits, cause: e.Cause, scope: e.Scope,
+		stamp: e.Stamp, seq: e.Seq, since: floor32(e.Since), until: unix32(e.Until), hits: e.Hits, cause: e.Cause, scope: e.Scope,
 	}
 	delete(t.reasons, i)
 	if e.Reason != "" {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 )
 
@@ -90,3 +91,32 @@ type unreachable struct{}
 
 func (unreachable) Error() string        { return "" }
 func (unreachable) Is(target error) bool { return target == ErrUnreachable }
+
+// PrintError prints an error as both programs do: every part of a joined one on its own, each with its hint.
+func PrintError(w io.Writer, err error) {
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
+		var texts []string
+		for _, e := range many.Unwrap() {
+			texts = append(texts, e.Error())
+		}
+		if strings.Join(texts, "\n") == err.Error() { // errors.Join; an error with two %w stays whole
+			for _, e := range many.Unwrap() {
+				PrintError(w, e)
+			}
+			return
+		}
+	}
+	fmt.Fprintf(w, "error: %v\n", err)
+	if h := Hint(err); h != "" {
+		fmt.Fprintf(w, "hint: %s\n", h)
+	}
+}
+
+// Hint returns the hint of an error: what HintText of the first error in its tree that has one says.
+func Hint(err error) string {
+	var h interface{ HintText() string }
+	if errors.As(err, &h) {
+		return h.HintText()
+	}
+	return ""
+}

@@ -342,11 +342,7 @@ func asError(err error) *Error {
 		}
 		return e
 	}
-	e = &Error{Status: http.StatusInternalServerError, Text: err.Error()}
-	var h interface{ HintText() string }
-	if errors.As(err, &h) {
-		e.Hint = h.HintText()
-	}
+	e = &Error{Status: http.StatusInternalServerError, Text: err.Error(), Hint: Hint(err)}
 	var never *block.NeverError
 	var held *block.HeldError
 	switch {

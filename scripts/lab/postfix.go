@@ -108,8 +108,9 @@ var startScript string
 // server's mail is for user1 to userN@example.org and goes nowhere (discard);
 // nothing ever leaves the lab.
 //
-// It runs in its own pid and mount namespaces and dies with this process, even
-// by SIGKILL.
+// It runs in its own pid and mount namespaces. If this process is killed with
+// SIGKILL it may live on (the kernel forgets whom to tell when master changes
+// its user); the next New or Sweep ends it.
 func StartPostfix(ctx context.Context, host *Host, rootDir, workDir string, o Options) (*Postfix, error) {
 	o = o.withDefaults()
 	info, err := readRootInfo(rootDir)

@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2016
 # Runs as pid 1 of the mail server's own pid, mount and uts namespaces, in the
 # network namespace of its host. Everything below is mounted in here only, so
 # it is gone when this process is, however it ends.

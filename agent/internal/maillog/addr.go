@@ -91,7 +91,6 @@ func parse6(b []byte) (netip.Addr, bool) {
 				return netip.Addr{}, false
 			}
 			n += copy(out[n:], v4[:])
-			i = len(b)
 			break
 		}
 		if i == start || i-start > 4 {

@@ -9,7 +9,7 @@ func classify(r []byte, content bool) Kind {
 	rc, text := splitReply(r)
 	text, ok := skipEcho(text)
 	if !ok {
-		return Other
+		return unclear(rc, text)
 	}
 	if i := bytes.Index(text, []byte("; from=<")); i >= 0 {
 		text = text[:i]
@@ -53,6 +53,18 @@ func classify(r []byte, content bool) Kind {
 	}
 	if content && rc.hard && spammy(text) {
 		return SpamReject
+	}
+	return Other
+}
+
+// unclear says what a refusal was about whose echo has no clear end: a client that writes "<" into a local part must
+// not go unseen. The code is the MTA's own; the words may be the client's, which at worst names its offence wrongly.
+func unclear(rc replyCode, text []byte) Kind {
+	switch {
+	case rc.hard && rc.subject == '1' && rc.detail == '1':
+		return UnknownRecipient // RFC 3463: X.1.1 bad destination mailbox address
+	case rc.hard && rc.subject == '7' && bytes.Contains(text, []byte(">: Relay access denied; from=<")):
+		return RelayDenied
 	}
 	return Other
 }
@@ -163,7 +175,7 @@ func splitReply(b []byte) (rc replyCode, text []byte) {
 }
 
 // skipEcho skips "<what the client sent>: " at the start of b. The echo may hold quoted strings with any byte, angle
-// brackets inside quotes or nested, and ">: " inside quotes. If it never ends, nothing of the line is understood.
+// brackets inside quotes or nested, and ">: " inside quotes. Without an end it returns b and false.
 func skipEcho(b []byte) ([]byte, bool) {
 	if len(b) == 0 || b[0] != '<' {
 		return b, true
@@ -184,7 +196,7 @@ func skipEcho(b []byte) ([]byte, bool) {
 			}
 		}
 	}
-	return nil, false
+	return b, false
 }
 
 // within says whether lower-case word stands anywhere in b, in any case.

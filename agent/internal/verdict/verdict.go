@@ -5,7 +5,7 @@
 // # The score
 //
 // Each prefix (IPv4 /32, IPv6 /64 by default) has a score that halves every HalfLife. An offence adds its kind's weight.
-// At Threshold there is a verdict. The default weights, in points, with a threshold of 100:
+// At Threshold, less a hair (see reached), there is a verdict. The default weights, in points, with a threshold of 100:
 //
 //	pregreet           50  a program that talks before the greeting is no mail server; two are enough
 //	relay_denied       25  nobody relays through strangers by accident four times an hour
@@ -451,22 +451,26 @@ func (s *Scorer) note(e *maillog.Event) {
 	}
 }
 
+// reached says whether points are a verdict's worth. Ten offences of ten points are, although a second or two of decay
+// between them takes a hair off the hundred: a person counts ten.
+func (s *Scorer) reached(points float64) bool { return points >= s.cfg.Threshold*(1-1.0/128) }
+
 // judge decides after an offence.
 func (s *Scorer) judge(slot int, key key, r *record, k maillog.Kind, at, nowSec uint32, now time.Time) (Verdict, bool) {
 	mail, auth := s.score(r)
-	if mail+auth < s.cfg.Threshold {
+	if !s.reached(mail + auth) {
 		return Verdict{}, false
 	}
 	if at < nowSec && time.Duration(nowSec-at)*time.Second > s.cfg.HalfLife {
 		return Verdict{}, false // history
 	}
 	cause := r.cause()
-	if auth >= s.cfg.Threshold && auth >= mail || cause == block.NoCause {
+	if s.reached(auth) && auth >= mail || cause == block.NoCause {
 		cause = block.AuthBrute
 	}
 	if nowSec < r.until {
 		// Blocked already. Only a login attack behind a block of the MX port alone is news.
-		if r.flags&flagAll != 0 || k != maillog.AuthFailure || auth < s.cfg.Threshold {
+		if r.flags&flagAll != 0 || k != maillog.AuthFailure || !s.reached(auth) {
 			return Verdict{}, false
 		}
 		cause = block.AuthBrute

@@ -1,0 +1,301 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"compress/gzip"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"text/tabwriter"
+	"time"
+
+	"github.com/mxshield/mxshield/agent/block"
+	"github.com/mxshield/mxshield/agent/internal/config"
+	"github.com/mxshield/mxshield/agent/internal/maillog"
+	"github.com/mxshield/mxshield/agent/internal/verdict"
+)
+
+// replayOptions are the flags of replay.
+type replayOptions struct {
+	files  []string // "-": standard input
+	events bool     // print events, not blocks
+	json   bool
+	year   int  // of stamps without one; 0: from the file's modification time
+	trust  bool // a DNS list's rejection counts although nobody asked the list
+}
+
+// trustedList is what a list's rejection counts with --trust-lists, in points: three of them block.
+const trustedList = 35
+
+// unknownYear dates stamps without a year that come through a pipe: replay is the same on every day it is run.
+const unknownYear = 2000
+
+// maxReplayLine bounds a line, in bytes; the rest of a longer one is skipped, as the live agent does.
+const maxReplayLine = 64 << 10
+
+// replay runs log files through parser, scorer and block table with the config at hand, and says whom it would have
+// blocked. It asks no DNS, reads no state, touches no kernel, and gives the same answer for the same files.
+type replay struct {
+	opts    replayOptions
+	cfg     *config.Config
+	in      io.Reader // standard input
+	out     *bufio.Writer
+	err     io.Writer
+	parser  *maillog.Parser
+	scorer  *verdict.Scorer
+	table   *block.Table
+	weights [maillog.NumKinds]float64
+	lines   int
+	found   int // events
+	number  int // line of the present file
+	name    string
+	now     time.Time // of the newest event
+	blocks  []*replayBlock
+	blocked map[netip.Prefix]*replayBlock
+	spared  map[netip.Prefix]string // never-block rule that kept a verdict from having an effect
+	buf     []byte
+}
+
+// replayBlock is one block that would have been made. Field names are those of the JSON output.
+type replayBlock struct {
+	Prefix   netip.Prefix `json:"prefix"`
+	Cause    block.Cause  `json:"cause"`
+	Scope    block.Scope  `json:"scope"`
+	At       time.Time    `json:"at"`            // when it would have been made
+	First    time.Time    `json:"first"`         // the first offence of the burst
+	After    float64      `json:"after_seconds"` // from the first offence to the block
+	Until    time.Time    `json:"until"`
+	Evidence string       `json:"evidence"`
+	Later    int          `json:"offences_later"` // offences that the block would have spared the MTA
+	Accepted int          `json:"accepted"`       // messages accepted from it in the files: a false positive?
+}
+
+// replaySummary ends the output.
+type replaySummary struct {
+	Lines    int     `json:"lines"`
+	Events   int     `json:"events"`
+	Blocks   int     `json:"blocks"`
+	Accepted int     `json:"blocks_with_accepted_mail"`
+	Spared   int     `json:"never_blocked"` // sources that a never-block rule kept open
+	Seconds  float64 `json:"seconds"`
+	Rate     float64 `json:"lines_per_second"`
+}
+
+func newReplay(cfg *config.Config, o replayOptions, in io.Reader, stdout, stderr io.Writer) (*replay, error) {
+	r := &replay{
+		opts: o, cfg: cfg, in: in, out: bufio.NewWriterSize(stdout, 1<<16), err: stderr,
+		parser: maillog.New(maillog.Options{}), weights: cfg.Weights,
+		table: block.New(block.Options{Origin: "replay"}), blocked: map[netip.Prefix]*replayBlock{}, spared: map[netip.Prefix]string{},
+	}
+	if o.trust {
+		r.weights[maillog.DNSBLReject] = trustedList
+	}
+	r.scorer = verdict.New(scoring(cfg, r.weights, 0))
+	never := block.BuiltinNever(cfg.Block.Private)
+	for _, a := range cfg.Allow {
+		never = append(never, block.Never{Prefix: a.Prefix, Rule: fmt.Sprintf("allow in config line %d", a.Line), Config: true})
+	}
+	return r, r.table.SetNever(never, time.Unix(0, 0))
+}
+
+// scoring is the scorer's part of the config.
+func scoring(cfg *config.Config, weights [maillog.NumKinds]float64, seed uint64) verdict.Config {
+	v, b := verdict.DefaultConfig(), cfg.Block
+	v.Threshold, v.HalfLife, v.For, v.Max, v.IPv6Prefix, v.Weights, v.Seed = b.Threshold, b.HalfLife, b.For, b.Max, b.IPv6Prefix, weights, seed
+	return v
+}
+
+func (r *replay) run() error {
+	began := time.Now()
+	for _, name := range r.opts.files {
+		if err := r.file(name); err != nil {
+			return errors.Join(err, r.out.Flush())
+		}
+	}
+	if !r.opts.events {
+		r.report(time.Since(began))
+	}
+	return r.out.Flush()
+}
+
+// file replays one file, "-" for standard input; .gz is seen by its first bytes.
+func (r *replay) file(name string) error {
+	f, isFile := r.in, false
+	r.name, r.number = name, 0
+	ref := time.Date(unknownYear, 12, 30, 23, 59, 59, 0, time.Local)
+	if name != "-" {
+		o, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		defer o.Close()
+		f, isFile = o, true
+	}
+	if s, ok := f.(*os.File); ok {
+		if fi, err := s.Stat(); err == nil && fi.Mode().IsRegular() {
+			ref, isFile = fi.ModTime(), true
+		} else if err == nil && fi.IsDir() {
+			return fmt.Errorf("replay %s: it is a directory", name)
+		}
+	}
+	if y := r.opts.year; y != 0 {
+		// The day before the last one: the parser lets a stamp be up to a day ahead of its reference.
+		ref, isFile = time.Date(y, 12, 30, 23, 59, 59, 0, time.Local), true
+	}
+	if !isFile {
+		fmt.Fprintf(r.err, "note: lines without a year are taken to be of %d; say --year\n", unknownYear)
+	}
+	in := bufio.NewReaderSize(f, 1<<20)
+	if magic, err := in.Peek(2); err == nil && magic[0] == 0x1f && magic[1] == 0x8b {
+		z, err := gzip.NewReader(in)
+		if err != nil {
+			return fmt.Errorf("replay %s: %w", name, err)
+		}
+		defer z.Close()
+		in = bufio.NewReaderSize(z, 1<<20)
+	}
+	var e maillog.Event
+	for {
+		line, err := r.line(in)
+		if len(line) > 0 || err == nil {
+			r.lines++
+			r.number++
+			if r.parser.Parse(line, ref, &e) {
+				r.found++
+				r.event(&e)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("replay %s, line %d: %w", name, r.number, err)
+		}
+	}
+}
+
+// line reads up to a newline, which it strips; what is beyond maxReplayLine is skipped.
+func (r *replay) line(in *bufio.Reader) ([]byte, error) {
+	line, err := in.ReadSlice('\n')
+	if errors.Is(err, bufio.ErrBufferFull) {
+		r.buf = append(r.buf[:0], line[:maxReplayLine]...)
+		for errors.Is(err, bufio.ErrBufferFull) {
+			_, err = in.ReadSlice('\n')
+		}
+		return r.buf, err
+	}
+	line = bytes.TrimSuffix(line, []byte("\n"))
+	line = bytes.TrimSuffix(line, []byte("\r"))
+	return line[:min(len(line), maxReplayLine)], err
+}
+
+func (r *replay) event(e *maillog.Event) {
+	if r.opts.events {
+		r.print(e)
+		return
+	}
+	at := e.Time
+	if at.IsZero() {
+		at = r.now
+	}
+	if at.After(r.now) {
+		r.now = at
+	}
+	if len(r.blocked) > 0 {
+		if b := r.blocked[r.prefix(e.Source)]; b != nil {
+			switch {
+			case e.Kind == maillog.Delivered:
+				b.Accepted += e.Count
+			case r.weights[e.Kind] > 0 && at.Before(b.Until):
+				b.Later += e.Count
+			}
+		}
+	}
+	v, ok := r.scorer.Observe(e, at)
+	if !ok {
+		return
+	}
+	ent := block.Entry{Prefix: v.Prefix, Kind: block.Block, Cause: v.Cause, Scope: v.Scope, Since: v.Since, Until: v.Until}
+	var never *block.NeverError
+	if _, err := r.table.Apply(ent, at); errors.As(err, &never) {
+		r.spared[v.Prefix] = never.By.Rule
+		return
+	}
+	b := &replayBlock{
+		Prefix: v.Prefix, Cause: v.Cause, Scope: v.Scope, At: at.UTC(), First: v.Evidence.First, Until: v.Until,
+		Evidence: v.Evidence.Words(), Accepted: int(v.Evidence.Accepted),
+	}
+	if b.After = at.Sub(b.First).Seconds(); b.After < 0 {
+		b.After = 0
+	}
+	r.blocks = append(r.blocks, b)
+	r.blocked[v.Prefix] = b
+	r.table.Drain()
+}
+
+func (r *replay) prefix(a netip.Addr) netip.Prefix { return sourcePrefix(a, r.cfg.Block.IPv6Prefix) }
+
+// print writes an event as one JSON object or one row.
+func (r *replay) print(e *maillog.Event) {
+	b := r.out.AvailableBuffer()
+	if r.opts.json {
+		b = append(b, '{')
+		if len(r.opts.files) > 1 {
+			name, _ := json.Marshal(r.name)
+			b = append(append(append(b, `"file":`...), name...), ',')
+		}
+		b = strconv.AppendInt(append(b, `"line":`...), int64(r.number), 10)
+		b = append(e.Source.AppendTo(append(b, `,"source":"`...)), `","event":"`...)
+		b = append(append(b, e.Kind.String()...), '"')
+		if e.Count > 1 {
+			b = strconv.AppendInt(append(b, `,"count":`...), int64(e.Count), 10)
+		}
+		b = append(b, "}\n"...)
+	} else {
+		if len(r.opts.files) > 1 {
+			b = append(strconv.AppendQuote(b, r.name), ' ')
+		}
+		b = fmt.Appendf(b, "%d %s %s %d\n", r.number, e.Source, e.Kind, e.Count)
+	}
+	_, _ = r.out.Write(b) // Flush tells what went wrong
+}
+
+func (r *replay) report(took time.Duration) {
+	slices.SortStableFunc(r.blocks, func(a, b *replayBlock) int {
+		return cmp.Or(a.At.Compare(b.At), a.Prefix.Compare(b.Prefix))
+	})
+	s := replaySummary{Lines: r.lines, Events: r.found, Blocks: len(r.blocks), Spared: len(r.spared), Seconds: took.Seconds()}
+	if s.Seconds > 0 {
+		s.Rate = float64(r.lines) / s.Seconds
+	}
+	for _, b := range r.blocks {
+		if b.Accepted > 0 {
+			s.Accepted++
+		}
+	}
+	if r.opts.json {
+		j := json.NewEncoder(r.out)
+		for _, b := range r.blocks {
+			_ = j.Encode(b) // Flush tells what went wrong
+		}
+		_ = j.Encode(s)
+		return
+	}
+	if len(r.blocks) > 0 {
+		w := tabwriter.NewWriter(r.out, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(w, "AT\tPREFIX\tCAUSE\tSCOPE\tAFTER\tLATER\tACCEPTED\tEVIDENCE")
+		for _, b := range r.blocks {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%gs\t%d\t%d\t%s\n", b.At.Local().Format("2006-01-02 15:04:05"), short(b.Prefix), b.Cause, b.Scope, b.After, b.Later, b.Accepted, b.Evidence)
+		}
+		w.Flush()
+	}
+	fmt.Fprintf(r.out, "%d lines, %d events, %d blocks, %d of them with accepted mail, %d sources never blocked by rule; %.1f s, %.0f lines/s\n",
+		s.Lines, s.Events, s.Blocks, s.Accepted, s.Spared, s.Seconds, s.Rate)
+}

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// sampleLog is an attacker with 14 unknown recipients and one message in, an honest sender with a typo, a source that the
+// config allows, and one that a list rejects.
+func sampleLog() string {
+	var b strings.Builder
+	at := time.Date(2025, 12, 31, 23, 59, 50, 0, time.UTC)
+	line := func(format string, args ...any) {
+		fmt.Fprintf(&b, "%s mx1 postfix/%s\n", at.Format(time.Stamp), fmt.Sprintf(format, args...))
+		at = at.Add(time.Second)
+	}
+	reject := func(a string) {
+		line("smtpd[7]: NOQUEUE: reject: RCPT from unknown[%s]: 550 5.1.1 <x@example.org>: Recipient address rejected: User unknown in virtual mailbox table; from=<s@example.net> to=<x@example.org> proto=ESMTP helo=<h>", a)
+	}
+	accept := func(q, a string) {
+		line("smtpd[7]: %s: client=unknown[%s]", q, a)
+		line("qmgr[8]: %s: from=<s@example.net>, size=300, nrcpt=1 (queue active)", q)
+	}
+	accept("4A0000000001", "203.0.113.10")
+	reject("203.0.113.10")
+	for i := range 14 {
+		reject("198.18.0.1")
+		reject("198.18.8.8")
+		if i < 4 {
+			line("smtpd[7]: NOQUEUE: reject: RCPT from unknown[198.18.0.2]: 554 5.7.1 Service unavailable; Client host [198.18.0.2] blocked using zen.example; from=<s@example.net> to=<user1@example.org> proto=ESMTP helo=<h>")
+		}
+	}
+	accept("4A0000000002", "198.18.0.1")
+	return b.String()
+}
+
+func runReplay(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	t.Setenv("TZ", "UTC")
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "conf.yaml")
+	if err := os.WriteFile(conf, []byte("allow: [198.18.8.0/24]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(dir, "mail.log")
+	if err := os.WriteFile(log, []byte(sampleLog()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var z bytes.Buffer
+	w := gzip.NewWriter(&z)
+	if _, err := w.Write([]byte(sampleLog())); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(log+".gz", z.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mtime := time.Date(2026, 1, 1, 0, 5, 0, 0, time.UTC)
+	for _, p := range []string{log, log + ".gz"} {
+		if err := os.Chtimes(p, mtime, mtime); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, a := range args {
+		args[i] = strings.ReplaceAll(a, "LOG", log)
+	}
+	var out, errs bytes.Buffer
+	code = run(context.Background(), append([]string{"mxshield-agent", "--config", conf, "replay"}, args...), &out, &errs)
+	return out.String(), errs.String(), code
+}
+
+func TestReplay(t *testing.T) {
+	local := time.Local
+	time.Local = time.UTC
+	t.Cleanup(func() { time.Local = local })
+	first := ""
+	for _, form := range [][]string{{"-o", "json", "LOG"}, {"-o", "json", "LOG.gz"}} {
+		out, errs, code := runReplay(t, form...)
+		if code != 0 || errs != "" {
+			t.Fatalf("%v: exit %d, %s", form, code, errs)
+		}
+		lines := strings.Split(strings.TrimSpace(out), "\n")
+		if len(lines) != 2 || !strings.Contains(lines[0], `"prefix":"198.18.0.1/32","cause":"dictionary","scope":"mx"`) ||
+			!strings.Contains(lines[0], `"offences_later":4,"accepted":1`) || !strings.Contains(lines[1], `"blocks":1,"blocks_with_accepted_mail":1,"never_blocked":1`) {
+			t.Errorf("%v:\n%s", form, out)
+		}
+		switch {
+		case form[len(form)-1] == "LOG" && first == "":
+			first = lines[0]
+			if !strings.Contains(first, `"first":"2025-12-31T23:59:53Z"`) || !strings.Contains(first, `"at":"2026-01-01T00:00`) {
+				t.Errorf("the year of a stamp without one: %s", first)
+			}
+		case form[len(form)-1] == "LOG.gz" && lines[0] != first:
+			t.Errorf("packed, the same file gives\n%s, not\n%s", lines[0], first)
+		}
+	}
+	out, _, _ := runReplay(t, "-o", "json", "--year", "2024", "LOG")
+	if !strings.Contains(out, `"at":"2024-01-01T00:00`) {
+		t.Errorf("--year 2024:\n%s", out)
+	}
+	out, _, _ = runReplay(t, "LOG")
+	if !strings.Contains(out, "198.18.0.1  dictionary") || !strings.Contains(out, "1 blocks, 1 of them with accepted mail") || strings.Contains(out, "198.18.8.8") {
+		t.Errorf("%s", out)
+	}
+	if out, _, _ = runReplay(t, "--trust-lists", "LOG"); !strings.Contains(out, "198.18.0.2  dnsbl") {
+		t.Errorf("%s", out)
+	}
+}
+
+func TestReplayEvents(t *testing.T) {
+	out, _, code := runReplay(t, "--events", "-o", "json", "LOG")
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	if code != 0 || lines[0] != `{"line":2,"source":"203.0.113.10","event":"delivered"}` || lines[1] != `{"line":3,"source":"203.0.113.10","event":"unknown_recipient"}` {
+		t.Errorf("exit %d\n%s", code, out)
+	}
+	if out, _, _ := runReplay(t, "--events", "LOG", "LOG.gz"); !strings.Contains(out, `mail.log.gz" 2 203.0.113.10 delivered 1`) {
+		t.Errorf("%s", out)
+	}
+}
+
+func TestReplayFaults(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{nil, 2, "needs a FILE"}, {[]string{"-o", "xml", "LOG"}, 2, "xml"}, {[]string{"--year", "7", "LOG"}, 2, "out of range"},
+		{[]string{"LOG.none"}, 1, "no such file"}, {[]string{"/"}, 1, "directory"}, {[]string{"--frob"}, 2, "frob"},
+	} {
+		if _, errs, code := runReplay(t, c.args...); code != c.code || !strings.Contains(errs, c.says) {
+			t.Errorf("%q: exit %d, %q", c.args, code, errs)
+		}
+	}
+}
+
+// TestReplayLongLine: a line of ten megabytes costs no more memory than others, and the next one is read.
+func TestReplayLongLine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	line, _, _ := strings.Cut(sampleLog(), "\n")
+	if err := os.WriteFile(path, []byte(strings.Repeat("x", 10<<20)+"\n"+strings.Replace(line, "4A0000000001: client=", "connect from ", 1)+"\nno newline"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, _, code := runReplay(t, "--events", path)
+	if code != 0 || !strings.HasPrefix(out, "2 203.0.113.10 connect") {
+		t.Errorf("exit %d, %q", code, out)
+	}
+}

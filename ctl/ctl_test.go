@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/mxshield/mxshield/agent/block"
+	"github.com/mxshield/mxshield/agent/control"
+)
+
+var update = flag.Bool("update", false, "rewrite the expected output in testdata")
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"mxshieldctl": func() { os.Exit(run(context.Background(), os.Args, os.Stdout, os.Stderr)) },
+	})
+}
+
+// TestScript runs the stories of testdata/script against a real control server over a real block table; only the
+// kernel and the log behind it are missing.
+func TestScript(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:           filepath.Join("testdata", "script"),
+		UpdateScripts: *update,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			// exits CODE COMMAND... runs a command that must end with that code.
+			"exits": func(ts *testscript.TestScript, _ bool, args []string) {
+				want := args[0]
+				err := ts.Exec(args[1], args[2:]...)
+				got := "0"
+				var exit *exec.ExitError
+				if errors.As(err, &exit) {
+					got = strconv.Itoa(exit.ExitCode())
+				}
+				if got != want {
+					ts.Fatalf("exit code %s, want %s", got, want)
+				}
+			},
+		},
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("TZ", "UTC")
+			e.Setenv("MXSHIELD_SOCKET", filepath.Join(e.WorkDir, "sock"))
+			l, err := control.Listen(filepath.Join(e.WorkDir, "sock"))
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			done := make(chan error, 1)
+			go func() { done <- control.NewServer(newDesk(), slog.New(slog.DiscardHandler)).Run(ctx, l) }()
+			e.Defer(func() {
+				cancel()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			})
+			return nil
+		},
+	})
+}
+
+// desk is an agent with a table and a frozen clock, and nothing behind it.
+type desk struct{ table *block.Table }
+
+var frozen = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+
+func newDesk() *desk {
+	d := &desk{block.New(block.Options{Origin: "mx1"})}
+	_ = d.table.SetNever(append(block.BuiltinNever(false),
+		block.Never{Prefix: netip.MustParsePrefix("203.0.113.0/24"), Rule: "allow in config line 3", Config: true}), frozen)
+	for _, p := range []string{"198.18.0.1/32", "198.18.0.2/32", "2001:db8:bad:1::/64"} {
+		_, _ = d.table.Apply(block.Entry{
+			Prefix: netip.MustParsePrefix(p), Kind: block.Block, Cause: block.Dictionary, Scope: block.ScopeMX,
+			Since: frozen.Add(-time.Hour), Until: frozen.Add(71 * time.Hour), Hits: 12,
+		}, frozen.Add(-time.Hour))
+	}
+	return d
+}
+
+func (d *desk) Status() control.Status {
+	return control.Status{
+		Version: "v0", Node: "mx1", PID: 7, Started: frozen.Add(-time.Hour), Now: frozen, Ports: control.Ports{MX: []uint16{25}},
+		Interfaces: []control.Interface{{Name: "eth0", Mode: "native"}}, Blocks: d.table.Count(frozen), Never: d.table.Never(),
+		Packets: map[string]uint64{"drop_exact": 5, "pass_other_port": 9}, State: control.State{Path: "/s", Bytes: 32768},
+		Inputs:   []control.Input{{ID: "file:/var/log/mail.log", State: "following", Lines: 3, LastLine: frozen}},
+		Warnings: []string{"mind the gap"},
+	}
+}
+
+func (d *desk) List(q block.Query) control.List {
+	rows, total := d.table.List(q, frozen)
+	l := control.List{Total: total, Entries: make([]control.Listed, len(rows))}
+	for i := range rows {
+		l.Entries[i] = control.Listed{Listed: rows[i], Drops: 3}
+	}
+	return l
+}
+
+func (d *desk) Why(p netip.Prefix) (control.Why, error) {
+	w := control.Why{Prefix: p, Decision: d.table.Decide(p, frozen), Words: p.String() + " in words", Drops: 3}
+	if w.Decision.Drop {
+		w.Evidence = &control.Evidence{
+			Prefix: p, Words: "12 unknown recipients, 0 accepted, in 3 s", Score: 120, Threshold: 100,
+			Counts: map[string]uint32{"unknown_recipient": 12}, Samples: []string{"a line with \\x1b in it"},
+		}
+		w.History = []control.Audit{{Time: frozen, Who: "agent", Action: "block", Prefix: p}}
+	}
+	return w, nil
+}
+
+func (d *desk) Block(_ string, p netip.Prefix, dur time.Duration, forever bool, reason string) (block.Result, error) {
+	e := block.Entry{Prefix: p, Kind: block.Block, Cause: block.Manual, Scope: block.ScopeAll, Reason: reason}
+	if dur == 0 {
+		dur = 72 * time.Hour
+	}
+	if !forever {
+		e.Until = frozen.Add(dur)
+	}
+	return d.table.Apply(e, frozen)
+}
+
+func (d *desk) Unblock(_ string, list []netip.Prefix, hold time.Duration, reason string) (res []block.Result, err error) {
+	for _, p := range list {
+		r, err := d.table.Apply(block.Entry{Prefix: p, Kind: block.Clear, Until: frozen.Add(hold), Reason: reason}, frozen)
+		if err != nil {
+			return res, err
+		}
+		res = append(res, r)
+	}
+	return res, nil
+}
+
+func (d *desk) Allow(_ string, p netip.Prefix, dur time.Duration, forever bool, reason string) (block.Result, error) {
+	e := block.Entry{Prefix: p, Kind: block.Allow, Cause: block.Manual, Reason: reason}
+	if !forever {
+		e.Until = frozen.Add(dur)
+	}
+	return d.table.Apply(e, frozen)
+}
+
+func (d *desk) Disallow(_ string, p netip.Prefix) (block.Result, error) {
+	return d.table.Apply(block.Entry{Prefix: p, Kind: block.Disallow}, frozen)
+}
+
+func (d *desk) Off(string, string) (string, error) { return "off: detached", nil }
+func (d *desk) On(string) (string, error)          { return "on: attached", nil }
