@@ -130,7 +130,7 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 			w.Evidence = d.storedEvidence(by.Prefix)
 		}
 	}
-	history, err := d.store.History(p, 20)
+	history, err := d.history(p, 20)
 	if err != nil {
 		w.Warnings = append(w.Warnings, "the history cannot be read: "+err.Error())
 	}
@@ -160,10 +160,55 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 	return w, nil
 }
 
+// unwritten are the batches that are not on disk yet, the newest first.
+func (d *daemon) unwrittenLocked() []*store.Batch {
+	if d.flight != nil {
+		return []*store.Batch{&d.batch, d.flight}
+	}
+	return []*store.Batch{&d.batch}
+}
+
+// history is what was done about p, newest first, whether it is on disk yet or not.
+func (d *daemon) history(p netip.Prefix, limit int) ([]store.Audit, error) {
+	var list []store.Audit
+	d.mu.Lock()
+	for _, b := range d.unwrittenLocked() {
+		for _, a := range slices.Backward(b.Audit) {
+			if a.Prefix.IsValid() && a.Prefix.Overlaps(p) && len(list) < limit {
+				list = append(list, a)
+			}
+		}
+	}
+	d.mu.Unlock()
+	if len(list) == limit {
+		return list, nil
+	}
+	old, err := d.store.History(p, limit-len(list))
+	fresh := list
+	for _, a := range old { // a commit may have ended in between: then it is in both
+		if !slices.ContainsFunc(fresh, func(b store.Audit) bool {
+			return a.Time.Equal(b.Time) && a.Who == b.Who && a.Action == b.Action && a.Prefix == b.Prefix
+		}) {
+			list = append(list, a)
+		}
+	}
+	return list, err
+}
+
 func (d *daemon) storedEvidence(p netip.Prefix) *control.Evidence {
-	b, err := d.store.Evidence(p)
-	if err != nil || b == nil {
-		return nil
+	var b []byte
+	d.mu.Lock()
+	for _, u := range d.unwrittenLocked() {
+		if v := u.Evidence[p]; b == nil && v != nil {
+			b = v
+		}
+	}
+	d.mu.Unlock()
+	if b == nil {
+		var err error
+		if b, err = d.store.Evidence(p); err != nil || b == nil {
+			return nil
+		}
 	}
 	e := new(control.Evidence)
 	if json.Unmarshal(b, e) != nil {
@@ -271,6 +316,9 @@ func (d *daemon) Block(who string, p netip.Prefix, dur time.Duration, forever bo
 		return r, err
 	}
 	d.endSessions(p)
+	d.mu.Lock()
+	d.scorer.Refused(p) // what it made the table say is replaced: when this ends, the score counts again
+	d.mu.Unlock()
 	d.audit(who, "block", p, reason)
 	return r, d.written()
 }

@@ -12,6 +12,8 @@ import (
 )
 
 func main() {
+	// A log reader that goes away must not end the shield: Go dies of a broken pipe on standard error otherwise.
+	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args, os.Stdout, os.Stderr)
 	stop()

@@ -3,9 +3,11 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"time"
@@ -22,10 +24,21 @@ import (
 func (d *daemon) refreshNever(ctx context.Context, postfix bool) {
 	if postfix {
 		nets, notes, err := tail.MyNetworks(ctx, tail.DiscoverOptions{})
-		if err != nil {
-			d.warn("mynetworks", "Postfix did not tell its mynetworks; what was known of them stays", err)
-		} else {
-			d.nets = nets
+		switch {
+		case errors.Is(err, exec.ErrNotFound):
+			d.nets, d.asked = nil, true // there is no Postfix here
+		case err != nil:
+			d.warn("mynetworks", "Postfix did not tell its mynetworks; what was known of them stays, and it is asked again", err)
+		default:
+			if !slices.Equal(nets, d.nets) {
+				d.mu.Lock()
+				if d.batch.Extra == nil {
+					d.batch.Extra = map[string][]byte{}
+				}
+				d.batch.Extra["mynetworks"] = formatNets(nets)
+				d.mu.Unlock()
+			}
+			d.nets, d.asked = nets, true
 			for _, n := range notes {
 				d.warn("mynetworks", "mynetworks: "+n, nil)
 			}
@@ -39,22 +52,60 @@ func (d *daemon) refreshNever(ctx context.Context, postfix bool) {
 	d.mu.Unlock()
 	list, notes := neverRules(&cfg, d.nets)
 	d.setWarning("never", strings.Join(notes, "; "), nil)
-	old := d.table.Never()
-	if slices.Equal(old, sortedNever(list)) {
+	if slices.Equal(d.table.Never(), sortedNever(list)) {
 		return
 	}
 	if err := d.table.SetNever(list, time.Now()); err != nil {
 		d.warn("kernel", "not every block is in the kernel", err)
 	}
-	// A source whose rule went was refused while it was never to be blocked: its score starts anew.
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, n := range old {
-		if !slices.Contains(list, n) {
-			d.scorer.Reset(n.Prefix)
+	own := map[netip.Prefix]bool{}
+	for _, n := range list {
+		if a := n.Prefix.Addr(); n.Prefix.IsSingleIP() && a.Is6() && (n.Rule == ruleOwn || n.Rule == ruleGateway) {
+			own[sourcePrefix(a, cfg.Block.IPv6Prefix)] = true
 		}
 	}
+	d.mu.Lock()
+	d.ownNets = own
+	d.mu.Unlock()
+	d.recheck()
 }
+
+// recheck lets the scorer look again at sources that it believes blocked and that are not: a rule kept them open and
+// went, perhaps while no agent ran.
+func (d *daemon) recheck() {
+	now := time.Now()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := d.scorer.Recheck(now, func(p netip.Prefix) bool { return d.table.Decide(p, now).Drop })
+	if n > 0 {
+		d.log.Debug("sources that are not blocked after all are watched again", "sources", n)
+	}
+}
+
+// formatNets and parseNets keep mynetworks in the state file: an agent that starts while Postfix cannot be asked
+// must not block them.
+func formatNets(nets []netip.Prefix) []byte {
+	var b []byte
+	for _, p := range nets {
+		b = append(p.AppendTo(b), '\n')
+	}
+	return b
+}
+
+func parseNets(b []byte) (nets []netip.Prefix) {
+	for line := range strings.Lines(string(b)) {
+		if p, err := netip.ParsePrefix(strings.TrimSpace(line)); err == nil {
+			nets = append(nets, p)
+		}
+	}
+	return nets
+}
+
+// Rules that the agent treats specially elsewhere.
+const (
+	ruleOwn     = "own address"
+	ruleGateway = "gateway"
+)
 
 // sortedNever is what the table makes of a list: one rule per prefix, in order.
 func sortedNever(list []block.Never) []block.Never {
@@ -94,7 +145,7 @@ func neverRules(cfg *config.Config, nets []netip.Prefix) (list []block.Never, no
 	}
 	for i := range addrs {
 		if a, ok := netip.AddrFromSlice(addrs[i].IP); ok {
-			add(a, "own address")
+			add(a, ruleOwn)
 		}
 	}
 	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
@@ -103,11 +154,11 @@ func neverRules(cfg *config.Config, nets []netip.Prefix) (list []block.Never, no
 	}
 	for i := range routes {
 		if a, ok := netip.AddrFromSlice(routes[i].Gw); ok {
-			add(a, "gateway")
+			add(a, ruleGateway)
 		}
 		for _, hop := range routes[i].MultiPath {
 			if a, ok := netip.AddrFromSlice(hop.Gw); ok {
-				add(a, "gateway")
+				add(a, ruleGateway)
 			}
 		}
 	}

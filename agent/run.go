@@ -56,7 +56,8 @@ type daemon struct {
 	ender   *sessions.Ender // nil in a dry run
 	inputs  []tail.Input
 	mtas    map[string]maillog.MTA // by input; those without an entry are told apart line by line
-	nets    []netip.Prefix         // Postfix mynetworks; only the housekeeper uses it
+	nets    []netip.Prefix         // Postfix mynetworks; only serve and the housekeeper use it and the next
+	asked   bool                   // Postfix has answered; until then what the state file knows of mynetworks holds
 
 	mu       sync.Mutex // guards what follows
 	scorer   *verdict.Scorer
@@ -64,12 +65,15 @@ type daemon struct {
 	parsers  map[string]*maillog.Parser
 	pending  map[string][]byte // parser states of the state file whose parser is not made yet
 	seed     uint64
-	batch    store.Batch // what the next commit writes
+	batch    store.Batch           // what the next commit writes
+	flight   *store.Batch          // what a commit is writing just now
+	ownNets  map[netip.Prefix]bool // networks, as sources are scored, that hold an own address or a gateway
 	events   [maillog.NumKinds]uint64
 	caughtUp map[string]bool
 	off      *control.Marker
 	warnings map[string]string
 	told     map[string]time.Time // when a repeated log message was last written
+	swept    time.Time            // when told was last cleared of old ones
 	second   int64                // for the limit on log lines of blocks
 	blocks   int
 
@@ -81,6 +85,9 @@ type daemon struct {
 
 // serve is the start-up story, top to bottom, and runs until ctx ends.
 func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Config, error), log *slog.Logger) (err error) {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP) // first of all: until then it would end the process
+	defer signal.Stop(hup)
 	d := &daemon{
 		cfg: cfg, log: log, started: time.Now(), reload: reload,
 		mtas: map[string]maillog.MTA{}, parsers: map[string]*maillog.Parser{}, pending: map[string][]byte{}, caughtUp: map[string]bool{},
@@ -140,7 +147,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 		start(func() error { bpf.Watch(ctx, log, d.follow); return nil })
 	}
 	start(func() error { return d.readLines(ctx, lines) })
-	start(func() error { return d.keepHouse(ctx) })
+	start(func() error { return d.keepHouse(ctx, hup) })
 	start(func() error { return control.NewServer(d, log).Run(ctx, listener) })
 	committed := make(chan struct{})
 	go func() { d.commitUntil(ctx); close(committed) }()
@@ -241,9 +248,12 @@ func (d *daemon) openState() error {
 		},
 		Mark: func(id string, m []byte) { d.batch.Marks[id] = slices.Clone(m) },
 		Extra: func(name string, v []byte) {
-			if name == "seed" && len(v) == 8 {
+			switch {
+			case name == "seed" && len(v) == 8:
 				d.seed = binary.BigEndian.Uint64(v)
-			} else {
+			case name == "mynetworks":
+				d.nets = parseNets(v)
+			default:
 				d.pending[name] = slices.Clone(v)
 			}
 		},
@@ -355,16 +365,26 @@ func (d *daemon) follow() {
 	}
 	d.attachMu.Lock()
 	defer d.attachMu.Unlock()
-	if d.marker() != nil {
+	// `mxshieldctl off` and `on` do not wait for an agent that hangs: then the marker on disk is the truth.
+	m, err := control.ReadMarker(d.stateDir())
+	was := d.marker()
+	if err != nil {
+		m = was
+	}
+	d.mu.Lock()
+	d.off = m
+	d.mu.Unlock()
+	if m != nil {
+		if was == nil {
+			d.log.Warn("the shield was switched OFF while this agent did not answer", "since", m.Since, "by", m.By, "reason", m.Reason)
+			if err := d.shield.Detach(); err != nil {
+				d.warn("attach", "detach after off", err)
+			}
+		}
 		return
 	}
-	// `mxshieldctl off` does not wait for an agent that hangs: then the marker is on disk only.
-	if m, err := control.ReadMarker(d.stateDir()); err == nil && m != nil {
-		d.mu.Lock()
-		d.off = m
-		d.mu.Unlock()
-		d.log.Warn("the shield was switched OFF while this agent did not answer", "since", m.Since, "by", m.By, "reason", m.Reason)
-		return
+	if was != nil {
+		d.log.Info("the shield was switched on while this agent did not answer")
 	}
 	_, _ = d.attachLocked() // the error is in status and in the log
 }
@@ -417,7 +437,7 @@ func (d *daemon) take(b *tail.Batch) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	p := d.parserLocked(b.Input)
-	var e maillog.Event
+	var e maillog.Event // one for all lines: the parser fills it
 	for _, line := range b.Lines {
 		if !p.Parse(line, b.Read, &e) {
 			continue
@@ -427,7 +447,7 @@ func (d *daemon) take(b *tail.Batch) {
 			d.samples.Add(d.prefixOf(e.Source), line)
 		}
 		if v, ok := d.scorer.Observe(&e, now); ok {
-			d.judgeLocked(&v, now)
+			d.judgeLocked(&v, e.Source, now)
 		}
 	}
 	if d.batch.Marks == nil {
@@ -467,28 +487,38 @@ func sourcePrefix(a netip.Addr, bits6 int) netip.Prefix {
 }
 
 // judgeLocked enters a verdict into the table.
-func (d *daemon) judgeLocked(v *verdict.Verdict, now time.Time) {
+func (d *daemon) judgeLocked(v *verdict.Verdict, source netip.Addr, now time.Time) {
 	words := v.Evidence.Words()
+	if d.ownNets[v.Prefix] {
+		// Our own network: the neighbours in it, backup and monitoring among them, are not to be cut off for one of them.
+		v.Prefix = netip.PrefixFrom(source, source.BitLen())
+	}
 	e := block.Entry{Prefix: v.Prefix, Kind: block.Block, Cause: v.Cause, Scope: v.Scope, Since: v.Since, Until: v.Until, Hits: d.hits(&v.Evidence.Counts)}
 	res, err := d.table.Apply(e, now)
 	var never *block.NeverError
 	var held *block.HeldError
 	switch {
 	case errors.As(err, &never):
-		if d.tellLocked("never "+v.Prefix.String(), time.Hour, now) {
+		d.scorer.Refused(v.Prefix)
+		if d.tellLocked("source never "+v.Prefix.String(), time.Hour, now) {
 			d.log.Info("not blocked: "+err.Error(), "cause", v.Cause, "evidence", words)
 		}
 		return
 	case errors.As(err, &held):
 		d.scorer.Reset(v.Prefix) // old evidence must not block it once the hold is over
-		if d.tellLocked("held "+v.Prefix.String(), time.Hour, now) {
+		if d.tellLocked("source held "+v.Prefix.String(), time.Hour, now) {
 			d.log.Info("not blocked: "+err.Error(), "cause", v.Cause, "evidence", words)
 		}
 		return
 	case err != nil:
+		d.scorer.Refused(v.Prefix)
 		if d.tellLocked("apply", time.Minute, now) {
 			d.log.Error("a source could not be blocked", "prefix", v.Prefix, "cause", v.Cause, "error", err)
 		}
+		return
+	}
+	if res.Entry.Cause == block.Manual {
+		d.scorer.Refused(v.Prefix) // a person has blocked it already; when that ends, the score counts again
 		return
 	}
 	if res.Unenforced != "" && d.tellLocked("unenforced", time.Minute, now) {
@@ -535,15 +565,21 @@ func (d *daemon) logBlockLocked(e block.Entry, words string, now time.Time) {
 	}
 }
 
-// tellLocked says whether a repeated message is due again.
+// maxTold bounds how many repeated messages are remembered.
+const maxTold = 10_000
+
+// tellLocked says whether a repeated message is due again. What is about one source begins with "source ".
 func (d *daemon) tellLocked(what string, every time.Duration, now time.Time) bool {
 	if now.Sub(d.told[what]) < every {
 		return false
 	}
-	if len(d.told) > 10_000 {
-		maps.DeleteFunc(d.told, func(_ string, t time.Time) bool { return now.Sub(t) > time.Hour })
-		if len(d.told) > 10_000 {
-			return false
+	if _, known := d.told[what]; !known && len(d.told) >= maxTold {
+		if now.Sub(d.swept) >= time.Minute {
+			d.swept = now
+			maps.DeleteFunc(d.told, func(_ string, t time.Time) bool { return now.Sub(t) > time.Hour })
+		}
+		if len(d.told) >= maxTold && strings.HasPrefix(what, "source ") {
+			return false // one line about each of so many sources helps nobody
 		}
 	}
 	d.told[what] = now
@@ -609,11 +645,12 @@ func (d *daemon) commit() error {
 			b.Extra["pending:"+id] = p.Pending()
 		}
 	}
+	d.flight = &b
 	d.mu.Unlock()
 	err := d.store.Commit(&b)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.storeErr = err
+	d.flight, d.storeErr = nil, err
 	if err == nil {
 		return nil
 	}
@@ -638,13 +675,10 @@ func under[K comparable](older, newer map[K][]byte) map[K][]byte {
 
 // ---- housekeeping
 
-func (d *daemon) keepHouse(ctx context.Context) error {
+func (d *daemon) keepHouse(ctx context.Context, hup <-chan os.Signal) error {
 	expire, inspect := time.NewTicker(expireEvery), time.NewTicker(inspectEvery)
 	postfix, compact := time.NewTicker(postfixEvery), time.NewTicker(compactEvery)
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
 	defer func() {
-		signal.Stop(hup)
 		for _, t := range []*time.Ticker{expire, inspect, postfix, compact} {
 			t.Stop()
 		}
@@ -669,6 +703,7 @@ func (d *daemon) keepHouse(ctx context.Context) error {
 			d.refreshNever(ctx, true)
 		case <-compact.C:
 			d.compact()
+			d.recheck()
 		case <-hup:
 			d.reloadConfig(ctx)
 		}
@@ -688,7 +723,7 @@ func (d *daemon) allCaughtUp() bool {
 
 // inspect looks whether the world around has changed.
 func (d *daemon) inspect(ctx context.Context) {
-	d.refreshNever(ctx, false)
+	d.refreshNever(ctx, !d.asked)
 	if d.shield == nil {
 		return
 	}

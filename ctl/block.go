@@ -27,7 +27,17 @@ func (c *ctl) blockCommands() []*cli.Command {
 				if err := args(x, 1, 1, "block PREFIX [--for D] [--reason TEXT]"); err != nil {
 					return err
 				}
-				return c.change(x, "/v1/block", control.BlockRequest{Prefix: x.Args().First(), For: x.String("for"), Reason: x.String("reason")})
+				err := c.change(x, "/v1/block", control.BlockRequest{Prefix: x.Args().First(), For: x.String("for"), Reason: x.String("reason")})
+				var s control.Status
+				if err == nil && !c.json && c.client.Get(x.Context, "/v1/status", nil, &s) == nil {
+					switch {
+					case s.Off != nil:
+						fmt.Fprintln(c.out, "  WARNING: the shield is OFF: its packets pass until `mxshieldctl on`")
+					case s.DryRun:
+						fmt.Fprintln(c.out, "  WARNING: this is a dry run: its packets pass")
+					}
+				}
+				return err
 			},
 		},
 		{

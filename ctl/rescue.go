@@ -13,8 +13,8 @@ import (
 	"github.com/mxshield/mxshield/bpf"
 )
 
-// agentPatience is how long off and on wait for the agent before they do it themselves: somebody who is locked out
-// must not wait for an agent that hangs.
+// agentPatience is how long off waits for the agent before it does it itself: somebody who is locked out must not
+// wait for an agent that hangs. Nothing is urgent about on.
 const agentPatience = 3 * time.Second
 
 func (c *ctl) rescueCommands() []*cli.Command {
@@ -87,14 +87,13 @@ func (c *ctl) off(x *cli.Context) error {
 }
 
 func (c *ctl) on(x *cli.Context) error {
-	client := control.NewClient(x.String("socket"), agentPatience)
 	var d control.Done
-	err := client.Post(x.Context, "/v1/on", struct{}{}, &d)
+	err := c.client.Post(x.Context, "/v1/on", struct{}{}, &d)
 	var answer *control.Error
 	switch {
 	case err == nil:
 		return c.show(d, func() { fmt.Fprintln(c.out, d.Words) })
-	case !errors.Is(err, control.ErrUnreachable) && errors.As(err, &answer):
+	case !errors.Is(err, control.ErrUnreachable) && errors.As(err, &answer): // or is busy
 		return err // the agent is there and says why it cannot
 	}
 	dir := x.String("state-dir")

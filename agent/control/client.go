@@ -65,6 +65,10 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte, v any
 		if errors.As(err, &u) {
 			err = u.Err // the URL is of no use to anyone
 		}
+		var op *net.OpError
+		if !errors.As(err, &op) || op.Op != "dial" {
+			return &Error{Text: fmt.Sprintf("the agent took the request on %s and did not answer: %v", c.path, err), Hint: "it may be busy: `--timeout 2m` waits longer; what was asked may have been done"}
+		}
 		e := &Error{Text: fmt.Sprintf("%v on %s: %v", ErrUnreachable, c.path, err), Hint: "is mxshield-agent running? `off` and `on` work without it"}
 		if errors.Is(err, fs.ErrPermission) {
 			e.Hint = "be root or in the group mxshield"

@@ -68,6 +68,9 @@ func WriteMarker(dir string, m *Marker) error {
 	if err == nil {
 		err = os.Rename(f.Name(), filepath.Join(dir, MarkerName))
 	}
+	if d, oerr := os.Open(dir); err == nil && oerr == nil {
+		err = errors.Join(d.Sync(), d.Close()) // the new name too
+	}
 	if err != nil {
 		return fmt.Errorf("leave the off marker: %w", err)
 	}

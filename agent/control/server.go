@@ -30,6 +30,7 @@ const (
 	maxBody     = 64 << 10
 	maxPrefixes = 1000
 	maxConns    = 64
+	maxRows     = 100_000 // of list
 )
 
 // An Agent does what the requests ask. who is the peer, for the audit trail. Changes are on disk and in the kernel
@@ -86,10 +87,11 @@ func Listen(path string) (net.Listener, error) {
 type Server struct {
 	agent Agent
 	log   *slog.Logger
+	heavy sync.Mutex
 }
 
 // NewServer returns a server; Run serves.
-func NewServer(a Agent, log *slog.Logger) *Server { return &Server{a, log} }
+func NewServer(a Agent, log *slog.Logger) *Server { return &Server{agent: a, log: log} }
 
 type peerKey struct{}
 
@@ -107,6 +109,8 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 			return context.WithValue(ctx, peerKey{}, peerOf(c))
 		},
 	}
+	// A connection serves one request: idle ones would keep others, `off` among them, waiting for a place.
+	srv.SetKeepAlivesEnabled(false)
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(&boundedListener{l, make(chan struct{}, maxConns)}) }()
 	select {
@@ -232,11 +236,17 @@ func (s *Server) Handler() http.Handler {
 				return nil, bad(fmt.Sprintf("a hold of %s is too long", r.Hold), "at most 30d; `allow add` has no end")
 			}
 		}
+		if len(r.Reason) > maxReason {
+			return nil, bad(reasonTooLong, "")
+		}
 		list := make([]netip.Prefix, len(r.Prefixes))
 		for i, t := range r.Prefixes {
 			p, err := parsePrefix(t)
 			if err != nil {
 				return nil, err // before anything is done: all or nothing
+			}
+			if min := minBits(p); p.Bits() < min {
+				return nil, bad(fmt.Sprintf("%s is wider than /%d", p, min), "nothing wider is blocked, so nothing wider need be unblocked")
 			}
 			list[i] = p
 		}
@@ -288,6 +298,11 @@ func (s *Server) list(q url.Values) (any, error) {
 		}
 		bq.Limit = n
 	}
+	if bq.Limit == 0 || bq.Limit > maxRows {
+		bq.Limit = maxRows
+	}
+	s.heavy.Lock() // rows are made in memory: one long list at a time
+	defer s.heavy.Unlock()
 	return s.agent.List(bq), nil
 }
 
@@ -358,6 +373,18 @@ func bad(text, hint string) error {
 	return &Error{Status: http.StatusBadRequest, Text: text, Hint: hint}
 }
 
+const (
+	maxReason     = 500 // bytes
+	reasonTooLong = "the reason is longer than 500 bytes"
+)
+
+func minBits(p netip.Prefix) int {
+	if p.Addr().Is4() {
+		return block.MinBits4
+	}
+	return block.MinBits6
+}
+
 func parsePrefix(s string) (netip.Prefix, error) {
 	p, err := block.ParsePrefix(s)
 	if err != nil {
@@ -371,8 +398,8 @@ func (r *BlockRequest) parse() (p netip.Prefix, d time.Duration, forever bool, e
 	if p, err = parsePrefix(r.Prefix); err != nil {
 		return
 	}
-	if len(r.Reason) > 500 {
-		return p, 0, false, bad("the reason is longer than 500 bytes", "")
+	if len(r.Reason) > maxReason {
+		return p, 0, false, bad(reasonTooLong, "")
 	}
 	switch r.For {
 	case "":
