@@ -85,7 +85,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case errors.As(err, &usage), errors.As(err, &conf):
 		return exitUsage
-	case errors.Is(err, control.ErrRunning), errors.Is(err, store.ErrLocked):
+	case errors.Is(err, control.ErrRunning), errors.Is(err, store.ErrLocked), errors.Is(err, bpf.ErrInUse):
 		return exitRunning
 	case errors.Is(err, os.ErrPermission), errors.Is(err, bpf.ErrPermission):
 		return exitPermission

@@ -187,7 +187,10 @@ func (d *daemon) notify(states ...string) {
 
 func (d *daemon) openShield() error {
 	if d.cfg.DryRun {
-		// What an earlier run attached would go on dropping.
+		// What an earlier run attached would go on dropping. What a live agent has attached is not ours to take off.
+		if err := bpf.InUse(d.cfg.Pins); err != nil {
+			return err
+		}
 		was, err := bpf.Off(d.cfg.Pins, false)
 		if len(was) > 0 {
 			d.log.Warn("dry run: detached what an earlier run had attached", "interfaces", len(was))

@@ -552,15 +552,18 @@ func tcxError(err error) error {
 	return err
 }
 
+// unknownName stands for the name of a program that this process may not look at.
+const unknownName = "?"
+
 func programName(id ebpf.ProgramID) string {
 	prog, err := ebpf.NewProgramFromID(id)
 	if err != nil {
-		return "?"
+		return unknownName
 	}
 	defer prog.Close()
 	info, err := prog.Info()
 	if err != nil {
-		return "?"
+		return unknownName
 	}
 	return info.Name
 }
@@ -607,8 +610,10 @@ func openLink(path string) (*pinnedLink, error) {
 		l.Close()
 		return nil, fmt.Errorf("read pinned link %s: %w", path, err)
 	}
+	// The name needs CAP_SYS_ADMIN, which the agent does not want to have. Without it the folder is trusted: only root
+	// pins there.
 	who := programName(info.Program)
-	if info.XDP() == nil && info.TCX() == nil || who != shieldProgMxshieldXdp && who != shieldProgMxshieldTc {
+	if info.XDP() == nil && info.TCX() == nil || who != unknownName && who != shieldProgMxshieldXdp && who != shieldProgMxshieldTc {
 		l.Close()
 		return nil, hint(fmt.Errorf("open pinned link %s: it belongs to another program: %q", path, who),
 			"see what pinned it there; `rm "+path+"` detaches that program")

@@ -400,3 +400,122 @@ func TestDryRun(t *testing.T) {
 		t.Error("a dry run after a live one still drops")
 	}
 }
+
+// TestDryRunBesideAnAgent: trying a config out does not take the program of the agent that runs off its interface.
+func TestDryRunBesideAnAgent(t *testing.T) {
+	r := bareRig(t, noLog)
+	r.start()
+	r.must("block", "198.18.1.1")
+	live := r.agent
+	trial := filepath.Join(r.dir, "trial")
+	if err := os.Mkdir(trial, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	conf := fmt.Sprintf("state: %s/state.db\nsocket: %s/sock\npins: %s\ndry_run: true\n%s", trial, trial, r.pins, noLog)
+	if err := os.WriteFile(filepath.Join(trial, "conf.yaml"), []byte(conf), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(trial, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	r.agent = r.top.MX[0].Command(filepath.Join(binaries, "mxshield-agent"), "--config", filepath.Join(trial, "conf.yaml"))
+	r.agent.Stderr = f
+	if err := r.agent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if code := r.wait(); code != 3 {
+		t.Errorf("exit code %d, want 3", code)
+	}
+	r.agent = live
+	if !r.timesOut(netip.MustParseAddr("198.18.1.1"), mx) {
+		t.Error("the live agent's block does not hold any more")
+	}
+}
+
+// TestUnitCapabilities runs the agent with no more than the systemd unit gives it: it starts, takes over its own links
+// at a restart, and obeys off and on.
+func TestUnitCapabilities(t *testing.T) {
+	unit, err := os.ReadFile("../mxshield-agent.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	caps := "-all"
+	for line := range strings.Lines(string(unit)) {
+		if list, ok := strings.CutPrefix(line, "CapabilityBoundingSet="); ok {
+			for _, c := range strings.Fields(list) {
+				caps += ",+" + strings.ToLower(strings.TrimPrefix(c, "CAP_"))
+			}
+		}
+		if strings.HasPrefix(line, "ProtectKernelTunables=yes") {
+			t.Error("ProtectKernelTunables makes /sys/fs/bpf read-only")
+		}
+	}
+	r := bareRig(t, noLog)
+	r.wrap = []string{"setpriv", "--bounding-set", caps, "--inh-caps", "-all"}
+	r.start()
+	r.must("block", "198.18.1.1")
+	a := netip.MustParseAddr("198.18.1.1")
+	for round := range 2 {
+		if !r.timesOut(a, mx) {
+			t.Errorf("round %d: the block does not hold", round)
+		}
+		r.kill()
+		r.start()
+	}
+	where := []string{"--pins", r.pins, "--state-dir", r.dir}
+	r.must(append([]string{"off"}, where...)...)
+	if r.timesOut(a, mx) {
+		t.Error("off")
+	}
+	r.must(append([]string{"on"}, where...)...)
+	if !r.timesOut(a, mx) {
+		t.Error("on")
+	}
+}
+
+// TestOffBesideAnAgent: an off that did not go through the agent is not undone by it.
+func TestOffBesideAnAgent(t *testing.T) {
+	r := bareRig(t, noLog)
+	r.start()
+	r.must("block", "198.18.1.1")
+	a := netip.MustParseAddr("198.18.1.1")
+	where := []string{"--pins", r.pins, "--state-dir", r.dir}
+	r.must(append([]string{"--socket", "/nonexistent/sock", "off"}, where...)...)
+	r.eventually("the agent knows that it is off", func() bool { return r.status().Off != nil })
+	if r.timesOut(a, mx) || len(r.status().Interfaces) != 0 {
+		t.Error("the agent attached again")
+	}
+	r.must(append([]string{"--socket", "/nonexistent/sock", "on"}, where...)...)
+	r.eventually("the agent knows that it is on", func() bool { return r.status().Off == nil })
+	if !r.timesOut(a, mx) {
+		t.Error("on")
+	}
+}
+
+// TestRefusedVerdicts: a source whose verdict had no effect, because a person's short block stood or an allow, is
+// judged again by its next offence once that is over.
+func TestRefusedVerdicts(t *testing.T) {
+	r := bareRig(t, "")
+	path := filepath.Join(r.dir, "mail.log")
+	conf := "logs: [{file: " + path + "}]\n"
+	r.configure(conf + "allow: [198.18.8.0/24]\n")
+	r.start()
+	short, allowed := netip.MustParseAddr("198.18.1.1"), netip.MustParseAddr("198.18.8.8")
+	writeRejects(t, path, short, 10)
+	r.awaitBlock(short)
+	r.must("block", short.String(), "--for", "1s")
+	r.eventually("the short block is over", func() bool { return !r.why(short).Decision.Drop })
+	writeRejects(t, path, short, 1)
+	r.awaitBlock(short)
+	writeRejects(t, path, allowed, 30)
+	r.eventually("the allowed one is known", func() bool { return counted(r.why(allowed), "unknown_recipient") == 30 })
+	if code := r.stop(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	r.configure(conf)
+	r.start()
+	writeRejects(t, path, allowed, 1)
+	r.awaitBlock(allowed)
+}

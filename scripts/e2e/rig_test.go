@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -76,6 +77,7 @@ type rig struct {
 	log   string // the agent's
 	agent *exec.Cmd
 	env   []string
+	wrap  []string // a command that starts the agent with fewer rights
 }
 
 // newRig makes the namespaces, starts Postfix and, with start, the agent.
@@ -172,7 +174,8 @@ func (r *rig) launch() {
 		r.t.Fatal(err)
 	}
 	defer f.Close()
-	r.agent = r.top.MX[0].Command(filepath.Join(binaries, "mxshield-agent"), "--config", filepath.Join(r.dir, "conf.yaml"), "--log-level", "debug")
+	args := append(slices.Clone(r.wrap), filepath.Join(binaries, "mxshield-agent"), "--config", filepath.Join(r.dir, "conf.yaml"), "--log-level", "debug")
+	r.agent = r.top.MX[0].Command(args[0], args[1:]...)
 	r.agent.Env, r.agent.Stderr, r.agent.Stdout = r.env, f, f
 	if err := r.agent.Start(); err != nil {
 		r.t.Fatal(err)
