@@ -602,7 +602,7 @@ func (h *header) eximWords(m []byte, e *Event) (ok, known bool) {
 				return false, true
 			}
 		}
-		b, ok = h.hostText(b, e)
+		_, ok = h.hostText(b, e)
 		return ok, true
 	}
 	return false, false
