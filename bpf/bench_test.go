@@ -46,7 +46,7 @@ func benchVerdict(b *testing.B, what string, size int, miss bool) {
 	ports, err := portTable(Options{MXPorts: []uint16{25}, SubmissionPorts: []uint16{465, 587}})
 	must(b, err)
 	load := func(what uint32, maps map[string]*ebpf.Map) *ebpf.Collection {
-		spec, err := loadBench()
+		spec, err := loadHash()
 		must(b, err)
 		delete(spec.Programs, shieldProgMxshieldTc)
 		delete(spec.Programs, shieldProgMxshieldXdp)
@@ -72,9 +72,9 @@ func benchVerdict(b *testing.B, what string, size int, miss bool) {
 		run = load(1, nil)
 	case "hash":
 		run = load(2, nil)
-		keys, values := make([]uint32, size), make([]shieldEntry, size)
+		keys, values := make([]uint32, size), make([]hashEntry, size)
 		for i := range keys {
-			keys[i], values[i] = benchSource(uint32(i)), shieldEntry{Until: noEnd, Scope: ScopeAll}
+			keys[i], values[i] = benchSource(uint32(i)), hashEntry{Until: ^uint64(0), Scope: ScopeAll}
 		}
 		for i := 0; i < size; i += 10_000 {
 			to := min(i+10_000, size)
