@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"os"
 	"testing"
 	"time"
 
@@ -113,4 +114,18 @@ func benchVerdict(b *testing.B, what string, size int, miss bool) {
 	}
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(net/float64(rounds), "ns/pkt")
+}
+
+type benchSize struct {
+	name string
+	n    int
+}
+
+// benchSizes: the largest takes minutes and gigabytes, and only comes when it is asked for.
+func benchSizes(testing.TB) []benchSize {
+	sizes := []benchSize{{"1k", 1_000}, {"100k", 100_000}, {"1M", 1_000_000}}
+	if os.Getenv("MXSHIELD_BENCH_10M") != "" {
+		sizes = append(sizes, benchSize{"10M", 10_000_000})
+	}
+	return sizes
 }

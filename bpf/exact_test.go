@@ -1,0 +1,225 @@
+package bpf
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+)
+
+// heapTable is a table that no program looks at.
+func heapTable(v6 bool, entries int) *exactTable {
+	t := &exactTable{seeds: newSeeds(), moves: new(uint64)}
+	if v6 {
+		t.v6 = make([]shieldLineV6, linesFor(entries, slotsV6))
+		t.bloom = make([]uint64, len(t.v6))
+	} else {
+		t.v4 = make([]shieldLineV4, linesFor(entries, slotsV4))
+		t.bloom = make([]uint64, len(t.v4))
+	}
+	return t
+}
+
+func (t *exactTable) inFilter(key uint64) bool {
+	w, mask := t.bloomOf(key)
+	return t.bloom[w]&mask == mask
+}
+
+// check compares a table with what should be in it.
+func (t *exactTable) check(tb testing.TB, want map[uint64]uint32) {
+	tb.Helper()
+	have := map[uint64]uint32{}
+	t.each(func(line, slot int, key uint64, word uint32) {
+		if _, twice := have[key]; twice {
+			tb.Errorf("%#x is there twice", key)
+		}
+		have[key] = word
+		if l, i, ok := t.find(key); !ok || l != line || i != slot {
+			tb.Errorf("%#x is in line %d slot %d, found in %d %d, %v", key, line, slot, l, i, ok)
+		}
+		if !t.inFilter(key) {
+			tb.Errorf("%#x is not in the filter", key)
+		}
+	})
+	if len(have) != len(want) || t.used != len(want) {
+		tb.Fatalf("%d entries, %d by count, want %d", len(have), t.used, len(want))
+	}
+	for key, word := range want {
+		if have[key] != word {
+			tb.Fatalf("%#x: %#x, want %#x", key, have[key], word)
+		}
+	}
+}
+
+func TestExactTable(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	for _, v6 := range []bool{false, true} {
+		x := heapTable(v6, 3000)
+		want := map[uint64]uint32{}
+		var keys []uint64
+		for step := range 60_000 {
+			key := r.Uint64()
+			if !v6 {
+				key = uint64(r.Uint32())
+			}
+			if len(keys) > 0 && (r.IntN(8) == 0 || x.used >= x.capacity()) {
+				i := r.IntN(len(keys))
+				if _, there := want[keys[i]]; x.remove(keys[i]) != there {
+					t.Fatal("remove tells the wrong thing")
+				}
+				delete(want, keys[i])
+				keys[i] = keys[len(keys)-1]
+				keys = keys[:len(keys)-1]
+				continue
+			}
+			if _, there := want[key]; !there {
+				word := r.Uint32() | 1
+				if !x.add(key, word, 0) {
+					t.Fatalf("step %d: no room at load %d of %d", step, x.used, x.capacity())
+				}
+				want[key], keys = word, append(keys, key)
+			}
+		}
+		x.check(t, want)
+		x.refreshFilter()
+		x.check(t, want)
+		wrong := 0
+		const asked = 100_000
+		for range asked {
+			if x.inFilter(r.Uint64() >> 32) {
+				wrong++
+			}
+		}
+		t.Logf("v6 %v: %d of %d slots, filter wrong in %.2f%%", v6, x.used, x.lines()*x.slots(), 100*float64(wrong)/asked)
+		if wrong > asked/50 {
+			t.Errorf("the filter takes %d of %d strangers for known", wrong, asked)
+		}
+
+		// What a kill in the middle of a move leaves, and an entry whose filter bits are missing.
+		n := 0
+		for key, word := range want {
+			first, second := x.linesOf(key)
+			line, slot, _ := x.find(key)
+			other := first + second - line
+			if empty := x.free(other); other != line && empty >= 0 {
+				*x.drops(line, slot), *x.drops(other, empty) = 3, 4
+				x.set(other, empty, key, word)
+				n++
+			}
+		}
+		for i := range x.bloom[:10] {
+			x.bloom[i] = 0
+		}
+		if mended := x.scan(); mended < n || n == 0 {
+			t.Errorf("%d copies, %d mended", n, mended)
+		}
+		x.check(t, want)
+	}
+}
+
+// Whoever owns an IPv6 /32 chooses which of its 2^32 networks attack. Without the seeds, no choice fills two lines.
+func TestChosenKeys(t *testing.T) {
+	const n = 100_000
+	prefix := uint64(0xb80d0120) // 2001:db8::/32 as it stands in memory; the upper half is the attacker's
+	patterns := map[string]func(i uint64) uint64{
+		"in order":         func(i uint64) uint64 { return prefix | i<<32 },
+		"in network order": func(i uint64) uint64 { return prefix | (i>>16|i>>8&0xff<<8|i&0xff<<16)<<40 },
+		"upper bits":       func(i uint64) uint64 { return prefix | i<<47 },
+		"steps of 2^12":    func(i uint64) uint64 { return prefix | i<<44 ^ i>>20<<32 },
+		"steps of 257":     func(i uint64) uint64 { return prefix | i*257<<32 },
+		"golden":           func(i uint64) uint64 { return prefix | i*0x9e3779b1<<32 },
+		"inverse golden":   func(i uint64) uint64 { return prefix | i*0x144cbc89<<32 },
+		"palindromes":      func(i uint64) uint64 { return prefix | (i&0xffff|i<<16)<<32 },
+	}
+	for name, key := range patterns {
+		for range 4 {
+			x := heapTable(true, n)
+			want := 0
+			seen := map[uint64]bool{}
+			for i := range uint64(n) {
+				if k := key(i); !seen[k] {
+					seen[k] = true
+					want++
+					if !x.add(k, 1, 0) {
+						t.Fatalf("%s: no room for number %d", name, i)
+					}
+				}
+			}
+			if x.used != want {
+				t.Errorf("%s: %d of %d", name, x.used, want)
+			}
+		}
+	}
+	// The same for all of a /15 in IPv4.
+	x := heapTable(false, 1<<17)
+	for i := range uint64(1 << 17) {
+		if !x.add(i<<15&0xffffffff|i>>17, 1, 0) {
+			t.Fatalf("IPv4: no room for number %d", i)
+		}
+	}
+}
+
+func BenchmarkTable(b *testing.B) {
+	for _, size := range benchSizes(b) {
+		for _, v6 := range []bool{false, true} {
+			family := "v4"
+			if v6 {
+				family = "v6"
+			}
+			key := func(i int) uint64 {
+				if v6 {
+					return mix(&shieldSeeds{Mul: 1, Odd: 0x9e3779b97f4a7c15}, uint64(i)+1)
+				}
+				return uint64(benchSource(uint32(i)))
+			}
+			name := func(op string) string { return fmt.Sprintf("op=%s/family=%s/size=%s", op, family, size.name) }
+			per := func(b *testing.B, f func(x *exactTable)) {
+				for range b.N {
+					b.StopTimer()
+					x := heapTable(v6, size.n)
+					for i := range size.n {
+						x.add(key(i), 1, 0)
+					}
+					b.StartTimer()
+					f(x)
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(size.n), "ns/entry")
+				b.ReportMetric(0, "ns/op")
+			}
+			b.Run(name("insert"), func(b *testing.B) {
+				for range b.N {
+					b.StopTimer()
+					x := heapTable(v6, size.n)
+					b.StartTimer()
+					for i := range size.n {
+						x.add(key(i), 1, 0)
+					}
+				}
+				x := heapTable(v6, size.n)
+				b.ReportMetric(float64(x.lines()*(64+8))/float64(size.n), "bytes/entry")
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(size.n), "ns/entry")
+				b.ReportMetric(0, "ns/op")
+			})
+			b.Run(name("delete"), func(b *testing.B) {
+				per(b, func(x *exactTable) {
+					for i := range size.n {
+						x.remove(key(i))
+					}
+				})
+			})
+			b.Run(name("scan"), func(b *testing.B) {
+				per(b, func(x *exactTable) { x.each(func(_, _ int, _ uint64, _ uint32) {}) })
+			})
+			b.Run(name("restart"), func(b *testing.B) { per(b, func(x *exactTable) { x.scan() }) })
+			b.Run(name("rebuild"), func(b *testing.B) {
+				per(b, func(x *exactTable) {
+					if err := heapTable(v6, 2*size.n).fill(x); err != nil {
+						b.Fatal(err)
+					}
+				})
+			})
+			b.Run(name("filter"), func(b *testing.B) { per(b, func(x *exactTable) { x.refreshFilter() }) })
+		}
+	}
+}
