@@ -1,14 +1,12 @@
 package bpf
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -25,14 +23,14 @@ type firstVersionEntry struct {
 	Until uint64 // math.MaxUint64: no end
 	Drops uint64
 	Scope uint8
-	_     [7]uint8
+	Pad   [7]uint8
 }
 
 type firstVersionState struct {
 	CidrsV4, CidrsV6 uint32
 	Clock            int64 // wall minus boot time, ns
 	Moves            uint32
-	_                uint32
+	Pad              uint32
 }
 
 var firstVersionMaps = map[string]*ebpf.MapSpec{
@@ -209,22 +207,17 @@ func (s *Shield) takeOver(f *firstVersion, n int) (g *generation, err error) {
 // readHash reads a hash in batches: a system call per thousands of entries, and no restart when entries vanish.
 func readHash[K any](m *ebpf.Map) (keys []K, values []firstVersionEntry, err error) {
 	var cursor ebpf.MapBatchCursor
-	raw, k := make([]byte, 24*4096), make([]K, 4096)
+	k, v := make([]K, 4096), make([]firstVersionEntry, 4096)
 	for {
-		n, err := m.BatchLookup(&cursor, k, raw, nil)
+		n, err := m.BatchLookup(&cursor, k, v, nil)
 		if errors.Is(err, unix.ENOSPC) { // a bucket with more entries than the batch has room for
-			raw, k = make([]byte, 2*len(raw)), make([]K, 2*len(k))
+			k, v = make([]K, 2*len(k)), make([]firstVersionEntry, 2*len(v))
 			continue
 		}
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return nil, nil, err
 		}
-		keys = append(keys, k[:n]...)
-		values = slices.Grow(values, n)
-		for b := range slices.Chunk(raw[:24*n], 24) {
-			ne := binary.NativeEndian
-			values = append(values, firstVersionEntry{Until: ne.Uint64(b), Drops: ne.Uint64(b[8:]), Scope: b[16]})
-		}
+		keys, values = append(keys, k[:n]...), append(values, v[:n]...)
 		if err != nil { // that was the last batch
 			return keys, values, nil
 		}
