@@ -1,7 +1,6 @@
 package bpf
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"testing"
 )
@@ -156,70 +155,6 @@ func TestChosenKeys(t *testing.T) {
 	for i := range uint64(1 << 17) {
 		if !x.add(i<<15&0xffffffff|i>>17, 1, 0) {
 			t.Fatalf("IPv4: no room for number %d", i)
-		}
-	}
-}
-
-func BenchmarkTable(b *testing.B) {
-	for _, size := range benchSizes(b) {
-		for _, v6 := range []bool{false, true} {
-			family := "v4"
-			if v6 {
-				family = "v6"
-			}
-			key := func(i int) uint64 {
-				if v6 {
-					return mix(&shieldSeeds{Mul: 1, Odd: 0x9e3779b97f4a7c15}, uint64(i)+1)
-				}
-				return uint64(benchSource(uint32(i)))
-			}
-			name := func(op string) string { return fmt.Sprintf("op=%s/family=%s/size=%s", op, family, size.name) }
-			per := func(b *testing.B, f func(x *exactTable)) {
-				for range b.N {
-					b.StopTimer()
-					x := heapTable(v6, size.n)
-					for i := range size.n {
-						x.add(key(i), 1, 0)
-					}
-					b.StartTimer()
-					f(x)
-				}
-				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(size.n), "ns/entry")
-				b.ReportMetric(0, "ns/op")
-			}
-			b.Run(name("insert"), func(b *testing.B) {
-				for range b.N {
-					b.StopTimer()
-					x := heapTable(v6, size.n)
-					b.StartTimer()
-					for i := range size.n {
-						x.add(key(i), 1, 0)
-					}
-				}
-				x := heapTable(v6, size.n)
-				b.ReportMetric(float64(x.lines()*(64+8))/float64(size.n), "bytes/entry")
-				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(size.n), "ns/entry")
-				b.ReportMetric(0, "ns/op")
-			})
-			b.Run(name("delete"), func(b *testing.B) {
-				per(b, func(x *exactTable) {
-					for i := range size.n {
-						x.remove(key(i))
-					}
-				})
-			})
-			b.Run(name("scan"), func(b *testing.B) {
-				per(b, func(x *exactTable) { x.each(func(_, _ int, _ uint64, _ uint32) {}) })
-			})
-			b.Run(name("restart"), func(b *testing.B) { per(b, func(x *exactTable) { x.scan() }) })
-			b.Run(name("rebuild"), func(b *testing.B) {
-				per(b, func(x *exactTable) {
-					if err := heapTable(v6, 2*size.n).fill(x); err != nil {
-						b.Fatal(err)
-					}
-				})
-			})
-			b.Run(name("filter"), func(b *testing.B) { per(b, func(x *exactTable) { x.refreshFilter() }) })
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"maps"
 	"math"
+	"math/bits"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -579,5 +580,79 @@ func TestConcurrent(t *testing.T) {
 	n := 0
 	if err := s.Each(func(Rule) bool { n++; return false }); err != nil || n != 1 {
 		t.Errorf("Each went on after false: %d, %v", n, err)
+	}
+}
+
+// The bitmap in front of the tries: bits of every CIDR are set, of any width, and go when the CIDRs do.
+func TestNear(t *testing.T) {
+	l := newLab(t, nil)
+	s := l.shield
+	bitsSet := func() (n int) {
+		for _, w := range s.gen.near {
+			n += bits.OnesCount64(w)
+		}
+		return n
+	}
+	for _, c := range []struct {
+		prefix, in, out string
+		bits            int
+	}{
+		{"0.0.0.0/0", "203.0.113.9", "", 1 << 24},
+		{"128.0.0.0/1", "198.18.0.1", "127.255.255.255", 1 << 23},
+		{"198.0.0.0/8", "198.255.255.255", "199.0.0.0", 1 << 16},
+		{"198.18.0.0/15", "198.19.255.255", "198.20.0.0", 1 << 9},
+		{"198.18.64.0/18", "198.18.127.255", "198.18.128.0", 64},
+		{"198.18.32.0/19", "198.18.63.255", "198.18.31.255", 32},
+		{"198.18.3.0/24", "198.18.3.255", "198.18.4.0", 1},
+		{"198.18.3.0/25", "198.18.3.127", "198.18.3.128", 1},
+		{"255.255.255.254/31", "255.255.255.255", "255.255.255.253", 1},
+		{"::/0", "2001:db8::1", "", 1 << 20},
+		{"2000::/3", "2001:db8::1", "4000::1", 1 << 20},
+		{"2001:db8::/31", "2001:db9::1", "2001:dba::1", 1 << 20},
+		{"2001:db8::/32", "2001:db8:ffff::1", "2001:db9::1", 1},
+		{"2001:db8:1::/48", "2001:db8:1::1", "2001:db8:2::1", 1},
+		{"2001:db8::7/128", "2001:db8::7", "2001:db8::8", 1},
+	} {
+		p := netip.MustParsePrefix(c.prefix)
+		must(t, s.Set(p, ScopeAll, time.Time{}))
+		if got, _ := l.run(t, "xdp", frame{src: c.in, port: 25}.bytes()); got != DropCIDR {
+			t.Errorf("%s in %s: %s", c.in, p, got)
+		}
+		if c.out != "" {
+			if got, _ := l.run(t, "xdp", frame{src: c.out, port: 25}.bytes()); got != PassNotBlocked {
+				t.Errorf("%s out of %s: %s", c.out, p, got)
+			}
+		}
+		if n := bitsSet(); n != c.bits {
+			t.Errorf("%s sets %d bits, want %d", p, n, c.bits)
+		}
+		must(t, s.Remove(p))
+		if got, _ := l.run(t, "xdp", frame{src: c.in, port: 25}.bytes()); got != PassNotBlocked {
+			t.Errorf("%s after %s was removed: %s", c.in, p, got)
+		}
+		s.refreshNearLocked()
+		if n := bitsSet(); n != 0 {
+			t.Errorf("%s leaves %d bits", p, n)
+		}
+	}
+	// Many come and go: stale bits do not pile up, those of the living stay.
+	stay := netip.MustParsePrefix("198.18.3.0/24")
+	must(t, s.Set(stay, ScopeAll, time.Time{}))
+	for i := range 1000 {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
+		must(t, errors.Join(s.Set(p, ScopeMX, time.Time{}), s.Remove(p)))
+	}
+	if n := bitsSet(); n > 100 {
+		t.Errorf("%d bits for one CIDR", n)
+	}
+	s.Close()
+	l.shield = openTest(t, s.opts)
+	s = l.shield
+	if n := bitsSet(); n != 1 {
+		t.Errorf("%d bits for one CIDR after a restart", n)
+	}
+	l.progs = map[string]*ebpf.Program{"xdp": s.xdp}
+	if got, _ := l.run(t, "xdp", frame{src: "198.18.3.7", port: 25}.bytes()); got != DropCIDR {
+		t.Errorf("after a restart: %s", got)
 	}
 }
