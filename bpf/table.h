@@ -83,19 +83,27 @@ static __always_inline int in_bloom(void *bloom, __u64 h, __u32 words)
 static __always_inline __u32 in_line_v4(__u32 index, __u32 addr, __u32 **drops)
 {
 	struct line_v4 *line = bpf_map_lookup_elem(&exact_v4, &index);
+	__u64 until = 0, found = 0;
 
 	if (!line)
 		return 0;
+	/*
+	 * Without branches: which slot it is nobody can predict, and a wrong guess costs more than looking at all five.
+	 * equal is 1 or 0, and 1 for at most one slot; the barrier keeps the compiler from making a branch of it again.
+	 */
 #pragma clang loop unroll(full)
 	for (int i = 0; i < SLOTS_V4; i++) {
 		__u64 slot = *(volatile __u64 *)&line->slot[i];
+		__u64 equal = (((__u64)((__u32)slot ^ addr) - 1) & (0 - (slot >> 32))) >> 63;
 
-		if ((__u32)slot == addr && slot >> 32) {
-			*drops = &line->drops[i];
-			return slot >> 32;
-		}
+		barrier_var(equal);
+		until |= slot >> 32 & -equal;
+		found |= i & -equal;
 	}
-	return 0;
+	if (!until || found >= SLOTS_V4)
+		return 0;
+	*drops = &line->drops[found];
+	return until;
 }
 
 static __always_inline __u32 find_v4(struct state_value *st, __u32 addr, __u32 **drops)

@@ -19,6 +19,9 @@ typedef signed long long __s64;
 #define __uint(name, val) int(*name)[val]
 #define __type(name, val) typeof(val) *name
 
+/* The compiler must take v as it is, and forget what it knows of how it came about. */
+#define barrier_var(v) asm volatile("" : "+r"(v))
+
 /* Both directions of one conversion; the object is built for little-endian hosts only (-target bpfel). */
 #define BE16(x) ((__u16)__builtin_bswap16(x))
 
