@@ -66,16 +66,27 @@ func mix(s *shieldSeeds, key uint64) uint64 {
 	return h ^ h>>32
 }
 
-// linesOf are the two lines that a key may be in; they may be the same.
-func (t *exactTable) linesOf(key uint64) (first, second int) {
-	h, n := mix(&t.seeds, key), uint64(t.lines())
-	return int(h >> 32 * n >> 32), int(h & 0xffffffff * n >> 32)
+// place is where a key may be, and its bits in the filter.
+type place struct {
+	first, second int // lines; they may be the same
+	word          int
+	mask          uint64
 }
 
-// bloomOf is the key's word in the filter, and its bits.
-func (t *exactTable) bloomOf(key uint64) (word int, mask uint64) {
-	g := mix(&t.seeds, key) * 0x9e3779b97f4a7c15
-	return int(g >> 32 * uint64(t.lines()) >> 32), 1<<(g&63) | 1<<(g>>6&63) | 1<<(g>>12&63) | 1<<(g>>18&63)
+func (t *exactTable) placeOf(key uint64) place {
+	h, n := mix(&t.seeds, key), uint64(t.lines())
+	g := h * 0x9e3779b97f4a7c15
+	return place{
+		first:  int(h >> 32 * n >> 32),
+		second: int(h & 0xffffffff * n >> 32),
+		word:   int(g >> 32 * n >> 32),
+		mask:   1<<(g&63) | 1<<(g>>6&63) | 1<<(g>>12&63) | 1<<(g>>18&63),
+	}
+}
+
+func (t *exactTable) linesOf(key uint64) (first, second int) {
+	at := t.placeOf(key)
+	return at.first, at.second
 }
 
 // get returns what is in a slot; word 0 if it is empty.
@@ -138,39 +149,49 @@ func (t *exactTable) inLine(line int, key uint64) int {
 }
 
 // find returns where a key is.
-func (t *exactTable) find(key uint64) (line, slot int, ok bool) {
-	first, second := t.linesOf(key)
-	if i := t.inLine(first, key); i >= 0 {
-		return first, i, true
+func (t *exactTable) find(key uint64) (line, slot int, ok bool) { return t.findAt(t.placeOf(key), key) }
+
+func (t *exactTable) findAt(at place, key uint64) (line, slot int, ok bool) {
+	if t.bloom[at.word]&at.mask != at.mask {
+		return 0, -1, false
 	}
-	i := t.inLine(second, key)
-	return second, i, i >= 0
+	return t.findInLines(at, key)
+}
+
+func (t *exactTable) findInLines(at place, key uint64) (line, slot int, ok bool) {
+	if i := t.inLine(at.first, key); i >= 0 {
+		return at.first, i, true
+	}
+	i := t.inLine(at.second, key)
+	return at.second, i, i >= 0
 }
 
 // add puts in a key that is not there; false if there is no room that a short path of moves leads to.
 func (t *exactTable) add(key uint64, word, drops uint32) bool {
-	first, second := t.linesOf(key)
-	line, slot := first, t.free(first)
+	return t.addAt(t.placeOf(key), key, word, drops)
+}
+
+func (t *exactTable) addAt(at place, key uint64, word, drops uint32) bool {
+	line, slot := at.first, t.free(at.first)
 	if slot < 0 {
-		line, slot = second, t.free(second)
+		line, slot = at.second, t.free(at.second)
 	}
 	if slot < 0 {
 		var ok bool
-		if line, slot, ok = t.makeRoom(first, second); !ok {
+		if line, slot, ok = t.makeRoom(at.first, at.second); !ok {
 			return false
 		}
 	}
-	t.noteInFilter(key) // before the slot: an entry behind a filter that does not know it would not be seen
+	t.noteInFilter(at) // before the slot: an entry behind a filter that does not know it would not be seen
 	atomic.StoreUint32(t.drops(line, slot), drops)
 	t.set(line, slot, key, word)
 	t.used++
 	return true
 }
 
-func (t *exactTable) noteInFilter(key uint64) {
-	w, mask := t.bloomOf(key)
-	if was := t.bloom[w]; was&mask != mask {
-		atomic.StoreUint64(&t.bloom[w], was|mask)
+func (t *exactTable) noteInFilter(at place) {
+	if was := t.bloom[at.word]; was&at.mask != at.mask {
+		atomic.StoreUint64(&t.bloom[at.word], was|at.mask)
 	}
 }
 
@@ -231,9 +252,12 @@ func (t *exactTable) move(fromLine, fromSlot, toLine, toSlot int) {
 
 // remove erases every copy of a key.
 func (t *exactTable) remove(key uint64) bool {
-	first, second := t.linesOf(key)
+	at := t.placeOf(key)
+	if t.bloom[at.word]&at.mask != at.mask {
+		return false
+	}
 	found := false
-	for _, line := range []int{first, second} {
+	for _, line := range []int{at.first, at.second} {
 		for i := t.inLine(line, key); i >= 0; i = t.inLine(line, key) {
 			t.erase(line, i)
 			found = true
@@ -255,8 +279,8 @@ func (t *exactTable) remove(key uint64) bool {
 func (t *exactTable) refreshFilter() {
 	fresh := make([]uint64, len(t.bloom))
 	t.each(func(_, _ int, key uint64, _ uint32) {
-		w, mask := t.bloomOf(key)
-		fresh[w] |= mask
+		at := t.placeOf(key)
+		fresh[at.word] |= at.mask
 	})
 	for i, w := range fresh {
 		atomic.StoreUint64(&t.bloom[i], w)
@@ -279,18 +303,17 @@ func (t *exactTable) each(f func(line, slot int, key uint64, word uint32)) {
 func (t *exactTable) scan() (mended int) {
 	t.used, t.stale = 0, 0
 	t.each(func(line, slot int, key uint64, _ uint32) {
-		first, second := t.linesOf(key)
-		at, i, ok := t.find(key)
+		p := t.placeOf(key)
+		at, i, ok := t.findInLines(p, key)
 		switch {
-		case line != first && line != second || !ok:
+		case line != p.first && line != p.second || !ok:
 			// Cannot be by a kill: no program would find it.
 		case at == line && i == slot:
 			t.used++
-			w, mask := t.bloomOf(key)
-			if t.bloom[w]&mask == mask {
+			if t.bloom[p.word]&p.mask == p.mask {
 				return
 			}
-			t.noteInFilter(key)
+			t.noteInFilter(p)
 			mended++
 			return
 		default:

@@ -19,8 +19,8 @@ func heapTable(v6 bool, entries int) *exactTable {
 }
 
 func (t *exactTable) inFilter(key uint64) bool {
-	w, mask := t.bloomOf(key)
-	return t.bloom[w]&mask == mask
+	at := t.placeOf(key)
+	return t.bloom[at.word]&at.mask == at.mask
 }
 
 // check compares a table with what should be in it.

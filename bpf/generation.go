@@ -447,8 +447,8 @@ func moveLinks(pins string, g *generation, xdp *ebpf.Program, tc func() (*ebpf.P
 	})
 }
 
-// grow replaces an exact table by a new generation of it: twice as large if it is as full as it may be, as large with
-// other seeds if an insert found no room before. The other one stays.
+// grow replaces an exact table by a new generation of it: larger if it is as full as it may be, as large with other
+// seeds if an insert found no room before. The other one stays.
 func (s *Shield) grow(v4 bool) error {
 	s.attachMu.Lock()
 	defer s.attachMu.Unlock()
@@ -466,7 +466,12 @@ func (s *Shield) growth(t *exactTable) int {
 	if t.used < c {
 		return c
 	}
-	return max(c, min(2*c, s.opts.MaxExact))
+	// A small table costs little, so it takes larger steps: fewer programs to load, and less to copy.
+	step := 2
+	if c < 1<<19 {
+		step = 4
+	}
+	return max(c, min(step*c, s.opts.MaxExact))
 }
 
 func (s *Shield) rebuildLocked(v4 bool) (err error) {

@@ -393,7 +393,8 @@ func (s *Shield) getCIDR(p netip.Prefix) (entry, bool, error) {
 // putExact writes an entry. One that is there keeps its drops, and gets those of e on top.
 func (s *Shield) putExact(p netip.Prefix, e entry) error {
 	t, key := s.exactTable(p)
-	line, slot, ok := t.find(key)
+	at := t.placeOf(key)
+	line, slot, ok := t.findAt(at, key)
 	if ok {
 		t.set(line, slot, key, e.word)
 		s.addDrops(p, t.drops(line, slot), e.drops)
@@ -409,7 +410,7 @@ func (s *Shield) putExact(p netip.Prefix, e entry) error {
 	if few > maxFewDrops {
 		few = 0
 	}
-	if !t.add(key, e.word, uint32(few)) {
+	if !t.addAt(at, key, e.word, uint32(few)) {
 		return errNoRoom
 	}
 	if few != e.drops {
