@@ -196,15 +196,13 @@ func measureVerdicts(b *testing.B, size int) map[benchCell]float64 {
 		}
 		return float64(per.Nanoseconds())
 	}
-	// Short windows, many of them: what the machine does beside is in some, and the median is without it.
-	rounds, windows, packets := 6, 16, 10_000
+	// Long windows: a flood is long too, and in short ones a process that runs beside has just emptied the caches.
+	const rounds, packets = 11, 200_000
 	samples := map[benchCell][]float64{}
 	for range rounds {
 		for _, c := range cells {
-			run(c, 150_000) // the others' tables go out of the cache, ours come in
-			for range windows {
-				samples[c] = append(samples[c], run(c, packets))
-			}
+			run(c, packets/2) // the others' tables go out of the cache, ours come in
+			samples[c] = append(samples[c], run(c, packets))
 		}
 	}
 	medians := map[benchCell]float64{}
