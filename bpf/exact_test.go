@@ -158,3 +158,22 @@ func TestChosenKeys(t *testing.T) {
 		}
 	}
 }
+
+// What the tables weigh at the sizes they grow to, beside what they hold.
+func TestGrowthSteps(t *testing.T) {
+	const perLine = 64 + 8 // and a word of the filter
+	bytes := func(entries, slots int) int { return linesFor(entries, slots) * perLine }
+	c, copied, steps := firstCapacity, 0, 0
+	for c < 10_000_000 {
+		copied += c
+		c = capacity(linesFor(nextCapacity(c), slotsV4), slotsV4)
+		steps++
+	}
+	t.Logf("10 million entries: %d MB after %d steps, %.1f copies an entry", bytes(c, slotsV4)/1e6, steps, float64(copied)/1e7)
+	if n := bytes(c, slotsV4); n > 200e6 {
+		t.Errorf("10 million IPv4 entries take %d bytes", n)
+	}
+	if n := bytes(firstCapacity, slotsV4) + bytes(firstCapacity, slotsV6); n > 3e6 {
+		t.Errorf("an empty shield takes %d bytes", n)
+	}
+}

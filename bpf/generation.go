@@ -466,12 +466,19 @@ func (s *Shield) growth(t *exactTable) int {
 	if t.used < c {
 		return c
 	}
-	// A small table costs little, so it takes larger steps: fewer programs to load, and less to copy.
-	step := 2
-	if c < 1<<19 {
-		step = 4
+	return max(c, min(nextCapacity(c), s.opts.MaxExact))
+}
+
+// nextCapacity is the step by which a table grows. A small one costs little, so it takes large steps: fewer programs to
+// load, and less to copy. A large one must not be mostly empty: 10 million IPv4 entries are to fit into 200 MB.
+func nextCapacity(c int) int {
+	switch {
+	case c < 1<<19:
+		return 4 * c
+	case c < 1<<22:
+		return 2 * c
 	}
-	return max(c, min(step*c, s.opts.MaxExact))
+	return c + c/4
 }
 
 func (s *Shield) rebuildLocked(v4 bool) (err error) {
