@@ -185,7 +185,7 @@ func (s *Shield) followRenames() error {
 	var moves []move
 	var errs []error
 	for _, name := range names {
-		l, err := openLink(s.pin(linkPin(name)))
+		l, err := openLink(filepath.Join(s.opts.Pins, linkPin(name)))
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -198,10 +198,10 @@ func (s *Shield) followRenames() error {
 	// Two may have changed names with each other, so all leave before one comes. Attach knows what to do with a pin that
 	// a dying process left on its way.
 	for _, m := range moves {
-		errs = append(errs, os.Rename(s.pin(linkPin(m.from)), s.pin(newPrefix+linkPin(m.to))))
+		errs = append(errs, os.Rename(filepath.Join(s.opts.Pins, linkPin(m.from)), filepath.Join(s.opts.Pins, newPrefix+linkPin(m.to))))
 	}
 	for _, m := range moves {
-		if err := os.Rename(s.pin(newPrefix+linkPin(m.to)), s.pin(linkPin(m.to))); err != nil {
+		if err := os.Rename(filepath.Join(s.opts.Pins, newPrefix+linkPin(m.to)), filepath.Join(s.opts.Pins, linkPin(m.to))); err != nil {
 			errs = append(errs, err)
 			continue
 		}

@@ -427,8 +427,8 @@ func TestForeignPins(t *testing.T) {
 	s.Close()
 	// Another size is kept, with a warning.
 	log.Reset()
-	s = openTest(t, Options{Pins: pins, MaxExact: 7, Log: slog.New(slog.NewTextHandler(&log, nil))})
-	if got := s.maps[shieldMapExactV4].MaxEntries(); got != 1024 || !strings.Contains(log.String(), "another size") {
+	s = openTest(t, Options{Pins: pins, MaxCIDRs: 7, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if got := s.gen.maps[shieldMapCidrV4].MaxEntries(); got != 1024+1 || !strings.Contains(log.String(), "another size") {
 		t.Errorf("size %d; %s", got, log.String())
 	}
 	s.Close()

@@ -16,6 +16,9 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	benchMapBloomV4        = "bloom_v4"
+	benchMapBloomV6        = "bloom_v6"
+	benchMapCidrNear       = "cidr_near"
 	benchMapCidrV4         = "cidr_v4"
 	benchMapCidrV6         = "cidr_v6"
 	benchMapCounters       = "counters"
@@ -23,12 +26,17 @@ const (
 	benchMapExactV6        = "exact_v6"
 	benchMapState          = "state"
 	benchProgMxshieldBench = "mxshield_bench"
+	benchProgMxshieldClock = "mxshield_clock"
 	benchProgMxshieldTc    = "mxshield_tc"
 	benchProgMxshieldXdp   = "mxshield_xdp"
+	benchVarBenchHurt      = "bench_hurt"
+	benchVarBenchInnocent  = "bench_innocent"
 	benchVarBenchMiss      = "bench_miss"
+	benchVarBenchMissed    = "bench_missed"
 	benchVarBenchRun       = "bench_run"
 	benchVarBenchSize      = "bench_size"
 	benchVarBenchWhat      = "bench_what"
+	benchVarClock          = "clock"
 	benchVarExemptV4       = "exempt_v4"
 	benchVarExemptV6       = "exempt_v6"
 	benchVarExemptsV4      = "exempts_v4"
@@ -79,6 +87,7 @@ type benchSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type benchProgramSpecs struct {
 	MxshieldBench *ebpf.ProgramSpec `ebpf:"mxshield_bench"`
+	MxshieldClock *ebpf.ProgramSpec `ebpf:"mxshield_clock"`
 	MxshieldTc    *ebpf.ProgramSpec `ebpf:"mxshield_tc"`
 	MxshieldXdp   *ebpf.ProgramSpec `ebpf:"mxshield_xdp"`
 }
@@ -87,6 +96,9 @@ type benchProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type benchMapSpecs struct {
+	BloomV4  *ebpf.MapSpec `ebpf:"bloom_v4"`
+	BloomV6  *ebpf.MapSpec `ebpf:"bloom_v6"`
+	CidrNear *ebpf.MapSpec `ebpf:"cidr_near"`
 	CidrV4   *ebpf.MapSpec `ebpf:"cidr_v4"`
 	CidrV6   *ebpf.MapSpec `ebpf:"cidr_v6"`
 	Counters *ebpf.MapSpec `ebpf:"counters"`
@@ -99,15 +111,19 @@ type benchMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type benchVariableSpecs struct {
-	BenchMiss *ebpf.VariableSpec `ebpf:"bench_miss"`
-	BenchRun  *ebpf.VariableSpec `ebpf:"bench_run"`
-	BenchSize *ebpf.VariableSpec `ebpf:"bench_size"`
-	BenchWhat *ebpf.VariableSpec `ebpf:"bench_what"`
-	ExemptV4  *ebpf.VariableSpec `ebpf:"exempt_v4"`
-	ExemptV6  *ebpf.VariableSpec `ebpf:"exempt_v6"`
-	ExemptsV4 *ebpf.VariableSpec `ebpf:"exempts_v4"`
-	ExemptsV6 *ebpf.VariableSpec `ebpf:"exempts_v6"`
-	Ports     *ebpf.VariableSpec `ebpf:"ports"`
+	BenchHurt     *ebpf.VariableSpec `ebpf:"bench_hurt"`
+	BenchInnocent *ebpf.VariableSpec `ebpf:"bench_innocent"`
+	BenchMiss     *ebpf.VariableSpec `ebpf:"bench_miss"`
+	BenchMissed   *ebpf.VariableSpec `ebpf:"bench_missed"`
+	BenchRun      *ebpf.VariableSpec `ebpf:"bench_run"`
+	BenchSize     *ebpf.VariableSpec `ebpf:"bench_size"`
+	BenchWhat     *ebpf.VariableSpec `ebpf:"bench_what"`
+	Clock         *ebpf.VariableSpec `ebpf:"clock"`
+	ExemptV4      *ebpf.VariableSpec `ebpf:"exempt_v4"`
+	ExemptV6      *ebpf.VariableSpec `ebpf:"exempt_v6"`
+	ExemptsV4     *ebpf.VariableSpec `ebpf:"exempts_v4"`
+	ExemptsV6     *ebpf.VariableSpec `ebpf:"exempts_v6"`
+	Ports         *ebpf.VariableSpec `ebpf:"ports"`
 }
 
 // benchObjects contains all objects after they have been loaded into the kernel.
@@ -130,6 +146,9 @@ func (o *benchObjects) Close() error {
 //
 // It can be passed to loadBenchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type benchMaps struct {
+	BloomV4  *ebpf.Map `ebpf:"bloom_v4"`
+	BloomV6  *ebpf.Map `ebpf:"bloom_v6"`
+	CidrNear *ebpf.Map `ebpf:"cidr_near"`
 	CidrV4   *ebpf.Map `ebpf:"cidr_v4"`
 	CidrV6   *ebpf.Map `ebpf:"cidr_v6"`
 	Counters *ebpf.Map `ebpf:"counters"`
@@ -140,6 +159,9 @@ type benchMaps struct {
 
 func (m *benchMaps) Close() error {
 	return _BenchClose(
+		m.BloomV4,
+		m.BloomV6,
+		m.CidrNear,
 		m.CidrV4,
 		m.CidrV6,
 		m.Counters,
@@ -153,15 +175,19 @@ func (m *benchMaps) Close() error {
 //
 // It can be passed to loadBenchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type benchVariables struct {
-	BenchMiss *ebpf.Variable `ebpf:"bench_miss"`
-	BenchRun  *ebpf.Variable `ebpf:"bench_run"`
-	BenchSize *ebpf.Variable `ebpf:"bench_size"`
-	BenchWhat *ebpf.Variable `ebpf:"bench_what"`
-	ExemptV4  *ebpf.Variable `ebpf:"exempt_v4"`
-	ExemptV6  *ebpf.Variable `ebpf:"exempt_v6"`
-	ExemptsV4 *ebpf.Variable `ebpf:"exempts_v4"`
-	ExemptsV6 *ebpf.Variable `ebpf:"exempts_v6"`
-	Ports     *ebpf.Variable `ebpf:"ports"`
+	BenchHurt     *ebpf.Variable `ebpf:"bench_hurt"`
+	BenchInnocent *ebpf.Variable `ebpf:"bench_innocent"`
+	BenchMiss     *ebpf.Variable `ebpf:"bench_miss"`
+	BenchMissed   *ebpf.Variable `ebpf:"bench_missed"`
+	BenchRun      *ebpf.Variable `ebpf:"bench_run"`
+	BenchSize     *ebpf.Variable `ebpf:"bench_size"`
+	BenchWhat     *ebpf.Variable `ebpf:"bench_what"`
+	Clock         *ebpf.Variable `ebpf:"clock"`
+	ExemptV4      *ebpf.Variable `ebpf:"exempt_v4"`
+	ExemptV6      *ebpf.Variable `ebpf:"exempt_v6"`
+	ExemptsV4     *ebpf.Variable `ebpf:"exempts_v4"`
+	ExemptsV6     *ebpf.Variable `ebpf:"exempts_v6"`
+	Ports         *ebpf.Variable `ebpf:"ports"`
 }
 
 // benchPrograms contains all programs after they have been loaded into the kernel.
@@ -169,6 +195,7 @@ type benchVariables struct {
 // It can be passed to loadBenchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type benchPrograms struct {
 	MxshieldBench *ebpf.Program `ebpf:"mxshield_bench"`
+	MxshieldClock *ebpf.Program `ebpf:"mxshield_clock"`
 	MxshieldTc    *ebpf.Program `ebpf:"mxshield_tc"`
 	MxshieldXdp   *ebpf.Program `ebpf:"mxshield_xdp"`
 }
@@ -176,6 +203,7 @@ type benchPrograms struct {
 func (p *benchPrograms) Close() error {
 	return _BenchClose(
 		p.MxshieldBench,
+		p.MxshieldClock,
 		p.MxshieldTc,
 		p.MxshieldXdp,
 	)

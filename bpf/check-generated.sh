@@ -32,7 +32,8 @@ cp "$bpf"/*.c "$bpf"/*.h "$bpf/gen.go" "$bpf/bench_gen_test.go" "$tmp/bpf/"
 (cd "$tmp/bpf" && GOFLAGS="-buildvcs=false -mod=mod" go generate . >/dev/null)
 
 status=0
-for file in shield_bpfel.go shield_bpfel.o bench_bpfel_test.go bench_bpfel_test.o clang-version.txt; do
+for file in clang-version.txt shield_bpfel.go shield_bpfel.o \
+	bench_bpfel_test.go bench_bpfel_test.o broken_bpfel_test.go broken_bpfel_test.o hash_bpfel_test.go hash_bpfel_test.o; do
 	if ! cmp "$bpf/$file" "$tmp/bpf/$file"; then
 		status=1
 	fi

@@ -7,7 +7,7 @@
  * port. New ports are a new program; links are updated in place, so that costs no gap.
  */
 #pragma once
-#include "maps.h"
+#include "reason.h"
 
 #define MAX_PORTS 16
 

@@ -7,41 +7,59 @@
 //
 // # What is where
 //
-//	shield.c      the two programs (XDP, and tcx for drivers without it) around one function
+//	shield.c      the two programs (XDP, and tcx for drivers without it), and the one that reads the clock
+//	shield.h      the way of a packet: parse, port, decision, counter
 //	packet.h      Ethernet, VLAN, IP, TCP: to source and port
 //	classify.h    protected port -> scope
 //	exempt.h      local addresses that are not shielded
-//	table.h       source and scope -> reason
-//	maps.h        reasons, entries, maps: the format shared with Go
+//	decide.h      source and scope -> reason: the exact tables, then the CIDRs
+//	table.h       the exact tables: cuckoo hashing, Bloom filter, and why two CPUs do not trip over each other
+//	clock.h       what time it is
+//	maps.h        lines, entries, maps: the format shared with Go
+//	reason.h      reasons and scopes: the words shared with Go
 //	shield.go     Open, Close: the programs and the pins
+//	generation.go growing and other changes of the tables, without a gap
 //	tables.go     Set, Remove, Lookup, Each: netip.Prefix and time in and out
 //	exempt.go     CheckExempt: the list of local addresses that are not shielded
+//	exact.go      the writer's side of table.h
+//	clock.go      wall time and the programs' time
 //	attach.go     Attach, Detach, Attachments: programs on interfaces
 //	interfaces.go names, globs and auto; devices.go: which of several devices that stand on each other
 //	watch.go      Watch: interfaces come, go and change their names
 //	rescue.go     Off, On: the same without an agent
 //	needs.go      what kernel, file system and process must offer
+//	firstversion.go  taking over the tables of the first version
+//
+// hash.h, hash.c, bench.h, bench.c and broken.c are for tests and benchmarks.
 //
 // # Pins
 //
 // Everything is pinned, so that blocks, totals and dropping outlive the process, a crash, and an upgrade. Under
 // [Options].Pins (a directory on a bpf file system):
 //
-//	exact-v4 exact-v6     HASH: u32 address, u64 upper half of the address -> struct entry
-//	cidr-v4 cidr-v6       LPM_TRIE -> struct entry
-//	state                 ARRAY[1]: number of CIDRs, clock
-//	counters              PERCPU_ARRAY[64] of packets by reason
-//	prog-xdp prog-tc      the programs, ports baked in; prog-tc only if it was ever needed
 //	link-NAME             the attachment to interface NAME; '.' is written %2E and '%' %25, bpffs forbids dots
 //	new-...               exists for a moment while something is replaced; a leftover is removed at start
+//	gen-N/                a generation: tables and the programs on them. Normally one, two for a moment
+//
+// and in gen-N:
+//
+//	exact-v4 exact-v6     ARRAY of lines of 64 bytes: 5 addresses, or 4 upper halves of addresses, until and drops of each
+//	bloom-v4 bloom-v6     ARRAY of u64, the filters in front of them
+//	cidr-v4 cidr-v6       LPM_TRIE -> struct cidr_value
+//	cidr-near             ARRAY of u64, the bitmap in front of them
+//	state                 ARRAY[1]: seeds, sizes, moves, clock
+//	counters              PERCPU_ARRAY[64] of packets by reason
+//	prog-xdp prog-tc      the programs, ports baked in; prog-tc only if it was ever needed
 //
 // Open takes over the maps, loads new programs (the ports may have changed), and Attach puts them into the existing
-// links in place, so there is no moment without a program. A pinned map of another layout is refused by name.
+// links in place, so there is no moment without a program. A pinned map of another layout is refused by name, but for
+// the layout of the first version, which is converted. The exact tables begin small and grow, as Set needs it, up to
+// [Options].MaxExact; while one grows, both sizes are in memory.
 //
 // # Units and keys
 //
-// Scope is a set of bits: [ScopeMX], [ScopeSubmission], none for a hole. Time is wall time here and nanoseconds of
-// CLOCK_BOOTTIME in the kernel; only this package converts. Drops and counters are packets. Prefixes are canonical:
+// Scope is a set of bits: [ScopeMX], [ScopeSubmission], none for a hole. Time is wall time here and units of
+// half a second to a second in the kernel, rounded up; only this package converts. Drops and counters are packets. Prefixes are canonical:
 // no host bits, IPv4 never mapped.
 //
 // # Concurrency

@@ -39,10 +39,13 @@ func TestLayout(t *testing.T) {
 		m          string
 		key, value uintptr
 	}{
-		{shieldMapExactV4, 4, unsafe.Sizeof(shieldEntry{})},
-		{shieldMapExactV6, 8, unsafe.Sizeof(shieldEntry{})},
-		{shieldMapCidrV4, unsafe.Sizeof(shieldCidrV4Key{}), unsafe.Sizeof(shieldEntry{})},
-		{shieldMapCidrV6, unsafe.Sizeof(shieldCidrV6Key{}), unsafe.Sizeof(shieldEntry{})},
+		{shieldMapExactV4, 4, unsafe.Sizeof(shieldLineV4{})},
+		{shieldMapExactV6, 4, unsafe.Sizeof(shieldLineV6{})},
+		{shieldMapBloomV4, 4, 8},
+		{shieldMapBloomV6, 4, 8},
+		{shieldMapCidrV4, unsafe.Sizeof(shieldCidrV4Key{}), unsafe.Sizeof(shieldCidrValue{})},
+		{shieldMapCidrV6, unsafe.Sizeof(shieldCidrV6Key{}), unsafe.Sizeof(shieldCidrValue{})},
+		{shieldMapCidrNear, 4, 8},
 		{shieldMapState, 4, unsafe.Sizeof(shieldStateValue{})},
 		{shieldMapCounters, unsafe.Sizeof(shieldReason(0)), 8},
 	} {
@@ -54,8 +57,14 @@ func TestLayout(t *testing.T) {
 	if got, want := spec.Variables[shieldVarPorts].Size(), uint32(unsafe.Sizeof([maxPorts]shieldPort{})); got != want {
 		t.Errorf("ports: %d bytes, want %d", got, want)
 	}
+	if got, want := spec.Variables[shieldVarClock].Size(), uint32(unsafe.Sizeof(shieldClock{})); got != want {
+		t.Errorf("clock: %d bytes, want %d", got, want)
+	}
+	if got := spec.Maps[shieldMapCidrNear].MaxEntries; got != nearV4Words+nearV6Words {
+		t.Errorf("cidr_near: %d words, want %d", got, nearV4Words+nearV6Words)
+	}
 	for name := range spec.Maps {
-		if !strings.HasPrefix(name, ".") && !isOurs(pinName(name)) {
+		if !strings.HasPrefix(name, ".") && !isGenPin(pinName(name)) {
 			t.Errorf("map %s is not pinned", name)
 		}
 	}

@@ -1,57 +1,41 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * What the agent and the programs share: the closed list of reasons, the entry, the maps.
+ * What the agent and the programs share: lines, entries, maps.
  *
- * All maps are pinned, so blocks and totals outlive agent and program. A program that is replaced (new ports, new
- * version) takes over the maps of the old one. The structs are therefore a format: change one and the agent refuses
- * the old pin by name instead of misreading it.
+ * All maps are pinned, so blocks and totals outlive agent and program. The structs are therefore a format: change one
+ * and the agent refuses the old pin by name, or builds a new generation out of it, instead of misreading it.
  */
 #pragma once
-#include "uapi.h"
+#include "reason.h"
 
 /*
- * Why a packet passed or was dropped. Every packet is counted under exactly one. The names, in lower case, are the
- * words of Go, JSON and metrics. Append only: the totals are pinned and keep their places over an upgrade.
+ * When a block ends and what it is about, in one word: bits 0 and 1 scope, bit 2 reserved (always 0), bits 3 to 31 time
+ * in units of clock.h. In the exact tables a word of 0 is an empty slot: an entry there always has a scope.
  */
-enum reason {
-	PASS_NOT_IP = 0,	/* ARP, LLDP, a third VLAN tag ... */
-	PASS_MALFORMED = 1,	/* version or header length is nonsense; the stack throws it away */
-	PASS_TRUNCATED = 2,	/* ends before the TCP ports */
-	PASS_NOT_TCP = 3,	/* another protocol */
-	PASS_FRAGMENT = 4,	/* not the first fragment */
-	PASS_OTHER_PORT = 5,	/* TCP to a port that is not protected */
-	PASS_NOT_BLOCKED = 6,	/* protected port, source in no table */
-	PASS_EXPIRED = 7,	/* the entry that decides has ended */
-	PASS_OUT_OF_SCOPE = 8,	/* the entry that decides is not about this port */
-	PASS_HOLE = 9,		/* the entry that decides is a hole in a wider block */
-	PASS_EXT_HEADERS = 10,	/* ports hidden behind IPv6 extension headers, source not blocked */
-	DROP_EXACT = 11,	/* blocked address (IPv4) or /64 (IPv6) */
-	DROP_CIDR = 12,		/* in a blocked CIDR */
-	DROP_EXT_HEADERS = 13,	/* ports hidden behind IPv6 extension headers, source blocked */
-	PASS_EXEMPT = 14,	/* protected port, but of a local address that is not shielded */
-	REASONS = 15,
+#define TIME_SHIFT 3
+#define TIME_NO_END 0x1fffffff
+
+/*
+ * The exact tables are arrays of lines of 64 bytes, as the cache has them, so a source costs one or two cache misses.
+ * How a key finds its lines is told in table.h. Drops are the packets dropped because of the entry, modulo 2^32; the
+ * agent keeps what is more. The arrays are mapped into the agent, which is their only writer but for the drops.
+ */
+#define SLOTS_V4 5
+#define SLOTS_V6 4
+
+struct line_v4 {
+	__u64 slot[SLOTS_V4];	/* low half address in network order, high half until: written and read in one piece */
+	__u32 drops[SLOTS_V4];
+	__u32 pad;
 };
+_Static_assert(sizeof(struct line_v4) == 64, "struct line_v4 is a pinned format, and a cache line");
 
-/* Room for reasons to come, so that an upgrade fits the pinned totals. */
-#define MAX_REASONS 64
-_Static_assert(REASONS <= MAX_REASONS, "the counters map is too small");
-
-/* Scope bits: which group of protected ports an entry is about. No bit at all is a hole. */
-enum {
-	SCOPE_MX = 1,
-	SCOPE_SUBMISSION = 2,
-	SCOPE_ALL = SCOPE_MX | SCOPE_SUBMISSION,
+struct line_v6 {
+	__u64 key[SLOTS_V6];	/* upper half of the address as it stands in the packet */
+	__u32 until[SLOTS_V6];
+	__u32 drops[SLOTS_V6];
 };
-
-#define NO_END (~0ULL)
-
-struct entry {
-	__u64 until;	/* ns of CLOCK_BOOTTIME; NO_END */
-	__u64 drops;	/* packets dropped because of this entry; atomic add here, the agent only reads and carries over */
-	__u8 scope;	/* SCOPE_ bits */
-	__u8 pad[7];
-};
-_Static_assert(sizeof(struct entry) == 24, "struct entry is a pinned format");
+_Static_assert(sizeof(struct line_v6) == 64, "struct line_v6 is a pinned format, and a cache line");
 
 /* LPM keys begin with the number of bits that count. Addresses are in network order. */
 struct cidr_v4_key {
@@ -66,44 +50,79 @@ struct cidr_v6_key {
 };
 _Static_assert(sizeof(struct cidr_v6_key) == 20, "struct cidr_v6_key is a pinned format");
 
-/* What the agent tells the running program. One record. */
-struct state_value {
-	__u32 cidrs_v4;	/* CIDRs loaded; 0 saves the lookup (an LPM miss costs several hash lookups) */
-	__u32 cidrs_v6;
-	__s64 clock;	/* wall minus boot time in ns when the entries were written; the agent's, not read here */
-	__u32 moves;	/* goes up while an entry stands in both tables, before it leaves the old one; see table.h */
+struct cidr_value {
+	__u32 until;	/* as in the lines; without scope it is a hole */
 	__u32 pad;
+	__u64 drops;
 };
-_Static_assert(sizeof(struct state_value) == 24, "struct state_value is a pinned format");
+_Static_assert(sizeof(struct cidr_value) == 16, "struct cidr_value is a pinned format");
+
+/* Random numbers of one exact table; see table.h. */
+struct seeds {
+	__u64 add_low;
+	__u64 mul;	/* odd */
+	__u64 odd;	/* odd */
+};
 
 /*
- * No preallocation for the exact tables: a table for a million sources costs nothing while it is empty, and elements
- * are freed by RCU, so a program never sees an element turn into another one under its hands.
- * max_entries are defaults; the agent sets its own.
+ * What the agent tells the running program. One record of two cache lines: what every packet needs and what seldom
+ * changes; and behind it what changes all the time while the agent writes, so that innocents do not wait for that line.
  */
+struct state_value {
+	struct seeds v4;
+	struct seeds v6;
+	__u32 lines_v4;	/* also the words of the Bloom filter */
+	__u32 lines_v6;
+	__u32 cidrs_v4;	/* CIDRs loaded; 0 saves looking for them */
+	__u32 cidrs_v6;
+
+	__u64 moves;	/* goes up while an entry stands in two places, before it leaves the old one; see table.h */
+	__s64 clock;	/* wall time minus jiffies since boot in ns, when the entries were written; not read here */
+	__u64 skew;	/* for tests: added to the clock, in its units; 0 otherwise */
+	__u64 pad[5];
+};
+_Static_assert(sizeof(struct state_value) == 128, "struct state_value is a pinned format");
+
+/* max_entries of the tables are the agent's to set. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1 << 20);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
-	__type(value, struct entry);
+	__type(value, struct line_v4);
 } exact_v4 SEC(".maps");
 
-/* Key: the upper 64 bits of the address as they stand in the packet. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1 << 20);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u64);
-	__type(value, struct entry);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct line_v6);
 } exact_v6 SEC(".maps");
+
+/* Bloom filters before the exact tables: as many words as the table has lines. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+} bloom_v4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+} bloom_v6 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 1 << 18);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct cidr_v4_key);
-	__type(value, struct entry);
+	__type(value, struct cidr_value);
 } cidr_v4 SEC(".maps");
 
 struct {
@@ -111,12 +130,29 @@ struct {
 	__uint(max_entries, 1 << 18);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct cidr_v6_key);
-	__type(value, struct entry);
+	__type(value, struct cidr_value);
 } cidr_v6 SEC(".maps");
+
+/*
+ * Which parts of the address space some CIDR touches: a trie costs ten times what this costs, and few packets need it.
+ * IPv4: a bit for each /24, in order. IPv6: a bit for each of 2^20 values of a hash of the upper 32 bits; something wider
+ * than a /32 sets them all. A bit may be stale, never missing.
+ */
+#define NEAR_V4_WORDS (1 << 18)
+#define NEAR_V6_WORDS (1 << 14)
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, NEAR_V4_WORDS + NEAR_V6_WORDS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+} cidr_near SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct state_value);
 } state SEC(".maps");

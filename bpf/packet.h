@@ -11,7 +11,7 @@
  * most about 12 kB of offset and no unbounded loop.
  */
 #pragma once
-#include "maps.h"
+#include "reason.h"
 
 #define MAX_VLAN_TAGS 2
 #define MAX_EXT_HEADERS 6

@@ -1,6 +1,9 @@
 package bpf
 
-import "fmt"
+import (
+	"fmt"
+	"os"
+)
 
 // Reason says why a packet passed or was dropped. The list is closed, and kept in maps.h; every packet is counted
 // under exactly one.
@@ -74,9 +77,14 @@ func (c Counters) Packets() (n uint64) {
 // Counters sums the counters of all CPUs. Safe to call at any time.
 func (s *Shield) Counters() (Counters, error) {
 	var c Counters
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return c, os.ErrClosed
+	}
 	for i := range c {
 		var perCPU []uint64
-		if err := s.maps[shieldMapCounters].Lookup(uint32(i), &perCPU); err != nil {
+		if err := s.gen.maps[shieldMapCounters].Lookup(uint32(i), &perCPU); err != nil {
 			return c, fmt.Errorf("read counter %s: %w", Reason(i), err)
 		}
 		for _, n := range perCPU {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 )
@@ -41,8 +42,18 @@ func Off(pins string, purge bool) ([]Attachment, error) {
 			left++
 			continue
 		}
-		if err := os.Remove(filepath.Join(pins, e.Name())); err != nil {
-			return were, fmt.Errorf("remove pin: %w", err)
+		path := filepath.Join(pins, e.Name())
+		if !e.IsDir() {
+			if err := os.Remove(path); err != nil {
+				return were, fmt.Errorf("remove pin: %w", err)
+			}
+			continue
+		}
+		if err := removeGeneration(path); err != nil {
+			return were, err
+		}
+		if _, err := os.Lstat(path); err == nil {
+			left++ // somebody put something else into it
 		}
 	}
 	if left > 0 {
@@ -63,7 +74,11 @@ func On(pins string, want []Attachment) ([]Attachment, error) {
 	if err := checkCapabilities(); err != nil {
 		return nil, err
 	}
-	xdp, err := openProgram(filepath.Join(pins, pinXDP), ebpf.XDP)
+	dir, err := currentPins(pins)
+	if err != nil {
+		return nil, err
+	}
+	xdp, err := openProgram(filepath.Join(dir, pinXDP), ebpf.XDP)
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +95,7 @@ func On(pins string, want []Attachment) ([]Attachment, error) {
 		xdp:  xdp,
 		tc: func() (*ebpf.Program, error) {
 			if tc == nil {
-				if tc, err = openProgram(filepath.Join(pins, pinTC), ebpf.SchedCLS); err != nil {
+				if tc, err = openProgram(filepath.Join(dir, pinTC), ebpf.SchedCLS); err != nil {
 					return nil, err
 				}
 			}
@@ -101,6 +116,25 @@ func On(pins string, want []Attachment) ([]Attachment, error) {
 		now = append(now, at)
 	}
 	return now, errors.Join(errs...)
+}
+
+// currentPins is the directory of the generation that Open would take: the one that links run on, or the newest. If there
+// is none, programs of the first version may be in the pin directory itself.
+func currentPins(pins string) (string, error) {
+	all, err := generations(pins)
+	if err != nil || len(all) == 0 {
+		return pins, err
+	}
+	links, err := linksByState(pins)
+	if err != nil {
+		return "", err
+	}
+	for _, n := range slices.Backward(all) {
+		if dir := filepath.Join(pins, genName(n)); links[stateID(dir)] > 0 {
+			return dir, nil
+		}
+	}
+	return filepath.Join(pins, genName(all[len(all)-1])), nil
 }
 
 func openProgram(path string, want ebpf.ProgramType) (*ebpf.Program, error) {

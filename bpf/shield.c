@@ -8,49 +8,12 @@
  * interfaces whose driver has no XDP, and runs at the tcx hook (6.6): later, on an skb, but without generic XDP's
  * copying of it.
  */
-#include "classify.h"
-#include "exempt.h"
-#include "maps.h"
-#include "packet.h"
-#include "table.h"
+#include "decide.h"
+#include "shield.h"
 #include "uapi.h"
 
 /* Dual, so that GPL-only helpers may be used one day and the source may be taken under BSD. */
 char licence[] SEC("license") = "Dual BSD/GPL";
-
-/* One packet, one reason: Ethernet -> IP -> TCP -> protected port -> not exempt -> exact -> CIDR -> pass. */
-static __always_inline enum reason shield(void *data, void *end)
-{
-	struct packet p = {};
-	__u8 scope = SCOPE_ALL;
-	enum reason reason = parse(data, end, &p);
-
-	if (reason != UNDECIDED)
-		return reason;
-	if (!p.hidden)
-		scope = port_scope(p.dst_port);
-	/* Pass: not a mail port. Nearly all traffic that is not mail leaves here, before any table. */
-	if (!scope)
-		return PASS_OTHER_PORT;
-	/* Pass: the config says that this local address is not shielded. */
-	if (exempt(&p))
-		return PASS_EXEMPT;
-	reason = decide(&p, scope);
-	/* The port is out of reach: dropped only if the source is blocked for any port. See packet.h. */
-	if (p.hidden)
-		return reason == DROP_EXACT || reason == DROP_CIDR ? DROP_EXT_HEADERS : PASS_EXT_HEADERS;
-	return reason;
-}
-
-/* Counts the packet, under one reason, on this CPU's own counter. True if it is to be dropped. */
-static __always_inline int count(enum reason reason)
-{
-	__u64 *n = bpf_map_lookup_elem(&counters, &reason);
-
-	if (n)
-		(*n)++;
-	return reason == DROP_EXACT || reason == DROP_CIDR || reason == DROP_EXT_HEADERS;
-}
 
 /*
  * xdp.frags: jumbo frames come in several buffers, and drivers refuse programs that do not say they can live with
@@ -71,17 +34,35 @@ int mxshield_tc(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
-	enum reason reason = shield(data, end);
+	struct packet p = {};
+	enum reason reason = parse(data, end, &p);
 
 	/*
 	 * Only the linear part can be read. Drivers put the headers there; when one does not, gather the packet and look
-	 * again. Out of memory: pass, by the reason already found.
+	 * again. Out of memory: go on with what was found.
 	 */
-	if ((reason == PASS_TRUNCATED || reason == PASS_EXT_HEADERS) && (__u64)(end - data) < skb->len &&
-	    !bpf_skb_pull_data(skb, skb->len)) {
+	if ((reason == PASS_TRUNCATED || p.hidden) && (__u64)(end - data) < skb->len && !bpf_skb_pull_data(skb, skb->len)) {
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
-		reason = shield(data, end);
+		p = (struct packet){};
+		reason = parse(data, end, &p);
 	}
+	reason = judge(reason, &p);
 	return count(reason) ? TCX_DROP : TCX_NEXT;
+}
+
+/*
+ * Never attached: the agent runs it to learn HZ and to compare the clocks. Answers in the packet: jiffies, and ns of
+ * CLOCK_MONOTONIC, which like jiffies stands still during suspend.
+ */
+SEC("xdp")
+int mxshield_clock(struct xdp_md *ctx)
+{
+	__u64 *answer = (void *)(long)ctx->data;
+
+	if ((void *)(answer + 2) > (void *)(long)ctx->data_end)
+		return XDP_PASS;
+	answer[0] = bpf_jiffies64();
+	answer[1] = bpf_ktime_get_ns();
+	return XDP_PASS;
 }

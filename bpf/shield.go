@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -40,37 +41,45 @@ type Options struct {
 	MXPorts         []uint16       // {25}
 	SubmissionPorts []uint16       // {465, 587}; together at most 16
 	Exempt          []netip.Prefix // local addresses whose ports are not protected; see [CheckExempt]
-	MaxExact        int            // entries of each exact table, IPv4 and IPv6; 1 << 20
+	MaxExact        int            // entries of each exact table, IPv4 and IPv6, that it may grow to; 1 << 24
 	MaxCIDRs        int            // entries of each CIDR table; 1 << 18
 	Log             *slog.Logger
 }
 
 // Shield is the loaded kernel side. See the package comment for concurrency.
 type Shield struct {
-	opts Options
-	log  *slog.Logger
-	dir  *os.File             // the pin directory, locked
-	maps map[string]*ebpf.Map // by name in the object
-	xdp  *ebpf.Program
-	tcx  struct { // loaded when first needed
+	opts    Options
+	log     *slog.Logger
+	dir     *os.File // the pin directory, locked
+	jiffies *jiffyClock
+	// attachMu: one Attach, Detach or change of generation at a time. Taken before mu, and needed together with it to
+	// change gen, xdp and tcx.
+	attachMu sync.Mutex
+	xdp      *ebpf.Program
+	tcx      struct { // loaded when first needed
 		sync.Mutex
 		prog *ebpf.Program
 	}
-	attachMu  sync.Mutex     // one Attach or Detach at a time; guards the two maps
+	// Guarded by attachMu:
 	settled   map[int]uint32 // index of an interface -> the link this Shield made or found there
 	notNative map[int]bool   // indexes of devices under VLAN devices that have no native XDP
 
-	mu      sync.Mutex // below: the writer's bookkeeping of the tables
-	cidrs   map[netip.Prefix]struct{}
-	cidrsV4 int                  // how many of cidrs are IPv4
-	longer  map[netip.Prefix]int // /64 -> how many of cidrs are longer and inside
-	moves   uint32               // moves from the trie to the hash, told to the programs
-	clock   int64                // wall minus boot time, ns, that the entries are written with
+	mu        sync.Mutex // below: the writer's tables and bookkeeping
+	closed    bool
+	gen       *generation
+	cidrs     map[netip.Prefix]struct{}
+	cidrsV4   int                     // how many of cidrs are IPv4
+	longer    map[netip.Prefix]int    // /64 -> how many of cidrs are longer and inside
+	farCIDRs  int                     // CIDRs deleted since cidr_near was made
+	carried   map[netip.Prefix]uint64 // drops of exact entries beyond what their counters have
+	collected time.Time               // when carried was last seen to
+	clock     int64                   // wall minus jiffies, ns, that the entries are written with
 }
 
 // mapNames are the maps of the object that are pinned, all but .rodata.
 var mapNames = []string{
-	shieldMapExactV4, shieldMapExactV6, shieldMapCidrV4, shieldMapCidrV6, shieldMapState, shieldMapCounters,
+	shieldMapExactV4, shieldMapExactV6, shieldMapBloomV4, shieldMapBloomV6, shieldMapCidrV4, shieldMapCidrV6,
+	shieldMapCidrNear, shieldMapState, shieldMapCounters,
 }
 
 func pinName(mapName string) string { return strings.ReplaceAll(mapName, "_", "-") }
@@ -97,7 +106,7 @@ func Open(opts Options) (_ *Shield, err error) {
 		opts.SubmissionPorts = []uint16{465, 587}
 	}
 	if opts.MaxExact == 0 {
-		opts.MaxExact = 1 << 20
+		opts.MaxExact = 1 << 24
 	}
 	if opts.MaxCIDRs == 0 {
 		opts.MaxCIDRs = 1 << 18
@@ -126,11 +135,12 @@ func Open(opts Options) (_ *Shield, err error) {
 	}
 
 	s := &Shield{
-		opts:   opts,
-		log:    opts.Log,
-		maps:   map[string]*ebpf.Map{},
-		cidrs:  map[netip.Prefix]struct{}{},
-		longer: map[netip.Prefix]int{},
+		opts:      opts,
+		log:       opts.Log,
+		cidrs:     map[netip.Prefix]struct{}{},
+		longer:    map[netip.Prefix]int{},
+		carried:   map[netip.Prefix]uint64{},
+		collected: time.Now(),
 
 		settled: map[int]uint32{}, notNative: map[int]bool{},
 	}
@@ -142,32 +152,153 @@ func Open(opts Options) (_ *Shield, err error) {
 	if err := s.lockPins(); err != nil {
 		return nil, err
 	}
-	if err := s.openMaps(); err != nil {
+	if s.jiffies, err = openClock(); err != nil {
 		return nil, notPermitted(err)
 	}
-	if err := s.recoverTables(); err != nil {
-		return nil, fmt.Errorf("recover tables: %w", err)
-	}
-	if s.xdp, err = s.load(shieldProgMxshieldXdp); err != nil {
+	if err := s.openTables(); err != nil {
 		return nil, notPermitted(err)
-	}
-	if err := replacePin(s.xdp, s.pin(pinXDP)); err != nil {
-		return nil, err
-	}
-	if _, err := os.Lstat(s.pin(pinTC)); err == nil {
-		// It was needed once: do not leave one with old ports for Off and On.
-		if _, err := s.tc(); err != nil {
-			return nil, err
-		}
 	}
 	return s, nil
 }
 
+// openTables finds, or makes, the generation to go on with, and gives links of any other one its program.
+func (s *Shield) openTables() error {
+	from, err := s.choose()
+	if err != nil {
+		return err
+	}
+	var old *firstVersion
+	switch {
+	case from.firstVersion:
+		if old, err = s.openFirstVersion(); err != nil {
+			return err
+		}
+		defer old.close()
+		if s.gen, err = s.takeOver(old, from.next); err != nil {
+			return fmt.Errorf("take over the tables of an older version: %w", err)
+		}
+	case from.n > 0:
+		if s.gen, err = s.openGeneration(from.n); err != nil {
+			return err
+		}
+	default:
+		c := min(firstCapacity, s.opts.MaxExact)
+		if s.gen, err = s.makeGeneration(from.next, c, c, nil, nil); err != nil {
+			return err
+		}
+	}
+	if err := s.recoverTables(); err != nil {
+		return fmt.Errorf("recover tables: %w", err)
+	}
+	if s.xdp, err = s.load(shieldProgMxshieldXdp, s.gen); err != nil {
+		return err
+	}
+	// It was needed once: do not leave one with old ports or tables for Off and On.
+	for _, path := range []string{s.pin(pinTC), filepath.Join(s.opts.Pins, pinTC)} {
+		if _, err := os.Lstat(path); err != nil || s.tcx.prog != nil {
+			continue
+		}
+		if s.tcx.prog, err = s.load(shieldProgMxshieldTc, s.gen); err != nil {
+			return tcxError(err)
+		}
+	}
+	if from.n > 0 {
+		err = replacePin(s.xdp, s.pin(pinXDP))
+		if err == nil && s.tcx.prog != nil {
+			err = replacePin(s.tcx.prog, s.pin(pinTC))
+		}
+	} else {
+		err = s.pinGeneration(s.gen, s.xdp, s.tcx.prog)
+	}
+	if err != nil {
+		return err
+	}
+	if err := moveLinks(s.opts.Pins, s.gen, s.xdp, s.tc, s.log); err != nil {
+		return err
+	}
+	return s.removeOthers()
+}
+
+// origin is what Open goes on from: the tables of the first version, generation n, or nothing.
+type origin struct {
+	firstVersion bool
+	n            int
+	next         int // the number of a new generation
+}
+
+// choose looks what the links run on. See generation.go.
+func (s *Shield) choose() (o origin, err error) {
+	all, err := generations(s.opts.Pins)
+	if err != nil {
+		return o, err
+	}
+	o.next = 1
+	if len(all) > 0 {
+		o.n = all[len(all)-1]
+		o.next = o.n + 1
+	}
+	hasFirst := hasFirstVersion(s.opts.Pins)
+	if !hasFirst && len(all) < 2 {
+		return o, nil
+	}
+	links, err := linksByState(s.opts.Pins)
+	if err != nil {
+		return o, err
+	}
+	for _, n := range slices.Backward(all) {
+		if links[stateID(filepath.Join(s.opts.Pins, genName(n)))] > 0 {
+			o.n = n
+			return o, nil
+		}
+	}
+	if hasFirst && (o.n == 0 || links[stateID(s.opts.Pins)] > 0) {
+		return origin{firstVersion: true, next: o.next}, nil
+	}
+	return o, nil
+}
+
+// stateID returns the id of the state map pinned in dir, 0 if there is none: no map has the id 0.
+func stateID(dir string) ebpf.MapID {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinName(shieldMapState)), nil)
+	if err != nil {
+		return 0
+	}
+	defer m.Close()
+	id, err := mapID(m)
+	if err != nil {
+		return 0
+	}
+	return id
+}
+
+// removeOthers removes the pins of all generations but ours, now that no link runs on them.
+func (s *Shield) removeOthers() error {
+	all, err := generations(s.opts.Pins)
+	if err != nil {
+		return err
+	}
+	for _, n := range all {
+		if n == s.gen.n {
+			continue
+		}
+		if err := removeGeneration(filepath.Join(s.opts.Pins, genName(n))); err != nil {
+			return err
+		}
+	}
+	return removeFirstVersion(s.opts.Pins)
+}
+
 // Close lets go of the kernel side. Pins stay, so nothing stops dropping.
 func (s *Shield) Close() {
-	for _, m := range s.maps {
-		m.Close()
+	s.attachMu.Lock()
+	defer s.attachMu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
 	}
+	s.closed = true
+	s.gen.close(nil)
 	if s.xdp != nil {
 		s.xdp.Close()
 	}
@@ -176,12 +307,16 @@ func (s *Shield) Close() {
 		s.tcx.prog.Close()
 	}
 	s.tcx.Unlock()
+	if s.jiffies != nil {
+		s.jiffies.prog.Close()
+	}
 	if s.dir != nil {
 		s.dir.Close()
 	}
 }
 
-func (s *Shield) pin(name string) string { return filepath.Join(s.opts.Pins, name) }
+// pin is the path of a pin of the current generation.
+func (s *Shield) pin(name string) string { return filepath.Join(s.opts.Pins, genName(s.gen.n), name) }
 
 // lockPins makes the directory and locks it: two writers would undo each other's bookkeeping.
 func (s *Shield) lockPins() error {
@@ -210,79 +345,29 @@ func (s *Shield) lockPins() error {
 			// Attach looks which of the two links lives.
 		case strings.HasPrefix(name, newPrefix):
 			// A process died while it replaced this; what it was to replace is still in place.
-			s.log.Info("removing a leftover pin", "pin", s.pin(name))
-			if err := os.Remove(s.pin(name)); err != nil {
+			path := filepath.Join(s.opts.Pins, name)
+			s.log.Info("removing a leftover pin", "pin", path)
+			if _, ok := genNumber(strings.TrimPrefix(name, newPrefix)); ok {
+				err = removeGeneration(path)
+			} else {
+				err = os.Remove(path)
+			}
+			if err != nil {
 				return fmt.Errorf("remove leftover pin: %w", err)
 			}
 		case name == "maps.debug" || name == "progs.debug":
 			// The kernel's own, at the root of every bpf file system.
 		case !isOurs(name):
-			s.log.Warn("there is an object in the pin directory that is not mxshield's; it is left alone", "pin", s.pin(name))
+			s.log.Warn("there is an object in the pin directory that is not mxshield's; it is left alone", "pin", filepath.Join(s.opts.Pins, name))
 		}
 	}
 	return nil
 }
 
-// isOurs says whether mxshield gives pins this name.
+// isOurs says whether mxshield gives pins, or directories of pins, this name in the pin directory.
 func isOurs(name string) bool {
-	if name == pinXDP || name == pinTC || strings.HasPrefix(name, linkPrefix) || strings.HasPrefix(name, newPrefix) {
-		return true
-	}
-	return slices.ContainsFunc(mapNames, func(m string) bool { return pinName(m) == name })
-}
-
-// openMaps takes the pinned maps, and makes those that are not there.
-func (s *Shield) openMaps() error {
-	spec, err := s.spec()
-	if err != nil {
-		return err
-	}
-	for _, name := range mapNames {
-		want, path := spec.Maps[name], s.pin(pinName(name))
-		m, err := ebpf.LoadPinnedMap(path, nil)
-		if errors.Is(err, fs.ErrNotExist) {
-			if m, err = ebpf.NewMap(want); err != nil {
-				return fmt.Errorf("make map %s: %w", name, err)
-			}
-			s.maps[name] = m
-			if err := m.Pin(path); err != nil {
-				return fmt.Errorf("pin map %s: %w", name, err)
-			}
-			continue
-		}
-		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-			return fmt.Errorf("open pinned map %s: %w", path, err)
-		}
-		if err != nil {
-			return hint(fmt.Errorf("open pinned map %s: this is no map: %w", path, err), mendPins)
-		}
-		s.maps[name] = m
-		if diff := mapDifference(m, want); diff != "" {
-			return hint(fmt.Errorf("open pinned map %s: made by another version or program: %s", path, diff), mendPins)
-		}
-		if m.MaxEntries() != want.MaxEntries {
-			s.log.Warn("a pinned table has another size than configured; it is kept, with its blocks",
-				"pin", path, "size", m.MaxEntries(), "configured", want.MaxEntries, "hint", "to resize it: "+mendPins)
-		}
-	}
-	return nil
-}
-
-// mapDifference says how a pinned map differs from ours, "" if it can be used. The size of the tables may differ.
-func mapDifference(m *ebpf.Map, want *ebpf.MapSpec) string {
-	switch {
-	case m.Type() != want.Type:
-		return fmt.Sprintf("its type is %s, not %s", m.Type(), want.Type)
-	case m.KeySize() != want.KeySize:
-		return fmt.Sprintf("its keys have %d bytes, not %d", m.KeySize(), want.KeySize)
-	case m.ValueSize() != want.ValueSize:
-		return fmt.Sprintf("its values have %d bytes, not %d", m.ValueSize(), want.ValueSize)
-	case m.Flags() != want.Flags:
-		return fmt.Sprintf("its flags are %#x, not %#x", m.Flags(), want.Flags)
-	case (m.Type() == ebpf.Array || m.Type() == ebpf.PerCPUArray) && m.MaxEntries() != want.MaxEntries:
-		return fmt.Sprintf("it has %d entries, not %d", m.MaxEntries(), want.MaxEntries)
-	}
-	return ""
+	_, gen := genNumber(name)
+	return gen || strings.HasPrefix(name, linkPrefix) || strings.HasPrefix(name, newPrefix) || isFirstVersionPin(name)
 }
 
 // spec is the object with the options put in.
@@ -290,9 +375,6 @@ func (s *Shield) spec() (*ebpf.CollectionSpec, error) {
 	spec, err := loadShield()
 	if err != nil {
 		return nil, err
-	}
-	for _, name := range []string{shieldMapExactV4, shieldMapExactV6} {
-		spec.Maps[name].MaxEntries = uint32(s.opts.MaxExact)
 	}
 	for _, name := range []string{shieldMapCidrV4, shieldMapCidrV6} {
 		spec.Maps[name].MaxEntries = uint32(s.opts.MaxCIDRs) + 1 // see putCIDRLocked
@@ -306,6 +388,9 @@ func (s *Shield) spec() (*ebpf.CollectionSpec, error) {
 	}
 	if err := setExempt(spec, s.opts.Exempt); err != nil {
 		return nil, err
+	}
+	if err := spec.Variables[shieldVarClock].Set(s.jiffies.constants()); err != nil {
+		return nil, fmt.Errorf("set the clock: %w", err)
 	}
 	return spec, nil
 }
@@ -338,8 +423,8 @@ func portTable(opts Options) (table [maxPorts]shieldPort, err error) {
 	return table, nil
 }
 
-// load loads one of the two programs onto the open maps.
-func (s *Shield) load(name string) (*ebpf.Program, error) {
+// load loads one of the two programs onto the maps of a generation.
+func (s *Shield) load(name string, g *generation) (*ebpf.Program, error) {
 	spec, err := s.spec()
 	if err != nil {
 		return nil, err
@@ -349,10 +434,10 @@ func (s *Shield) load(name string) (*ebpf.Program, error) {
 			delete(spec.Programs, other)
 		}
 	}
-	for name, m := range s.maps {
+	for name, m := range g.maps {
 		spec.Maps[name].MaxEntries = m.MaxEntries()
 	}
-	opts := ebpf.CollectionOptions{MapReplacements: s.maps}
+	opts := ebpf.CollectionOptions{MapReplacements: g.maps}
 	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
 	if prog := spec.Programs[name]; err != nil && prog.Flags&flagXDPFrags != 0 {
 		// Before 5.18 there is no such flag, and jumbo frames and XDP exclude each other.
@@ -374,7 +459,7 @@ func (s *Shield) tc() (*ebpf.Program, error) {
 	if s.tcx.prog != nil {
 		return s.tcx.prog, nil
 	}
-	prog, err := s.load(shieldProgMxshieldTc)
+	prog, err := s.load(shieldProgMxshieldTc, s.gen)
 	if err != nil {
 		return nil, tcxError(err)
 	}
@@ -391,19 +476,18 @@ func (s *Shield) pinAll() error {
 	if err := os.MkdirAll(s.opts.Pins, 0o700); err != nil {
 		return fmt.Errorf("make pin directory: %w", err)
 	}
-	for name, m := range s.maps {
+	if _, err := os.Lstat(s.pin("")); errors.Is(err, fs.ErrNotExist) {
+		s.tcx.Lock()
+		defer s.tcx.Unlock()
+		return s.pinGeneration(s.gen, s.xdp, s.tcx.prog)
+	}
+	for name, m := range s.gen.maps {
 		path := s.pin(pinName(name))
 		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		// A clone has no memory of having been pinned.
-		clone, err := m.Clone()
-		if err == nil {
-			err = clone.Pin(path)
-			clone.Close()
-		}
-		if err != nil {
-			return fmt.Errorf("pin map %s: %w", name, err)
+		if err := pinMap(m, path); err != nil {
+			return err
 		}
 	}
 	if _, err := os.Lstat(s.pin(pinXDP)); errors.Is(err, fs.ErrNotExist) {

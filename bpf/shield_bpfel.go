@@ -25,12 +25,18 @@ type shieldCidrV6Key struct {
 	Addr [4]uint32
 }
 
-type shieldEntry struct {
+type shieldCidrValue struct {
 	_     structs.HostLayout
-	Until uint64
+	Until uint32
+	Pad   uint32
 	Drops uint64
-	Scope uint8
-	Pad   [7]uint8
+}
+
+type shieldClock struct {
+	_     structs.HostLayout
+	Base  uint64
+	Shift uint32
+	Pad   uint32
 }
 
 type shieldExemptV4 struct {
@@ -43,6 +49,20 @@ type shieldExemptV6 struct {
 	_    structs.HostLayout
 	Addr [4]uint32
 	Mask [4]uint32
+}
+
+type shieldLineV4 struct {
+	_     structs.HostLayout
+	Slot  [5]uint64
+	Drops [5]uint32
+	Pad   uint32
+}
+
+type shieldLineV6 struct {
+	_     structs.HostLayout
+	Key   [4]uint64
+	Until [4]uint32
+	Drops [4]uint32
 }
 
 type shieldPort struct {
@@ -73,32 +93,49 @@ const (
 	shieldReasonREASONS           shieldReason = 15
 )
 
+type shieldSeeds struct {
+	_      structs.HostLayout
+	AddLow uint64
+	Mul    uint64
+	Odd    uint64
+}
+
 type shieldStateValue struct {
 	_       structs.HostLayout
+	V4      shieldSeeds
+	V6      shieldSeeds
+	LinesV4 uint32
+	LinesV6 uint32
 	CidrsV4 uint32
 	CidrsV6 uint32
+	Moves   uint64
 	Clock   int64
-	Moves   uint32
-	Pad     uint32
+	Skew    uint64
+	Pad     [5]uint64
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	shieldMapCidrV4       = "cidr_v4"
-	shieldMapCidrV6       = "cidr_v6"
-	shieldMapCounters     = "counters"
-	shieldMapExactV4      = "exact_v4"
-	shieldMapExactV6      = "exact_v6"
-	shieldMapState        = "state"
-	shieldProgMxshieldTc  = "mxshield_tc"
-	shieldProgMxshieldXdp = "mxshield_xdp"
-	shieldVarExemptV4     = "exempt_v4"
-	shieldVarExemptV6     = "exempt_v6"
-	shieldVarExemptsV4    = "exempts_v4"
-	shieldVarExemptsV6    = "exempts_v6"
-	shieldVarPorts        = "ports"
+	shieldMapBloomV4        = "bloom_v4"
+	shieldMapBloomV6        = "bloom_v6"
+	shieldMapCidrNear       = "cidr_near"
+	shieldMapCidrV4         = "cidr_v4"
+	shieldMapCidrV6         = "cidr_v6"
+	shieldMapCounters       = "counters"
+	shieldMapExactV4        = "exact_v4"
+	shieldMapExactV6        = "exact_v6"
+	shieldMapState          = "state"
+	shieldProgMxshieldClock = "mxshield_clock"
+	shieldProgMxshieldTc    = "mxshield_tc"
+	shieldProgMxshieldXdp   = "mxshield_xdp"
+	shieldVarClock          = "clock"
+	shieldVarExemptV4       = "exempt_v4"
+	shieldVarExemptV6       = "exempt_v6"
+	shieldVarExemptsV4      = "exempts_v4"
+	shieldVarExemptsV6      = "exempts_v6"
+	shieldVarPorts          = "ports"
 )
 
 // loadShield returns the embedded CollectionSpec for shield.
@@ -143,14 +180,18 @@ type shieldSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type shieldProgramSpecs struct {
-	MxshieldTc  *ebpf.ProgramSpec `ebpf:"mxshield_tc"`
-	MxshieldXdp *ebpf.ProgramSpec `ebpf:"mxshield_xdp"`
+	MxshieldClock *ebpf.ProgramSpec `ebpf:"mxshield_clock"`
+	MxshieldTc    *ebpf.ProgramSpec `ebpf:"mxshield_tc"`
+	MxshieldXdp   *ebpf.ProgramSpec `ebpf:"mxshield_xdp"`
 }
 
 // shieldMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type shieldMapSpecs struct {
+	BloomV4  *ebpf.MapSpec `ebpf:"bloom_v4"`
+	BloomV6  *ebpf.MapSpec `ebpf:"bloom_v6"`
+	CidrNear *ebpf.MapSpec `ebpf:"cidr_near"`
 	CidrV4   *ebpf.MapSpec `ebpf:"cidr_v4"`
 	CidrV6   *ebpf.MapSpec `ebpf:"cidr_v6"`
 	Counters *ebpf.MapSpec `ebpf:"counters"`
@@ -163,6 +204,7 @@ type shieldMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type shieldVariableSpecs struct {
+	Clock     *ebpf.VariableSpec `ebpf:"clock"`
 	ExemptV4  *ebpf.VariableSpec `ebpf:"exempt_v4"`
 	ExemptV6  *ebpf.VariableSpec `ebpf:"exempt_v6"`
 	ExemptsV4 *ebpf.VariableSpec `ebpf:"exempts_v4"`
@@ -190,6 +232,9 @@ func (o *shieldObjects) Close() error {
 //
 // It can be passed to loadShieldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type shieldMaps struct {
+	BloomV4  *ebpf.Map `ebpf:"bloom_v4"`
+	BloomV6  *ebpf.Map `ebpf:"bloom_v6"`
+	CidrNear *ebpf.Map `ebpf:"cidr_near"`
 	CidrV4   *ebpf.Map `ebpf:"cidr_v4"`
 	CidrV6   *ebpf.Map `ebpf:"cidr_v6"`
 	Counters *ebpf.Map `ebpf:"counters"`
@@ -200,6 +245,9 @@ type shieldMaps struct {
 
 func (m *shieldMaps) Close() error {
 	return _ShieldClose(
+		m.BloomV4,
+		m.BloomV6,
+		m.CidrNear,
 		m.CidrV4,
 		m.CidrV6,
 		m.Counters,
@@ -213,6 +261,7 @@ func (m *shieldMaps) Close() error {
 //
 // It can be passed to loadShieldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type shieldVariables struct {
+	Clock     *ebpf.Variable `ebpf:"clock"`
 	ExemptV4  *ebpf.Variable `ebpf:"exempt_v4"`
 	ExemptV6  *ebpf.Variable `ebpf:"exempt_v6"`
 	ExemptsV4 *ebpf.Variable `ebpf:"exempts_v4"`
@@ -224,12 +273,14 @@ type shieldVariables struct {
 //
 // It can be passed to loadShieldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type shieldPrograms struct {
-	MxshieldTc  *ebpf.Program `ebpf:"mxshield_tc"`
-	MxshieldXdp *ebpf.Program `ebpf:"mxshield_xdp"`
+	MxshieldClock *ebpf.Program `ebpf:"mxshield_clock"`
+	MxshieldTc    *ebpf.Program `ebpf:"mxshield_tc"`
+	MxshieldXdp   *ebpf.Program `ebpf:"mxshield_xdp"`
 }
 
 func (p *shieldPrograms) Close() error {
 	return _ShieldClose(
+		p.MxshieldClock,
 		p.MxshieldTc,
 		p.MxshieldXdp,
 	)

@@ -19,6 +19,9 @@ typedef signed long long __s64;
 #define __uint(name, val) int(*name)[val]
 #define __type(name, val) typeof(val) *name
 
+/* The compiler must take v as it is, and forget what it knows of how it came about. */
+#define barrier_var(v) asm volatile("" : "+r"(v))
+
 /* Both directions of one conversion; the object is built for little-endian hosts only (-target bpfel). */
 #define BE16(x) ((__u16)__builtin_bswap16(x))
 
@@ -65,11 +68,13 @@ enum {
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
 };
-enum { BPF_F_NO_PREALLOC = 1 };
+enum { BPF_F_NO_PREALLOC = 1, BPF_F_MMAPABLE = 1 << 10 };
 
-/* Helpers by number. boot_ns (5.8) is the youngest. */
+/* Helpers by number. Of those that are shipped jiffies64 (5.5) is the youngest; boot_ns (5.8) is the tests'. */
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
 static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
+static __u64 (*const bpf_jiffies64)(void) = (void *)118;
 static __u64 (*const bpf_ktime_get_boot_ns)(void) = (void *)125;
 
 /* The wire. Multi-byte fields stay in network order; constants are converted instead, at compile time. */

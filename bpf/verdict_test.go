@@ -302,7 +302,7 @@ func (l *lab) expect(t testing.TB, want Reason, pkt []byte) {
 	}
 }
 
-var past, future = time.Now().Add(-time.Second), time.Now().Add(time.Hour)
+var past, future = time.Now().Add(-5 * time.Second), time.Now().Add(time.Hour)
 
 func rule(prefix string, scope uint8, until time.Time) Rule {
 	return Rule{Prefix: netip.MustParsePrefix(prefix), Scope: scope, Until: until}
@@ -649,11 +649,11 @@ func TestVerifier(t *testing.T) {
 		if v, err := features.LinuxVersionCode(); err == nil && v < 5<<16|18<<8 {
 			spec.Programs[name].Flags &^= flagXDPFrags
 		}
-		for name, m := range s.maps {
+		for name, m := range s.gen.maps {
 			spec.Maps[name].MaxEntries = m.MaxEntries()
 		}
 		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-			MapReplacements: s.maps,
+			MapReplacements: s.gen.maps,
 			Programs:        ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats},
 		})
 		if err != nil {

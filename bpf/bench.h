@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * For tests and benchmarks only; never shipped, never attached. The shipped function, fed with another source at each run.
+ *
+ * Repeating one packet would keep its one entry in the first-level cache and hide nearly the whole cost of a big table.
+ * So the program itself draws a source from all of IPv4 and writes it into the packet: the blocked ones are
+ * source(0) ... source(size-1), and source() is a bijection, so all others are innocent.
+ */
+#pragma once
+#include "shield.h"
+
+enum { BENCH_DROP, BENCH_PARSE, BENCH_TABLE, BENCH_LPM, BENCH_STRESS };
+
+volatile const __u32 bench_what;
+volatile const __u32 bench_miss;
+volatile const __u32 bench_size;
+volatile const __u32 bench_innocent;	/* stress: source(i) is innocent for all i from here on */
+__u32 bench_run;
+__u64 bench_missed;	/* stress: blocked sources that passed */
+__u64 bench_hurt;	/* stress: innocents that were dropped */
+
+/* Each step can be undone, so no two inputs give one output. */
+static __always_inline __u32 source(__u32 x)
+{
+	x ^= x >> 16;
+	x *= 0x7feb352d;
+	x ^= x >> 15;
+	x *= 0x846ca68b;
+	x ^= x >> 16;
+	return x;
+}
+
+/* A number below n, another one each time. */
+static __always_inline __u32 draw(__u64 n)
+{
+	return source(bench_run++) * n >> 32;
+}
+
+static __always_inline int stress(void *data, void *end, struct ipv4hdr *ip)
+{
+	__u32 run = bench_run;
+	int dropped;
+
+	if (run & 1)
+		ip->src = source(draw(bench_size));
+	else
+		ip->src = source(bench_innocent + draw((1ULL << 32) - bench_innocent));
+	dropped = count(shield(data, end));
+	if (run & 1 && !dropped)
+		bench_missed++;
+	if (!(run & 1) && dropped)
+		bench_hurt++;
+	return XDP_PASS;
+}
+
+#ifndef BENCH_LPM_LOOKUP
+#define BENCH_LPM_LOOKUP(p, scope) PASS_NOT_BLOCKED
+#endif
+
+SEC("xdp")
+int mxshield_bench(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+	struct ipv4hdr *ip = data + sizeof(struct ethhdr);
+	struct packet p = {};
+	enum reason reason;
+	__u8 scope;
+
+	if ((void *)(ip + 1) > end)
+		return XDP_PASS;
+	if (bench_what == BENCH_STRESS)
+		return stress(data, end, ip);
+	ip->src = source((bench_miss ? bench_size : 0) + draw(bench_miss ? (1ULL << 32) - bench_size : bench_size));
+
+	switch (bench_what) {
+	case BENCH_PARSE:
+		if (parse(data, end, &p) != UNDECIDED || !port_scope(p.dst_port))
+			return XDP_PASS;
+		return XDP_DROP;
+	case BENCH_TABLE:
+		return count(shield(data, end)) ? XDP_DROP : XDP_PASS;
+	case BENCH_LPM:
+		reason = parse(data, end, &p);
+		if (reason == UNDECIDED) {
+			scope = port_scope(p.dst_port);
+			reason = scope ? BENCH_LPM_LOOKUP(&p, scope) : PASS_OTHER_PORT;
+		}
+		return count(reason) ? XDP_DROP : XDP_PASS;
+	}
+	return XDP_DROP;
+}
