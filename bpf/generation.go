@@ -352,7 +352,7 @@ func pinMap(m *ebpf.Map, path string) error {
 func linksByState(pins string) (map[ebpf.MapID]int, error) {
 	n := map[ebpf.MapID]int{}
 	err := eachLink(pins, func(l *pinnedLink, _ string) error {
-		ids, err := l.mapIDs()
+		ids, err := l.mapIDs(pins)
 		for _, id := range ids {
 			n[id]++
 		}
@@ -386,13 +386,18 @@ func eachLink(pins string, f func(l *pinnedLink, pin string) error) error {
 	return nil
 }
 
-// mapIDs are the maps of the program that the link runs.
-func (l *pinnedLink) mapIDs() ([]ebpf.MapID, error) {
+// mapIDs are the maps of the program that the link runs; none if that cannot be known.
+func (l *pinnedLink) mapIDs(pins string) ([]ebpf.MapID, error) {
 	info, err := l.Info()
 	if err != nil {
 		return nil, fmt.Errorf("read pinned link: %w", err)
 	}
 	prog, err := ebpf.NewProgramFromID(info.Program)
+	if errors.Is(err, unix.EPERM) {
+		// That takes CAP_SYS_ADMIN, which the agent does not have. It is a program of ours, so look for it among the pins.
+		// A program that a crash left in a link without its pin is not found: the link gets a new one then.
+		return pinnedMapIDs(pins, info.Program), nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open the program of a link: %w", err)
 	}
@@ -403,6 +408,32 @@ func (l *pinnedLink) mapIDs() ([]ebpf.MapID, error) {
 	}
 	ids, _ := pi.MapIDs()
 	return ids, nil
+}
+
+// pinnedMapIDs are the maps of the program with this id, if it is pinned in the folder or in a generation.
+func pinnedMapIDs(pins string, id ebpf.ProgramID) []ebpf.MapID {
+	var found []ebpf.MapID
+	_ = filepath.WalkDir(pins, func(path string, e fs.DirEntry, err error) error {
+		// What cannot be opened is none of our programs, or gone since.
+		if err != nil || e.IsDir() || !strings.HasPrefix(strings.TrimPrefix(e.Name(), newPrefix), "prog-") {
+			return nil
+		}
+		prog, err := ebpf.LoadPinnedProgram(path, nil)
+		if err != nil {
+			return nil
+		}
+		defer prog.Close()
+		info, err := prog.Info()
+		if err != nil {
+			return nil
+		}
+		if got, ok := info.ID(); ok && got == id {
+			found, _ = info.MapIDs()
+			return fs.SkipAll
+		}
+		return nil
+	})
+	return found
 }
 
 func mapID(m *ebpf.Map) (ebpf.MapID, error) {
@@ -421,7 +452,7 @@ func moveLinks(pins string, g *generation, xdp *ebpf.Program, tc func() (*ebpf.P
 		return err
 	}
 	return eachLink(pins, func(l *pinnedLink, pin string) error {
-		ids, err := l.mapIDs()
+		ids, err := l.mapIDs(pins)
 		if err != nil || slices.Contains(ids, id) {
 			return err
 		}

@@ -274,7 +274,11 @@ func TestForeignPin(t *testing.T) {
 	r.start()
 	r.must("block", "198.18.1.1")
 	r.kill()
-	pin := filepath.Join(r.pins, "exact-v4")
+	pins, err := filepath.Glob(filepath.Join(r.pins, "gen-*", "exact-v4"))
+	if err != nil || len(pins) != 1 {
+		t.Fatalf("pins %v, %v", pins, err)
+	}
+	pin := pins[0]
 	if err := os.Remove(pin); err != nil {
 		t.Fatal(err)
 	}
