@@ -24,7 +24,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -73,29 +72,39 @@ type Audit struct {
 	Detail string       `json:"detail,omitempty"`
 }
 
-// Open opens or creates the file (mode 0600, parent folder made). A file that is no state file any more is moved
-// aside to path.corrupt-TIME; aside then names it, and the store starts empty.
+// Open opens or creates the file (mode 0600, parent folder made). A file that is proved to be no state file any more
+// is moved aside to path.corrupt-TIME; aside then names it, and the store starts empty. Every other error (no
+// descriptors, no memory, a disk that does not answer, a full disk) leaves the file where it is and is returned with a
+// hint: such a file is good again a minute later.
 func Open(path string, now time.Time) (s *Store, aside string, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
-		return nil, "", fmt.Errorf("make the folder of the state file: %w", err)
+		return nil, "", hinted(fmt.Errorf("make the folder of the state file: %w", err))
 	}
 	s, err = open(path)
-	if err == nil || errors.Is(err, ErrLocked) || errors.Is(err, ErrVersion) || errors.Is(err, fs.ErrPermission) {
-		return s, "", err
+	if err == nil {
+		return s, "", nil
 	}
-	if fi, serr := os.Stat(path); serr != nil || !fi.Mode().IsRegular() {
-		return nil, "", err
+	if !isDamage(err, path) {
+		return nil, "", hinted(err)
+	}
+	// What the mapping shows is not what the disk holds while the disk fails: bbolt calls a page that could not be
+	// read invalid. Only a file that can be read from end to end, and is damaged all the same, is set aside.
+	if rerr := readable(path); rerr != nil {
+		return nil, "", hinted(fmt.Errorf("read state file %s: %w", path, rerr))
 	}
 	aside = path + ".corrupt-" + now.UTC().Format("20060102T150405.000Z")
 	if rerr := os.Rename(path, aside); rerr != nil {
-		return nil, "", fmt.Errorf("open %s: %w; moving it aside failed too: %w", path, err, rerr)
+		return nil, "", hinted(fmt.Errorf("open %s: %w; moving it aside failed too: %w", path, err, rerr))
 	}
-	s, err2 := open(path)
-	if err2 != nil {
-		return nil, aside, err2
+	s, err = open(path)
+	if err != nil {
+		return nil, aside, hinted(err)
 	}
 	return s, aside, nil
 }
+
+// openFile is os.OpenFile; tests make it fail.
+var openFile = os.OpenFile
 
 func open(path string) (s *Store, err error) {
 	// bbolt panics on some kinds of damage, and a file cut short faults where it is mapped; either way the file is
@@ -103,12 +112,12 @@ func open(path string) (s *Store, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
-			s, err = nil, fmt.Errorf("open state file %s: damaged: %v", path, r)
+			s, err = nil, fmt.Errorf("open state file %s: %w: %v", path, errDamaged, r)
 		}
 	}()
 	// The free list is kept in the file: without it bbolt walks all pages at start in a goroutine of its own, and
 	// damage found there ends the process.
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: 2 * time.Second, FreelistType: bolt.FreelistMapType})
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: 2 * time.Second, FreelistType: bolt.FreelistMapType, OpenFile: openFile})
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("open %s: %w", path, ErrLocked)
 	}
@@ -120,26 +129,45 @@ func open(path string) (s *Store, err error) {
 		db.Close()
 		return nil, err
 	}
-	err = db.Update(func(tx *bolt.Tx) error {
+	if err := s.prepare(); err != nil {
+		db.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// prepare makes what a new file lacks. A file that lacks nothing is not written to: on a full disk the agent must
+// still start and read it.
+func (s *Store) prepare() error {
+	complete := true
+	err := s.db.View(func(tx *bolt.Tx) error {
+		for _, b := range buckets {
+			complete = complete && tx.Bucket(b) != nil
+		}
+		if meta := tx.Bucket(bMeta); meta != nil {
+			v := meta.Get(kVersion)
+			complete = complete && v != nil
+			if v != nil && string(v) != version {
+				return fmt.Errorf("open %s: %w: it has %.20q, this agent reads %q", s.path, ErrVersion, v, version)
+			}
+		}
+		return nil
+	})
+	if err != nil || complete {
+		return err
+	}
+	err = s.db.Update(func(tx *bolt.Tx) error {
 		for _, b := range buckets {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 				return err
 			}
 		}
-		meta := tx.Bucket(bMeta)
-		switch v := meta.Get(kVersion); {
-		case v == nil:
-			return meta.Put(kVersion, []byte(version))
-		case string(v) != version:
-			return fmt.Errorf("open %s: %w: it has %.20q, this agent reads %q", path, ErrVersion, v, version)
-		}
-		return nil
+		return tx.Bucket(bMeta).Put(kVersion, []byte(version))
 	})
 	if err != nil {
-		db.Close()
-		return nil, err
+		return fmt.Errorf("write state file %s: %w", s.path, err)
 	}
-	return s, nil
+	return nil
 }
 
 // verify walks every page once before anything is written, so that damage shows at start, when the file can be set
@@ -153,7 +181,7 @@ func (s *Store) verify() error {
 			}
 			if err := bucket.ForEach(func(k, v []byte) error {
 				if v == nil {
-					return fmt.Errorf("state file %s: bucket %s holds a bucket", s.path, b)
+					return fmt.Errorf("state file %s: %w: bucket %s holds a bucket", s.path, errDamaged, b)
 				}
 				return nil
 			}); err != nil {
