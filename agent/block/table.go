@@ -243,7 +243,8 @@ func (t *Table) Drain() []Entry {
 	return d
 }
 
-// Holds reports whether the entry is the table's current one for its key; the state file drops the others.
+// Holds reports whether the table has an entry with e's key: e itself, a newer or an older one. What it does not hold
+// has ended; the state file may forget it.
 func (t *Table) Holds(e *Entry) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -251,8 +252,8 @@ func (t *Table) Holds(e *Entry) bool {
 	if !ok {
 		return false
 	}
-	i, ok := t.findLocked(keyOf(e.Prefix), e.Kind, id)
-	return ok && t.nodes[i-1].stamp == e.Stamp && t.nodes[i-1].seq == e.Seq
+	_, ok = t.findLocked(keyOf(e.Prefix), e.Kind, id)
+	return ok
 }
 
 // SetNever replaces the never-block rules and brings the Sink in line with them.

@@ -24,12 +24,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
+	"unique"
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
@@ -61,6 +64,10 @@ type Store struct {
 	db      *bolt.DB
 	path    string
 	garbage atomic.Int64 // superseded records in the entries bucket since the last Compact, at most
+
+	compacting sync.Mutex
+	maxKeys    uint64           // maxKeys; tests make it small
+	now        func() time.Time // time.Now; tests set it
 }
 
 // Audit is one line of the audit trail.
@@ -124,7 +131,7 @@ func open(path string) (s *Store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open state file %s: %w", path, err)
 	}
-	s = &Store{db: db, path: path}
+	s = &Store{db: db, path: path, maxKeys: maxKeys, now: time.Now}
 	if err := s.verify(); err != nil {
 		db.Close()
 		return nil, err
@@ -367,13 +374,24 @@ func (s *Store) History(p netip.Prefix, limit int) (list []Audit, err error) {
 // compactChunk bounds how long one compaction transaction keeps writers waiting, in records.
 const compactChunk = 5000
 
-// Compact removes entries that holds refuses and evidence of prefixes that wanted refuses, in chunks so that commits
-// get in between. It does nothing until there may be as much garbage as content.
-func (s *Store) Compact(content int, holds func(*block.Entry) bool, wanted func(netip.Prefix) bool) (removed int, err error) {
-	if s.garbage.Load() < int64(2*content+10_000) {
+// maxKeys bounds how many keys one pass of Compact keeps in memory (about 100 bytes each).
+const maxKeys = 1 << 18
+
+// Compact removes what the file does not need any more, in chunks so that commits get in between:
+//
+//   - records of which a newer one with the same key (origin, prefix, kind) has been committed. What is only in
+//     memory, however new, makes nothing on disk superfluous: it may never get there.
+//   - after these, records that have ended and whose key the table does not know any more (knows).
+//   - evidence of prefixes that wanted refuses.
+//
+// It does nothing until there may be as much garbage as content.
+func (s *Store) Compact(content int, knows func(*block.Entry) bool, wanted func(netip.Prefix) bool) (removed int, err error) {
+	s.compacting.Lock()
+	defer s.compacting.Unlock()
+	before := s.garbage.Load()
+	if before < int64(2*content+10_000) {
 		return 0, nil
 	}
-	s.garbage.Store(int64(content))
 	sweep := func(bucket []byte, gone func(k, v []byte) bool) error {
 		var at []byte
 		for done := false; !done; {
@@ -403,15 +421,71 @@ func (s *Store) Compact(content int, holds func(*block.Entry) bool, wanted func(
 		}
 		return nil
 	}
-	err = sweep(bEntries, func(_, v []byte) bool {
-		var e block.Entry
-		return e.UnmarshalBinary(v) != nil || !holds(&e)
-	})
-	if err == nil {
-		err = sweep(bEvidence, func(k, _ []byte) bool {
-			p, perr := netip.ParsePrefix(string(k))
-			return perr != nil || !wanted(p)
-		})
+	// The keys are taken in parts, so that the memory this needs does not grow with the file.
+	seed := maphash.MakeSeed()
+	parts := uint64(before)/s.maxKeys + 1
+	partOf := func(k entryKey) uint64 { return maphash.Comparable(seed, k.prefix) % parts }
+	keyOf := func(e *block.Entry) entryKey { return entryKey{unique.Make(e.Origin), e.Prefix, e.Kind} }
+	for part := range parts {
+		newest := map[entryKey]edition{}
+		if err := s.db.View(func(tx *bolt.Tx) error {
+			return tx.Bucket(bEntries).ForEach(func(_, v []byte) error {
+				var e block.Entry
+				if e.UnmarshalBinary(v) != nil {
+					return nil
+				}
+				if k := keyOf(&e); partOf(k) == part {
+					if n := (edition{e.Stamp, e.Seq}); newest[k].before(n) {
+						newest[k] = n
+					}
+				}
+				return nil
+			})
+		}); err != nil {
+			return removed, fmt.Errorf("compact state file %s: %w", s.path, err)
+		}
+		// Records that are committed from here on are newer than what newest knows, and are not before it.
+		if err := sweep(bEntries, func(_, v []byte) bool {
+			var e block.Entry
+			if e.UnmarshalBinary(v) != nil {
+				return true
+			}
+			return edition{e.Stamp, e.Seq}.before(newest[keyOf(&e)]) // the zero edition, of other parts, is before none
+		}); err != nil {
+			return removed, err
+		}
 	}
-	return removed, err
+	// Only now, when of every key the newest record alone is left: with an older one beside it, the removal of an
+	// ended record and a crash in this instant would bring the older one back to life.
+	now := s.now()
+	if err := sweep(bEntries, func(_, v []byte) bool {
+		var e block.Entry
+		return e.UnmarshalBinary(v) != nil || !e.Until.IsZero() && !e.Until.After(now) && !knows(&e)
+	}); err != nil {
+		return removed, err
+	}
+	if err := sweep(bEvidence, func(k, _ []byte) bool {
+		p, perr := netip.ParsePrefix(string(k))
+		return perr != nil || !wanted(p)
+	}); err != nil {
+		return removed, err
+	}
+	s.garbage.Add(int64(content) - before)
+	return removed, nil
+}
+
+type entryKey struct {
+	origin unique.Handle[string]
+	prefix netip.Prefix
+	kind   block.Kind
+}
+
+// edition orders the records of one key.
+type edition struct {
+	stamp block.Stamp
+	seq   uint64
+}
+
+func (a edition) before(b edition) bool {
+	return a.stamp < b.stamp || a.stamp == b.stamp && a.seq < b.seq
 }
