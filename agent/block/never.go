@@ -1,8 +1,10 @@
 package block
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Never is one prefix that is never blocked, and the rule that says so in words ("own address", "gateway",
@@ -41,6 +43,7 @@ func BuiltinNever(private bool) []Never {
 type neverSet struct {
 	rules map[pkey]Never
 	have  lengths
+	keys  []pkey // of rules, by address
 }
 
 func newNeverSet(list []Never) *neverSet {
@@ -54,9 +57,40 @@ func newNeverSet(list []Never) *neverSet {
 		if _, dup := s.rules[k]; !dup {
 			s.have[k.bits]++
 			s.rules[k] = n
+			s.keys = append(s.keys, k)
 		}
 	}
+	slices.SortFunc(s.keys, comparePkey)
 	return s
+}
+
+func comparePkey(a, b pkey) int {
+	if c := cmp.Compare(a.hi, b.hi); c != 0 {
+		return c
+	}
+	if c := cmp.Compare(a.lo, b.lo); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.bits, b.bits)
+}
+
+// eachInside visits the rules that lie inside k, and k's own.
+func (s *neverSet) eachInside(k pkey, visit func(pkey)) {
+	i, _ := slices.BinarySearchFunc(s.keys, pkey{k.hi, k.lo, 0}, comparePkey)
+	for _, o := range s.keys[i:] {
+		if m := o.masked(k.bits); m.hi != k.hi || m.lo != k.lo {
+			break
+		}
+		if k.covers(o) {
+			visit(o)
+		}
+	}
+}
+
+// inside returns the rules that lie inside k.
+func (s *neverSet) inside(k pkey) (list []Never) {
+	s.eachInside(k, func(o pkey) { list = append(list, s.rules[o]) })
+	return list
 }
 
 // around returns the widest rule that covers k.
