@@ -7,21 +7,23 @@
 //
 // Buckets:
 //
-//	meta      version -> "1"
+//	meta      version -> "1"; node -> the name of the node whose file it is
 //	entries   sequence number, 8 bytes big-endian -> block.Entry in binary. Append-ordered: random keys would
 //	          rewrite a page for every block. A newer record of the same key makes the older one garbage, which
 //	          Compact removes.
 //	scores    source key -> score record (package verdict)
 //	marks     input ID -> checkpoint (package tail)
 //	evidence  prefix -> JSON
-//	audit     sequence number -> JSON of Audit
+//	audit     what people did: sequence number and prefix -> JSON of Audit
+//	audit_agent  the same, of what the agent did by itself
 //	extra     name -> bytes (parser state)
+//
+// Pages that become free are used again. At Open a file of which more than half is free is copied into a smaller one.
 package store
 
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -42,16 +44,13 @@ import (
 
 var (
 	bMeta, bEntries, bScores, bMarks = []byte("meta"), []byte("entries"), []byte("scores"), []byte("marks")
-	bEvidence, bAudit, bExtra        = []byte("evidence"), []byte("audit"), []byte("extra")
+	bEvidence, bExtra                = []byte("evidence"), []byte("extra")
 
-	buckets  = [][]byte{bMeta, bEntries, bScores, bMarks, bEvidence, bAudit, bExtra}
+	buckets  = [][]byte{bMeta, bEntries, bScores, bMarks, bEvidence, bExtra, bAudits[byPeople], bAudits[byAgent]}
 	kVersion = []byte("version")
 )
 
 const version = "1"
-
-// maxAudit is how many audit records are kept.
-const maxAudit = 100_000
 
 // ErrLocked says that another process has the file open.
 var ErrLocked = errors.New("the state file is in use by another process")
@@ -65,6 +64,8 @@ type Store struct {
 	path    string
 	garbage atomic.Int64 // superseded records in the entries bucket since the last Compact, at most
 
+	committing sync.Mutex
+	audits     [2]int // audit records, by bucket
 	compacting sync.Mutex
 	maxKeys    uint64           // maxKeys; tests make it small
 	now        func() time.Time // time.Now; tests set it
@@ -88,6 +89,9 @@ func Open(path string, now time.Time) (s *Store, aside string, err error) {
 		return nil, "", hinted(fmt.Errorf("make the folder of the state file: %w", err))
 	}
 	s, err = open(path)
+	if err == nil && s.wasteful() {
+		s, err = s.shrink()
+	}
 	if err == nil {
 		return s, "", nil
 	}
@@ -124,12 +128,28 @@ func open(path string) (s *Store, err error) {
 	}()
 	// The free list is kept in the file: without it bbolt walks all pages at start in a goroutine of its own, and
 	// damage found there ends the process.
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: 2 * time.Second, FreelistType: bolt.FreelistMapType, OpenFile: openFile})
+	var file *os.File
+	db, err := bolt.Open(path, 0o600, &bolt.Options{
+		Timeout: 2 * time.Second, FreelistType: bolt.FreelistMapType,
+		OpenFile: func(name string, flag int, perm os.FileMode) (*os.File, error) {
+			f, err := openFile(name, flag, perm)
+			file = f
+			return f, err
+		},
+	})
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("open %s: %w", path, ErrLocked)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open state file %s: %w", path, err)
+	}
+	// While this waited for the lock, its holder may have put a smaller copy in the file's place.
+	if here, err := os.Stat(path); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("open state file %s: %w", path, err)
+	} else if mine, err := file.Stat(); err != nil || !os.SameFile(here, mine) {
+		db.Close()
+		return nil, fmt.Errorf("open %s: %w", path, ErrLocked)
 	}
 	s = &Store{db: db, path: path, maxKeys: maxKeys, now: time.Now}
 	if err := s.verify(); err != nil {
@@ -184,15 +204,22 @@ func (s *Store) verify() error {
 		for _, b := range buckets {
 			bucket := tx.Bucket(b)
 			if bucket == nil {
-				continue // a new file
+				continue // a new file, or one of an older version
 			}
+			n := 0
 			if err := bucket.ForEach(func(k, v []byte) error {
 				if v == nil {
 					return fmt.Errorf("state file %s: %w: bucket %s holds a bucket", s.path, errDamaged, b)
 				}
+				n++
 				return nil
 			}); err != nil {
 				return err
+			}
+			for i := range bAudits {
+				if bytes.Equal(b, bAudits[i]) {
+					s.audits[i] = n
+				}
 			}
 		}
 		return nil
@@ -234,6 +261,9 @@ func (s *Store) Commit(b *Batch) error {
 	if b.Empty() {
 		return nil
 	}
+	s.committing.Lock()
+	defer s.committing.Unlock()
+	var kept [2]int
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		entries := tx.Bucket(bEntries)
 		for i := range b.Entries {
@@ -265,26 +295,14 @@ func (s *Store) Commit(b *Batch) error {
 				return err
 			}
 		}
-		audit := tx.Bucket(bAudit)
-		for _, a := range b.Audit {
-			v, err := json.Marshal(a)
-			if err != nil {
-				return err
-			}
-			if err := appendTo(audit, v); err != nil {
-				return err
-			}
-			if n := audit.Sequence(); n > maxAudit {
-				if err := audit.Delete(seqKey(n - maxAudit)); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
+		var err error
+		kept, err = writeAudit(tx, b.Audit, s.audits)
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("write state file %s: %w", s.path, err)
 	}
+	s.audits = kept
 	s.garbage.Add(int64(len(b.Entries)))
 	return nil
 }
@@ -350,25 +368,6 @@ func (s *Store) Evidence(p netip.Prefix) ([]byte, error) {
 		return nil
 	})
 	return v, err
-}
-
-// History returns the audit records about prefixes that contain p or lie inside it, newest first, at most limit.
-// An invalid p selects all.
-func (s *Store) History(p netip.Prefix, limit int) (list []Audit, err error) {
-	err = s.db.View(func(tx *bolt.Tx) error {
-		c := tx.Bucket(bAudit).Cursor()
-		for k, v := c.Last(); k != nil && len(list) < limit; k, v = c.Prev() {
-			var a Audit
-			if json.Unmarshal(v, &a) != nil {
-				continue // an edited record; the others still count
-			}
-			if !p.IsValid() || a.Prefix.IsValid() && a.Prefix.Overlaps(p) {
-				list = append(list, a)
-			}
-		}
-		return nil
-	})
-	return list, err
 }
 
 // compactChunk bounds how long one compaction transaction keeps writers waiting, in records.
