@@ -516,6 +516,9 @@ func (t *Table) ResyncEach(each func(yield func(Enforced) bool) error, now time.
 		return 0, nil
 	}
 	var ops []op
+	// Nearly all that is missing are single addresses and /64s with nothing inside: their order does not matter, so
+	// they go at once, and a list of a million is spared.
+	single := make([]op, 1)
 	seen := make([]uint64, t.nodes.used/64+1) // by number of the prefix's first node
 	rules := map[pkey]bool{}                  // never-block rules without a node
 	done := func(k pkey) bool {
@@ -551,7 +554,15 @@ func (t *Table) ResyncEach(each func(yield func(Enforced) bool) error, now time.
 		v := t.verdictLocked(k, at)
 		t.settleLocked(k, v, at)
 		if !done(k) {
-			if o := t.opLocked(k, v, at); !o.remove {
+			switch o := t.opLocked(k, v, at); {
+			case o.remove:
+			case o.scope != ScopeNone && t.aloneLocked(k):
+				single[0] = o
+				n, serr := t.sinkLocked(single)
+				if changed += n; err == nil {
+					err = serr
+				}
+			default:
 				ops = append(ops, o)
 			}
 		}
@@ -562,7 +573,21 @@ func (t *Table) ResyncEach(each func(yield func(Enforced) bool) error, now time.
 		missing(k)
 	}
 	t.uncounted, t.counted = false, at
-	return t.sinkLocked(ops)
+	n, serr := t.sinkLocked(ops)
+	if err == nil {
+		err = serr
+	}
+	return changed + n, err
+}
+
+// aloneLocked says that nothing is said about anything inside k, and that this is known without a search.
+func (t *Table) aloneLocked(k pkey) bool {
+	if k.bits != 128 && (k.bits != 64 || len(t.long[k.hi]) > 0) {
+		return false
+	}
+	alone := true
+	t.never.eachInside(k, func(o pkey) { alone = alone && o == k })
+	return alone
 }
 
 func sameEnd(a, b time.Time) bool {
