@@ -42,8 +42,8 @@ func BuiltinNever(private bool) []Never {
 // neverSet finds the never-block rule around a prefix. It is replaced as a whole, never changed.
 type neverSet struct {
 	rules map[pkey]Never
-	have  lengths
-	keys  []pkey // of rules, by address
+	keys  []pkey    // of rules, by address
+	wide  [2][]pkey // those that lie in no other rule, by family and address: they do not overlap
 }
 
 func newNeverSet(list []Never) *neverSet {
@@ -55,12 +55,17 @@ func newNeverSet(list []Never) *neverSet {
 		n.Prefix = n.Prefix.Masked()
 		k := keyOf(n.Prefix)
 		if _, dup := s.rules[k]; !dup {
-			s.have[k.bits]++
 			s.rules[k] = n
 			s.keys = append(s.keys, k)
 		}
 	}
 	slices.SortFunc(s.keys, comparePkey)
+	for _, k := range s.keys { // of two with the same address the wider one comes first
+		w := &s.wide[family(k)]
+		if n := len(*w); n == 0 || !(*w)[n-1].covers(k) {
+			*w = append(*w, k)
+		}
+	}
 	return s
 }
 
@@ -94,13 +99,16 @@ func (s *neverSet) inside(k pkey) (list []Never) {
 }
 
 // around returns the widest rule that covers k.
-func (s *neverSet) around(k pkey) (found Never, ok bool) {
-	s.have.around(k, func(w pkey) {
-		if n, hit := s.rules[w]; hit && !ok {
-			found, ok = n, true
-		}
-	})
-	return found, ok
+func (s *neverSet) around(k pkey) (Never, bool) {
+	wide := s.wide[family(k)]
+	i, exact := slices.BinarySearchFunc(wide, k, comparePkey)
+	if !exact {
+		i-- // the last one that does not begin behind k
+	}
+	if i < 0 || !wide[i].covers(k) {
+		return Never{}, false
+	}
+	return s.rules[wide[i]], true
 }
 
 // A NeverError says which rule refused a block.

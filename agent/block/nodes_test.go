@@ -265,3 +265,32 @@ func BenchmarkTable(b *testing.B) {
 		})
 	}
 }
+
+// TestNeverAround: the rule found is the widest one that covers the prefix, in the right family.
+func TestNeverAround(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	draw := func() netip.Prefix {
+		if r.IntN(2) == 0 {
+			a := netip.AddrFrom4([4]byte{198, byte(r.IntN(2)), byte(r.IntN(2)), byte(r.IntN(4))})
+			return netip.PrefixFrom(a, 8+r.IntN(25)).Masked()
+		}
+		a := netip.AddrFrom16([16]byte{1: byte(r.IntN(2)), 5: byte(r.IntN(3)), 15: byte(r.IntN(3))})
+		return netip.PrefixFrom(a, 8+r.IntN(121)).Masked() // ::/8 begins before the mapped range and ends behind it
+	}
+	for range 2000 {
+		var list []Never
+		for range r.IntN(8) {
+			list = append(list, Never{Prefix: draw(), Rule: "test"})
+		}
+		s, p := newNeverSet(list), draw()
+		var want netip.Prefix
+		for _, n := range list {
+			if n.Prefix.Bits() <= p.Bits() && n.Prefix.Contains(p.Addr()) && (!want.IsValid() || n.Prefix.Bits() < want.Bits()) {
+				want = n.Prefix
+			}
+		}
+		if got, ok := s.around(keyOf(p)); ok != want.IsValid() || got.Prefix != want {
+			t.Fatalf("around %s of %v: %s, want %s", p, list, got.Prefix, want)
+		}
+	}
+}
