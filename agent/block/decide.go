@@ -29,6 +29,8 @@ type Decision struct {
 	By    *Entry    `json:"by,omitempty"`    // the entry that decides, if one does
 	Never *Never    `json:"never,omitempty"` // the never-block rule that decides, if one does
 	Clear *Entry    `json:"clear,omitempty"` // with RuleCleared: the clear that cancels By
+	// Unenforced is set if the kernel does not do so, and tells why: it refused the block, the hole or the removal.
+	Unenforced string `json:"unenforced,omitempty"`
 }
 
 type outcome struct {
@@ -43,7 +45,7 @@ type outcome struct {
 
 // cancels says whether clear c cancels block b for the addresses both cover.
 func cancels(c, b *node) bool {
-	return c.stamp >= b.stamp || b.automatic(Block) && StampAt(time32(c.until)) > b.stamp
+	return c.stamp >= b.stamp || b.automatic() && StampAt(time32(c.until)) > b.stamp
 }
 
 // verdictLocked decides for the addresses of k about which nothing more specific is said.
@@ -58,7 +60,7 @@ func (t *Table) verdictLocked(k pkey, at uint32) outcome {
 	near := t.nearLocked(k)
 	cancelledBy := func(b *node) uint32 {
 		for _, i := range near {
-			if c := &t.nodes[i-1]; c.kind == Clear && cancels(c, b) {
+			if c := t.nodes.at(i); c.kind == Clear && cancels(c, b) {
 				return i
 			}
 		}
@@ -66,7 +68,7 @@ func (t *Table) verdictLocked(k pkey, at uint32) outcome {
 	}
 	disallowed := func(a *node) bool {
 		for _, i := range near {
-			if d := &t.nodes[i-1]; d.kind == Disallow && d.key == a.key && d.stamp >= a.stamp {
+			if d := t.nodes.at(i); d.kind == Disallow && d.key() == a.key() && d.stamp >= a.stamp {
 				return true
 			}
 		}
@@ -74,7 +76,7 @@ func (t *Table) verdictLocked(k pkey, at uint32) outcome {
 	}
 	var manual, auto, cleared outcome
 	for _, i := range near {
-		n := &t.nodes[i-1]
+		n := t.nodes.at(i)
 		if n.kind != Block && n.kind != Allow || n.until != 0 && n.until <= at {
 			continue
 		}
@@ -87,7 +89,7 @@ func (t *Table) verdictLocked(k pkey, at uint32) outcome {
 				continue
 			}
 		}
-		if n.automatic(n.kind) {
+		if n.automatic() {
 			// The widest scope that stands now, and its latest end: when that is over the agent looks again.
 			if auto.by == 0 || n.scope > auto.scope || n.scope == auto.scope && later(n.until, auto.until) {
 				auto = outcome{drop: true, scope: n.scope, until: n.until, rule: RuleBlock, by: i}
@@ -96,9 +98,9 @@ func (t *Table) verdictLocked(k pkey, at uint32) outcome {
 		}
 		if manual.by != 0 {
 			// Nodes with the same entries must decide alike, so equal stamps of two origins need an order too.
-			m := &t.nodes[manual.by-1]
+			m := t.nodes.at(manual.by)
 			switch {
-			case m.key.bits != n.key.bits:
+			case m.bits != n.bits:
 				// n is the more specific one: nearLocked goes from wide to narrow
 			case m.stamp != n.stamp:
 				if m.stamp > n.stamp {
@@ -136,7 +138,32 @@ func later(a, b uint32) bool { return a == 0 || b != 0 && a > b }
 func (t *Table) Decide(p netip.Prefix, now time.Time) Decision {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.decisionLocked(t.verdictLocked(keyOf(p), unix32(now)))
+	k, at := keyOf(p), unix32(now)
+	d := t.decisionLocked(t.verdictLocked(k, at))
+	d.Unenforced = t.unenforcedLocked(k, at)
+	return d
+}
+
+// unenforcedLocked tells why the Sink does not hold what decides for k: the narrowest prefix around k of which the
+// Sink should hold something, or could not let go, is the one that counts.
+func (t *Table) unenforcedLocked(k pkey, at uint32) string {
+	if len(t.unsunk) == 0 {
+		return ""
+	}
+	least := uint8(0)
+	if k.is4() {
+		least = v4Bits
+	}
+	for bits := int(k.bits); bits >= int(least); bits-- {
+		w := k.masked(uint8(bits))
+		if err, ok := t.unsunk[w]; ok {
+			return err.Error()
+		}
+		if !t.wantedLocked(w, at).remove {
+			return ""
+		}
+	}
+	return ""
 }
 
 func (t *Table) decisionLocked(o outcome) Decision {
@@ -169,7 +196,7 @@ func (t *Table) About(p netip.Prefix) []Entry {
 // heldLocked finds a clear around k whose hold is not over at stamp.
 func (t *Table) heldLocked(k pkey, stamp Stamp) (uint32, bool) {
 	for _, i := range t.nearLocked(k) {
-		if c := &t.nodes[i-1]; c.kind == Clear && StampAt(time32(c.until)) > stamp {
+		if c := t.nodes.at(i); c.kind == Clear && StampAt(time32(c.until)) > stamp {
 			return i, true
 		}
 	}
@@ -178,49 +205,35 @@ func (t *Table) heldLocked(k pkey, stamp Stamp) (uint32, bool) {
 
 // liveBlockLocked says whether block node i still stands for its own prefix.
 func (t *Table) liveBlockLocked(i, at uint32) bool {
-	b := &t.nodes[i-1]
+	b := t.nodes.at(i)
 	if b.until != 0 && b.until <= at {
 		return false
 	}
-	for _, j := range t.nearLocked(b.key) {
-		if c := &t.nodes[j-1]; c.kind == Clear && cancels(c, b) {
+	for _, j := range t.nearLocked(b.key()) {
+		if c := t.nodes.at(j); c.kind == Clear && cancels(c, b) {
 			return false
 		}
 	}
 	return true
 }
 
-// blocksTouchingLocked returns the standing blocks that cover k or lie inside it, at most limit of them, and their
-// number.
-func (t *Table) blocksTouchingLocked(k pkey, at uint32, limit int) (list []Entry, total int) {
+// touchingLocked returns the standing blocks that cover k or lie inside it.
+func (t *Table) touchingLocked(k pkey, at uint32) (list []uint32) {
+	near := slices.Clone(t.nearLocked(k))
 	add := func(i uint32) {
-		if t.nodes[i-1].kind == Block && t.liveBlockLocked(i, at) {
-			if total++; len(list) < limit {
-				list = append(list, t.entryLocked(i))
-			}
+		if t.nodes.at(i).kind == Block && t.liveBlockLocked(i, at) {
+			list = append(list, i)
 		}
 	}
-	for _, i := range slices.Clone(t.nearLocked(k)) {
+	for _, i := range near {
 		add(i)
 	}
-	if k.bits < 128 {
-		for i := range t.nodes {
-			if n := &t.nodes[i]; n.kind == Block && n.key != k && k.covers(n.key) {
-				add(uint32(i) + 1)
-			}
+	t.insideLocked(k, func(o pkey) bool {
+		for i := t.headLocked(o); i != 0; i = t.nodes.at(i).next {
+			add(i)
 		}
-	}
-	return list, total
-}
-
-// inside returns the rules that lie inside k.
-func (s *neverSet) inside(k pkey) (list []Never) {
-	for o, n := range s.rules {
-		if k.covers(o) {
-			list = append(list, n)
-		}
-	}
-	slices.SortFunc(list, func(a, b Never) int { return a.Prefix.Compare(b.Prefix) })
+		return true
+	})
 	return list
 }
 
@@ -241,64 +254,111 @@ type Listed struct {
 	Rule      Rule `json:"rule"`
 }
 
-// List returns entries, newest first, and how many matched in all.
-func (t *Table) List(q Query, now time.Time) ([]Listed, int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	at := unix32(now)
-	if len(q.Kinds) == 0 {
-		q.Kinds = []Kind{Block}
+// newestLocked collects node numbers and gives back the limit (0: all) newest of them, newest first. It never holds
+// more than twice the limit.
+type newestLocked struct {
+	t     *Table
+	limit int
+	list  []uint32
+	floor Stamp // of the list's last, once there are limit of them
+	total int
+}
+
+func (c *newestLocked) add(i uint32) {
+	c.total++
+	if c.t.nodes.at(i).stamp < c.floor {
+		return
 	}
-	var within pkey
-	if q.Within.IsValid() {
-		within = keyOf(q.Within)
+	if c.list = append(c.list, i); c.limit > 0 && len(c.list) >= 2*c.limit+64 {
+		c.sort()
+		c.floor = c.t.nodes.at(c.list[len(c.list)-1]).stamp
 	}
-	type hit struct {
-		i         uint32
-		effective bool
-		rule      Rule
-	}
-	var hits []hit
-	for i := range t.nodes {
-		n := &t.nodes[i]
-		if n.kind == 0 || !slices.Contains(q.Kinds, n.kind) || q.Cause != NoCause && n.cause != q.Cause {
-			continue
-		}
-		if q.Within.IsValid() && !within.covers(n.key) && !n.key.covers(within) {
-			continue
-		}
-		v := t.verdictLocked(n.key, at)
-		h := hit{i: uint32(i) + 1, rule: v.rule}
-		switch n.kind {
-		case Block:
-			h.effective = v.drop && (n.until == 0 || n.until > at) && t.liveBlockLocked(h.i, at)
-		case Allow:
-			h.effective = v.rule == RuleManualAllow && v.by == h.i
-		default:
-			h.effective = n.until == 0 || n.until > at
-		}
-		if q.All || h.effective {
-			hits = append(hits, h)
-		}
-	}
-	slices.SortFunc(hits, func(a, b hit) int {
-		switch x, y := t.nodes[a.i-1].stamp, t.nodes[b.i-1].stamp; {
+}
+
+func (c *newestLocked) sort() []uint32 {
+	slices.SortFunc(c.list, func(a, b uint32) int {
+		switch x, y := c.t.nodes.at(a).stamp, c.t.nodes.at(b).stamp; {
 		case x > y:
 			return -1
 		case x < y:
 			return 1
 		}
-		return int(a.i) - int(b.i)
+		return int(a) - int(b)
 	})
-	total := len(hits)
-	if q.Limit > 0 && total > q.Limit {
-		hits = hits[:q.Limit]
+	if c.limit > 0 && len(c.list) > c.limit {
+		c.list = c.list[:c.limit]
 	}
-	list := make([]Listed, len(hits))
-	for j, h := range hits {
-		list[j] = Listed{t.entryLocked(h.i), h.effective, h.rule}
+	return c.list
+}
+
+// List returns entries, newest first, and how many matched in all. With a limit it costs one walk over the table and
+// a decision for each entry returned.
+func (t *Table) List(q Query, now time.Time) ([]Listed, int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	at := unix32(now)
+	t.countLocked(at)
+	if len(q.Kinds) == 0 {
+		q.Kinds = []Kind{Block}
 	}
-	return list, total
+	var kinds [Disallow + 1]bool
+	for _, k := range q.Kinds {
+		if k <= Disallow {
+			kinds[k] = true
+		}
+	}
+	kinds[0] = false // unused nodes
+	var within pkey
+	if q.Within.IsValid() {
+		within = keyOf(q.Within)
+	}
+	found := newestLocked{t: t, limit: q.Limit}
+	for i := uint32(1); i <= t.nodes.used; i++ {
+		n := t.nodes.at(i)
+		if !kinds[n.kind] || q.Cause != NoCause && n.cause != q.Cause {
+			continue
+		}
+		if q.Within.IsValid() && !within.covers(n.key()) && !n.key().covers(within) {
+			continue
+		}
+		if q.All || !n.ended(at) && (n.stands || n.kind == Disallow) {
+			found.add(i)
+		}
+	}
+	list := make([]Listed, 0, min(found.total, len(found.list)))
+	for _, i := range found.sort() {
+		n := t.nodes.at(i)
+		v := t.verdictLocked(n.key(), at)
+		if e := t.standsNowLocked(i, v, at); e || q.All {
+			list = append(list, Listed{t.entryLocked(i), e, v.rule})
+		} else {
+			found.total-- // something ended since the last Expire
+		}
+	}
+	return list, found.total
+}
+
+// Inside returns the standing blocks strictly inside p, newest first and at most limit (0: all), and their number.
+// What covers p, About and Decide tell.
+func (t *Table) Inside(p netip.Prefix, limit int, now time.Time) ([]Entry, int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	at := unix32(now)
+	t.countLocked(at)
+	found := newestLocked{t: t, limit: limit}
+	t.insideLocked(keyOf(p), func(o pkey) bool {
+		for i := t.headLocked(o); i != 0; i = t.nodes.at(i).next {
+			if n := t.nodes.at(i); n.kind == Block && n.stands && !n.ended(at) {
+				found.add(i)
+			}
+		}
+		return true
+	})
+	var list []Entry
+	for _, i := range found.sort() {
+		list = append(list, t.entryLocked(i))
+	}
+	return list, found.total
 }
 
 // Counts describes the table's size.
@@ -313,36 +373,75 @@ type Counts struct {
 	WhyUnenforced string `json:"why_unenforced,omitempty"`
 }
 
-// Count counts; it walks the whole table.
+// Count counts. The figures are kept with every change, so it costs nothing; what has ended since the last Expire
+// still counts, unless that is seconds ago.
 func (t *Table) Count(now time.Time) Counts {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	at := unix32(now)
-	c := Counts{Entries: t.live, Unenforced: len(t.unsunk)}
+	t.countLocked(unix32(now))
+	c := t.counts
+	c.Entries, c.Unenforced = t.nodes.live, len(t.unsunk)
 	for _, err := range t.unsunk {
 		c.WhyUnenforced = err.Error()
 		break
 	}
-	for i := range t.nodes {
-		n := &t.nodes[i]
-		if n.kind == 0 || n.until != 0 && n.until <= at {
-			continue
-		}
-		switch n.kind {
-		case Block:
-			if t.verdictLocked(n.key, at).drop && t.liveBlockLocked(uint32(i)+1, at) {
-				c.Blocks++
-				if n.cause == Manual {
-					c.Manual++
-				}
-			}
-		case Allow:
-			if v := t.verdictLocked(n.key, at); v.by == uint32(i)+1 {
-				c.Allows++
-			}
-		case Clear:
-			c.Clears++
-		}
-	}
 	return c
+}
+
+// countLocked walks over the table if the figures are not kept: after Load, and when nobody calls Expire or Expire
+// waits for the clock.
+func (t *Table) countLocked(at uint32) {
+	late := t.wake != 0 && at >= t.wake+2 && (at >= t.counted+10 || at < t.counted)
+	if !t.uncounted && !late {
+		return
+	}
+	t.walkLocked(func(k pkey) bool {
+		t.settleLocked(k, t.verdictLocked(k, at), at)
+		return true
+	})
+	t.uncounted, t.counted = false, at
+}
+
+// standsNowLocked says whether node i is in effect for its own prefix, of which v is the verdict.
+func (t *Table) standsNowLocked(i uint32, v outcome, at uint32) bool {
+	switch n := t.nodes.at(i); {
+	case n.ended(at):
+		return false
+	case n.kind == Block:
+		return v.drop && (v.by == i || t.liveBlockLocked(i, at))
+	case n.kind == Allow:
+		return v.rule == RuleManualAllow && v.by == i
+	}
+	return true
+}
+
+// settleLocked brings the figures in line with v, the verdict of k.
+func (t *Table) settleLocked(k pkey, v outcome, at uint32) {
+	for i := t.headLocked(k); i != 0; {
+		n := t.nodes.at(i)
+		t.standsLocked(n, t.standsNowLocked(i, v, at))
+		i = n.next
+	}
+}
+
+func (t *Table) standsLocked(n *node, yes bool) {
+	if n.stands == yes {
+		return
+	}
+	n.stands = yes
+	d := -1
+	if yes {
+		d = 1
+	}
+	switch n.kind {
+	case Block:
+		t.counts.Blocks += d
+		if n.cause == Manual {
+			t.counts.Manual += d
+		}
+	case Allow:
+		t.counts.Allows += d
+	case Clear:
+		t.counts.Clears += d
+	}
 }

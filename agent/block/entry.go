@@ -30,22 +30,6 @@ type Entry struct {
 // Automatic says whether a block was made by evidence, and not by a person.
 func (e *Entry) Automatic() bool { return e.Kind == Block && e.Cause != Manual }
 
-// record is an Entry as the table holds it: no pointers, whole seconds.
-type record struct {
-	stamp        Stamp
-	seq          uint64
-	since, until uint32 // seconds since 1970; until 0: no end
-	hits         uint32
-	cause        Cause
-	scope        Scope
-}
-
-func (r *record) automatic(k Kind) bool { return k == Block && r.cause != Manual }
-
-func (r *record) newer(o *record) bool {
-	return r.stamp > o.stamp || r.stamp == o.stamp && r.seq > o.seq
-}
-
 // MaxAutomatic is the longest life of an automatic block, counted from its stamp, whoever made it.
 const MaxAutomatic = 7 * 24 * time.Hour
 

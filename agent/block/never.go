@@ -1,8 +1,10 @@
 package block
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Never is one prefix that is never blocked, and the rule that says so in words ("own address", "gateway",
@@ -40,7 +42,8 @@ func BuiltinNever(private bool) []Never {
 // neverSet finds the never-block rule around a prefix. It is replaced as a whole, never changed.
 type neverSet struct {
 	rules map[pkey]Never
-	have  lengths
+	keys  []pkey    // of rules, by address
+	wide  [2][]pkey // those that lie in no other rule, by family and address: they do not overlap
 }
 
 func newNeverSet(list []Never) *neverSet {
@@ -52,21 +55,60 @@ func newNeverSet(list []Never) *neverSet {
 		n.Prefix = n.Prefix.Masked()
 		k := keyOf(n.Prefix)
 		if _, dup := s.rules[k]; !dup {
-			s.have[k.bits]++
 			s.rules[k] = n
+			s.keys = append(s.keys, k)
+		}
+	}
+	slices.SortFunc(s.keys, comparePkey)
+	for _, k := range s.keys { // of two with the same address the wider one comes first
+		w := &s.wide[family(k)]
+		if n := len(*w); n == 0 || !(*w)[n-1].covers(k) {
+			*w = append(*w, k)
 		}
 	}
 	return s
 }
 
-// around returns the widest rule that covers k.
-func (s *neverSet) around(k pkey) (found Never, ok bool) {
-	s.have.around(k, func(w pkey) {
-		if n, hit := s.rules[w]; hit && !ok {
-			found, ok = n, true
+func comparePkey(a, b pkey) int {
+	if c := cmp.Compare(a.hi, b.hi); c != 0 {
+		return c
+	}
+	if c := cmp.Compare(a.lo, b.lo); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.bits, b.bits)
+}
+
+// eachInside visits the rules that lie inside k, and k's own.
+func (s *neverSet) eachInside(k pkey, visit func(pkey)) {
+	i, _ := slices.BinarySearchFunc(s.keys, pkey{k.hi, k.lo, 0}, comparePkey)
+	for _, o := range s.keys[i:] {
+		if m := o.masked(k.bits); m.hi != k.hi || m.lo != k.lo {
+			break
 		}
-	})
-	return found, ok
+		if k.covers(o) {
+			visit(o)
+		}
+	}
+}
+
+// inside returns the rules that lie inside k.
+func (s *neverSet) inside(k pkey) (list []Never) {
+	s.eachInside(k, func(o pkey) { list = append(list, s.rules[o]) })
+	return list
+}
+
+// around returns the widest rule that covers k.
+func (s *neverSet) around(k pkey) (Never, bool) {
+	wide := s.wide[family(k)]
+	i, exact := slices.BinarySearchFunc(wide, k, comparePkey)
+	if !exact {
+		i-- // the last one that does not begin behind k
+	}
+	if i < 0 || !wide[i].covers(k) {
+		return Never{}, false
+	}
+	return s.rules[wide[i]], true
 }
 
 // A NeverError says which rule refused a block.

@@ -40,6 +40,9 @@ type Options struct {
 	Sink   Sink   // nil: nothing is enforced (dry run)
 	// MaxEntries bounds the table; beyond it automatic blocks are refused. 0: 2,097,152.
 	MaxEntries int
+	// Uptime is a monotonic clock, which tells steps of the wall clock. nil: the monotonic readings of the times that
+	// Expire is called with (those of time.Now and of tickers have one).
+	Uptime func() time.Duration
 }
 
 // ErrFull refuses an automatic block because the table has MaxEntries entries.
@@ -62,28 +65,27 @@ type Table struct {
 	max      int
 	origins  []string // index 0 is this node
 	originID map[string]uint16
-	heads    map[pkey]uint32 // 1-based index of the first node of a prefix
-	nodes    []node
-	free     uint32            // 1-based index of the first unused node
-	live     int               // nodes in use
-	have     lengths           // prefixes by length
-	under64  map[uint64]uint32 // IPv6 /64 -> how many longer prefixes stand inside it
+	nodes    nodes
+	index    index
+	have     [2]lengths        // prefixes by family and length
+	long     map[uint64][]pkey // IPv6 /64 -> the longer prefixes inside it
 	never    *neverSet
 	clk      clock
+	wall     wallClock
 	seq      uint64
 	reasons  map[uint32]string // by node: only manual entries have one
+	linger   map[uint32]uint32 // by node: clears past their time that are still needed, and when to look again
 	dirty    []Entry           // entries since the last Drain
 	unsunk   map[pkey]error    // what the Sink refused
 	wake     uint32            // earliest end of any entry, seconds since 1970; 0: none
-	scratch  []uint32
-}
 
-type node struct {
-	record
-	key    pkey
-	next   uint32
-	origin uint16
-	kind   Kind // 0: unused
+	counts    Counts // kept by standsLocked
+	uncounted bool   // Load went by counts
+	counted   uint32 // when they were last counted anew
+
+	scratch []uint32
+	ops     []op
+	todo    []pkey
 }
 
 // New returns an empty table.
@@ -94,8 +96,8 @@ func New(o Options) *Table {
 	return &Table{
 		sink: o.Sink, max: o.MaxEntries,
 		origins: []string{o.Origin}, originID: map[string]uint16{o.Origin: 0},
-		heads: map[pkey]uint32{}, under64: map[uint64]uint32{}, reasons: map[uint32]string{}, unsunk: map[pkey]error{},
-		never: newNeverSet(nil),
+		index: newIndex(), long: map[uint64][]pkey{}, reasons: map[uint32]string{}, linger: map[uint32]uint32{}, unsunk: map[pkey]error{},
+		never: newNeverSet(nil), wall: wallClock{uptime: o.Uptime},
 	}
 }
 
@@ -104,9 +106,21 @@ type Result struct {
 	Entry Entry `json:"entry"`
 	// Already is set when the block stood already and only its end, scope or hits changed.
 	Already bool `json:"already,omitempty"`
-	// Cancelled are the blocks that a clear or allow ended, at most 100 of them; CancelledTotal counts all.
+	// Cancelled are the blocks that a clear ended, or ended for the addresses of its prefix; CancelledTotal counts all.
+	// This list and the following two have at most 100 entries.
 	Cancelled      []Entry `json:"cancelled,omitempty"`
 	CancelledTotal int     `json:"cancelled_total,omitempty"`
+	// Overridden are the blocks that do not drop any more because of an allow. They are not ended: when the allow ends
+	// or is taken back, they drop again.
+	Overridden      []Entry `json:"overridden,omitempty"`
+	OverriddenTotal int     `json:"overridden_total,omitempty"`
+	// Remaining are blocks that touch the prefix of a clear or allow and drop all the same (under an allow: a more
+	// specific manual block).
+	Remaining      []Entry `json:"remaining,omitempty"`
+	RemainingTotal int     `json:"remaining_total,omitempty"`
+	// Held is, for a clear, until when no automatic block is made for all of its prefix: the latest end of any clear
+	// around it. A clear never shortens the hold of an earlier one, unless its own Until is zero.
+	Held time.Time `json:"held,omitzero"`
 	// Open are never-block prefixes inside a blocked CIDR, which stay open.
 	Open []Never `json:"open,omitempty"`
 	// Unenforced tells why the kernel does not have it (the entry stands and is tried again).
@@ -126,8 +140,13 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 		if h := now.Add(MaxHold); e.Until.After(h) {
 			e.Until = h
 		}
-		if e.Until.IsZero() {
+		switch old, ok := t.findLocked(keyOf(e.Prefix), Clear, 0); {
+		case e.Until.IsZero():
 			e.Until = now
+		case ok:
+			if u := time32(t.nodes.at(old).until); u.After(e.Until) {
+				e.Until = u
+			}
 		}
 	}
 	if e.Automatic() && e.Until.After(now.Add(MaxAutomatic)) {
@@ -146,40 +165,85 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 			if c, ok := t.heldLocked(k, StampAt(now)); ok {
 				return Result{}, &HeldError{e.Prefix, t.entryLocked(c)}
 			}
-			if t.live >= t.max {
-				return Result{}, fmt.Errorf("%w: %d entries", ErrFull, t.live)
+			if t.nodes.live >= t.max {
+				return Result{}, fmt.Errorf("%w: %d entries", ErrFull, t.nodes.live)
 			}
 		}
 		if old, ok := t.findLocked(k, Block, 0); ok && t.liveBlockLocked(old, at) {
-			r := &t.nodes[old-1].record
-			if e.Automatic() && r.cause == Manual { // a person's word is not replaced by evidence
+			n := t.nodes.at(old)
+			if e.Automatic() && n.cause == Manual { // a person's word is not replaced by evidence
 				return Result{Entry: t.entryLocked(old), Already: true}, nil
 			}
 			if e.Automatic() {
-				e.Since = time32(r.since)
-				e.Scope |= r.scope
-				if u := time32(r.until); u.After(e.Until) {
+				e.Since = time32(n.since)
+				e.Scope |= n.scope
+				// Not longer than any automatic block, in case the clock was wrong when the old one was made.
+				if u := time32(min(n.until, unix32(now.Add(MaxAutomatic)))); u.After(e.Until) {
 					e.Until = u
 				}
-				e.Hits += r.hits
+				e.Hits = max(e.Hits, n.hits) // both count from the first event on
 			}
 			res.Already = true
 		}
 		res.Open = t.never.inside(k)
 	}
+	var touching []touched
 	if e.Kind == Clear || e.Kind == Allow {
-		res.Cancelled, res.CancelledTotal = t.blocksTouchingLocked(k, at, 100)
+		for _, i := range t.touchingLocked(k, at) {
+			b := touched{i, t.nodes.at(i).key(), false}
+			if b.region.bits < k.bits {
+				b.region = k
+			}
+			b.dropped = t.verdictLocked(b.region, at).drop
+			touching = append(touching, b)
+		}
 	}
 	t.seq++
 	e.Stamp, e.Seq = t.clk.next(now), t.seq
-	t.putLocked(e)
+	i := t.putLocked(&e)
 	t.dirty = append(t.dirty, e)
-	if err := t.refreshLocked(k, at); err != nil {
+	if err := t.refreshLocked(at, k); err != nil {
 		res.Unenforced = err.Error()
 	}
-	i, _ := t.findLocked(k, e.Kind, 0)
 	res.Entry = t.entryLocked(i)
+	t.outcomeLocked(&res, touching, at)
 	return res, nil
+}
+
+// touched is a block that stood when a clear or allow came.
+type touched struct {
+	block   uint32
+	region  pkey // what the two have in common
+	dropped bool // it was dropped
+}
+
+// maxTold bounds the lists of a Result.
+const maxTold = 100
+
+// outcomeLocked tells what became of the blocks that a clear or allow touches.
+func (t *Table) outcomeLocked(res *Result, list []touched, at uint32) {
+	tell := func(to *[]Entry, total *int, i uint32) {
+		if *total++; *total <= maxTold {
+			*to = append(*to, t.entryLocked(i))
+		}
+	}
+	for _, b := range list {
+		switch v := t.verdictLocked(b.region, at); {
+		case v.drop && v.by == b.block:
+			tell(&res.Remaining, &res.RemainingTotal, b.block)
+		case res.Entry.Kind == Clear:
+			tell(&res.Cancelled, &res.CancelledTotal, b.block)
+		case b.dropped && !v.drop:
+			tell(&res.Overridden, &res.OverriddenTotal, b.block)
+		}
+	}
+	if res.Entry.Kind == Clear {
+		for _, i := range t.nearLocked(keyOf(res.Entry.Prefix)) {
+			if c := t.nodes.at(i); c.kind == Clear && time32(c.until).After(res.Held) {
+				res.Held = time32(c.until)
+			}
+		}
+	}
 }
 
 // Merge takes in an entry that another node made. It reports whether the entry was new; older ones, and ones no
@@ -190,7 +254,7 @@ func (t *Table) Merge(e Entry, now time.Time) (bool, error) {
 	changed, err := t.mergeLocked(e)
 	if err == nil && changed {
 		t.dirty = append(t.dirty, e)
-		_ = t.refreshLocked(keyOf(e.Prefix), unix32(now)) // what the Sink refuses is kept in unsunk and tried again
+		_ = t.refreshLocked(unix32(now), keyOf(e.Prefix)) // what the Sink refuses is kept in unsunk and tried again
 	}
 	return changed, err
 }
@@ -199,7 +263,12 @@ func (t *Table) Merge(e Entry, now time.Time) (bool, error) {
 func (t *Table) Load(e Entry) (bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.mergeLocked(e)
+	changed, err := t.mergeLocked(e)
+	if at := e.Stamp.Time(); err == nil && at.After(t.wall.newest) {
+		t.wall.newest = at
+	}
+	t.uncounted = true
+	return changed, err
 }
 
 func (t *Table) mergeLocked(e Entry) (bool, error) {
@@ -226,11 +295,11 @@ func (t *Table) mergeLocked(e Entry) (bool, error) {
 		t.seq = max(t.seq, e.Seq)
 	}
 	if i, ok := t.findLocked(keyOf(e.Prefix), e.Kind, id); ok {
-		if n := (record{stamp: e.Stamp, seq: e.Seq}); !n.newer(&t.nodes[i-1].record) {
+		if !t.nodes.at(i).older(e.Stamp, e.Seq) {
 			return false, nil
 		}
 	}
-	t.putLocked(e)
+	t.putLocked(&e)
 	return true, nil
 }
 
@@ -243,7 +312,8 @@ func (t *Table) Drain() []Entry {
 	return d
 }
 
-// Holds reports whether the entry is the table's current one for its key; the state file drops the others.
+// Holds reports whether the table has an entry with e's key: e itself, a newer or an older one. What it does not hold
+// has ended; the state file may forget it.
 func (t *Table) Holds(e *Entry) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -251,8 +321,8 @@ func (t *Table) Holds(e *Entry) bool {
 	if !ok {
 		return false
 	}
-	i, ok := t.findLocked(keyOf(e.Prefix), e.Kind, id)
-	return ok && t.nodes[i-1].stamp == e.Stamp && t.nodes[i-1].seq == e.Seq
+	_, ok = t.findLocked(keyOf(e.Prefix), e.Kind, id)
+	return ok
 }
 
 // SetNever replaces the never-block rules and brings the Sink in line with them.
@@ -261,19 +331,18 @@ func (t *Table) SetNever(list []Never, now time.Time) error {
 	defer t.mu.Unlock()
 	old := t.never
 	t.never = newNeverSet(list)
-	at := unix32(now)
-	var errs []error
+	var changed []pkey
 	for k := range old.rules { // a hole that a rule made may close again
 		if t.never.rules[k] != old.rules[k] {
-			errs = append(errs, t.refreshLocked(k, at))
+			changed = append(changed, k)
 		}
 	}
 	for k := range t.never.rules {
-		if old.rules[k] != t.never.rules[k] {
-			errs = append(errs, t.refreshLocked(k, at))
+		if _, was := old.rules[k]; !was {
+			changed = append(changed, k)
 		}
 	}
-	return errors.Join(errs...)
+	return t.refreshLocked(unix32(now), changed...)
 }
 
 // Never returns the never-block rules, sorted.
@@ -291,8 +360,16 @@ func (t *Table) Never() []Never {
 // retries bounds how many refused prefixes one Expire offers the Sink again.
 const retries = 1000
 
-// Expire removes what has ended and brings the Sink in line. A wall clock that is older than the newest stamp
-// expires nothing until it is right again.
+// One Expire removes at most expireMost entries and spends at most lingerMost look-ups on clears that may go; the
+// next one goes on. So the table is locked for some ten milliseconds, however much ends at once.
+const (
+	expireMost = 1 << 16
+	lingerMost = 1 << 18
+)
+
+// Expire removes what has ended and brings the Sink in line. While there is reason to doubt the wall clock, at most
+// 15 minutes, it removes nothing (Doubt tells why), but what has ended by the clock does not drop. If the clock is
+// set right again in that time, Resync brings back what it ended too early.
 func (t *Table) Expire(now time.Time) (removed int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -302,56 +379,103 @@ func (t *Table) Expire(now time.Time) (removed int) {
 		if tries++; tries > retries {
 			break // a kernel table that is full refuses all of them alike
 		}
-		_ = t.sinkLocked([]op{t.wantedLocked(k, at)})
+		_ = t.refreshOneLocked(k, at)
 	}
-	if t.wake == 0 || at < t.wake || now.Add(time.Minute).Before(t.clk.last.Time()) {
+	right := t.wall.right(now)
+	if t.wake == 0 || at < t.wake {
 		return 0
 	}
 	t.wake = 0
+	budget := lingerMost
 	var gone []uint32
-	for i := range t.nodes {
-		n := &t.nodes[i]
-		if n.kind == 0 || n.until == 0 {
-			continue
-		}
-		end := n.until
-		if n.kind == Clear {
-			end = t.clearEndLocked(n, at)
-		}
-		if end <= at {
-			gone = append(gone, uint32(i)+1)
-		} else {
-			t.wakeAt(end)
+	var keys []pkey
+	for i := uint32(1); i <= t.nodes.used; i++ {
+		n := t.nodes.at(i)
+		switch {
+		case n.kind == 0 || n.until == 0:
+		case n.until > at:
+			t.wakeAt(n.until)
+		case !right:
+			t.wakeAt(n.until) // not later, for the clock may be set back
+			if n.stands {
+				if n.kind == Clear {
+					t.standsLocked(n, false)
+				} else if len(keys) < expireMost {
+					keys = append(keys, n.key())
+				}
+			}
+		case len(gone) >= expireMost:
+			t.wakeAt(at)
+		case n.kind == Clear:
+			t.standsLocked(n, false) // its hold is over
+			if end := t.clearEndLocked(i, at, &budget); end > at {
+				t.wakeAt(end)
+				continue
+			} else if end == 0 {
+				t.wakeAt(at)
+				continue
+			}
+			fallthrough
+		default:
+			gone = append(gone, i)
 		}
 	}
-	keys := make([]pkey, len(gone))
-	for i, id := range gone {
-		keys[i] = t.nodes[id-1].key
-		t.dropLocked(id)
+	for _, i := range gone {
+		keys = append(keys, t.nodes.at(i).key())
+		t.dropLocked(i)
 	}
-	for _, k := range keys {
-		_ = t.refreshLocked(k, at)
-	}
+	_ = t.refreshLocked(at, keys...)
 	return len(gone)
+}
+
+// Doubt tells why Expire waits, empty if it does not.
+func (t *Table) Doubt() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.wall.words
 }
 
 // clearLinger is how long a clear is kept after its hold: every automatic block it may still have to cancel, from
 // whatever partition it arrives, has ended by then (DESIGN: hold_until + 7 d + 60 s).
 const clearLinger = uint32((MaxAutomatic + time.Minute) / time.Second)
 
-// clearEndLocked says when a clear may be forgotten: never while a block stands that only it cancels.
-func (t *Table) clearEndLocked(n *node, at uint32) uint32 {
-	end := n.until + clearLinger
-	if end > at {
+// lookAgain is when a clear that is still needed is looked at again: looking costs, and keeping it does not.
+const lookAgain = 24 * 60 * 60
+
+// clearEndLocked says when clear i may be forgotten: never while a block stands that only it cancels. 0: the budget
+// is spent.
+func (t *Table) clearEndLocked(i, at uint32, budget *int) uint32 {
+	c := t.nodes.at(i)
+	if end := max(c.until+clearLinger, t.linger[i]); end > at {
 		return end
 	}
-	for i := range t.nodes {
-		b := &t.nodes[i]
-		if b.kind == Block && (b.until == 0 || b.until > at) && (n.key.covers(b.key) || b.key.covers(n.key)) && cancels(n, b) {
-			return at + uint32(MaxAutomatic/time.Second)
-		}
+	k := c.key()
+	cost := t.insideCostLocked(k)
+	if *budget <= 0 { // at least one a call, whatever it costs
+		return 0
 	}
-	return end
+	*budget -= cost
+	needed := false
+	look := func(j uint32) {
+		b := t.nodes.at(j)
+		needed = needed || b.kind == Block && !b.ended(at) && cancels(c, b)
+	}
+	for _, j := range t.nearLocked(k) {
+		look(j)
+	}
+	if !needed {
+		t.insideLocked(k, func(o pkey) bool {
+			for j := t.headLocked(o); j != 0; j = t.nodes.at(j).next {
+				look(j)
+			}
+			return !needed
+		})
+	}
+	if !needed {
+		return at
+	}
+	t.linger[i] = at + lookAgain
+	return at + lookAgain
 }
 
 func (t *Table) wakeAt(s uint32) {
@@ -371,46 +495,99 @@ type Enforced struct {
 // block made in the instant before a crash, whose log lines are about to be read again) goes only if orphans is
 // true; its end in the kernel bounds it anyway.
 func (t *Table) Resync(kernel []Enforced, now time.Time, orphans bool) (changed int, err error) {
+	return t.ResyncEach(func(yield func(Enforced) bool) error {
+		for _, e := range kernel {
+			if !yield(e) {
+				break
+			}
+		}
+		return nil
+	}, now, orphans)
+}
+
+// ResyncEach is Resync without a list: each calls yield for everything that the Sink holds, until it returns false.
+// The table is locked meanwhile, so each must not call it. If each fails, nothing is changed.
+func (t *Table) ResyncEach(each func(yield func(Enforced) bool) error, now time.Time, orphans bool) (changed int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	at := unix32(now)
 	if t.sink == nil {
+		t.uncounted = true
 		return 0, nil
 	}
-	at := unix32(now)
-	has := make(map[pkey]Enforced, len(kernel))
-	for _, e := range kernel {
-		has[keyOf(e.Prefix)] = e
-	}
-	want := make(map[pkey]op, len(t.heads))
-	consider := func(k pkey) {
-		if _, done := want[k]; !done {
-			want[k] = t.wantedLocked(k, at)
-		}
-	}
-	for k := range t.heads {
-		consider(k)
-	}
-	for k := range t.never.rules {
-		consider(k)
-	}
 	var ops []op
-	for k, o := range want {
-		h, ok := has[k]
-		delete(has, k)
+	// Nearly all that is missing are single addresses and /64s with nothing inside: their order does not matter, so
+	// they go at once, and a list of a million is spared.
+	single := make([]op, 1)
+	seen := make([]uint64, t.nodes.used/64+1) // by number of the prefix's first node
+	rules := map[pkey]bool{}                  // never-block rules without a node
+	done := func(k pkey) bool {
+		i := t.headLocked(k)
+		if i == 0 {
+			was := rules[k]
+			rules[k] = true
+			return was
+		}
+		was := seen[i/64]>>(i%64)&1 == 1
+		seen[i/64] |= 1 << (i % 64)
+		return was
+	}
+	err = each(func(e Enforced) bool {
+		k := keyOf(e.Prefix)
+		o := t.wantedLocked(k, at)
+		_, rule := t.never.rules[k]
+		if rule || t.headLocked(k) != 0 {
+			done(k)
+		}
 		switch {
-		case o.remove && !ok:
-		case !o.remove && ok && h.Scope == uint8(o.scope) && sameEnd(h.Until, time32(o.until)):
+		case o.remove && !orphans && !t.knownLocked(k):
+		case !o.remove && e.Scope == uint8(o.scope) && sameEnd(e.Until, time32(o.until)):
 		default:
 			ops = append(ops, o)
 		}
+		return true
+	})
+	if err != nil {
+		return 0, err
 	}
-	for k := range has {
-		o := t.wantedLocked(k, at)
-		if !o.remove || orphans || t.knownLocked(k) {
-			ops = append(ops, o)
+	missing := func(k pkey) bool {
+		v := t.verdictLocked(k, at)
+		t.settleLocked(k, v, at)
+		if !done(k) {
+			switch o := t.opLocked(k, v, at); {
+			case o.remove:
+			case o.scope != ScopeNone && t.aloneLocked(k):
+				single[0] = o
+				n, serr := t.sinkLocked(single)
+				if changed += n; err == nil {
+					err = serr
+				}
+			default:
+				ops = append(ops, o)
+			}
 		}
+		return true
 	}
-	return len(ops), t.sinkLocked(ops)
+	t.walkLocked(missing)
+	for k := range t.never.rules {
+		missing(k)
+	}
+	t.uncounted, t.counted = false, at
+	n, serr := t.sinkLocked(ops)
+	if err == nil {
+		err = serr
+	}
+	return changed + n, err
+}
+
+// aloneLocked says that nothing is said about anything inside k, and that this is known without a search.
+func (t *Table) aloneLocked(k pkey) bool {
+	if k.bits != 128 && (k.bits != 64 || len(t.long[k.hi]) > 0) {
+		return false
+	}
+	alone := true
+	t.never.eachInside(k, func(o pkey) { alone = alone && o == k })
+	return alone
 }
 
 func sameEnd(a, b time.Time) bool {
@@ -427,94 +604,6 @@ func (t *Table) knownLocked(k pkey) bool {
 	return len(t.nearLocked(k)) > 0
 }
 
-// ---- nodes
-
-func (t *Table) findLocked(k pkey, kind Kind, origin uint16) (uint32, bool) {
-	for i := t.heads[k]; i != 0; i = t.nodes[i-1].next {
-		if n := &t.nodes[i-1]; n.kind == kind && n.origin == origin {
-			return i, true
-		}
-	}
-	return 0, false
-}
-
-func (t *Table) putLocked(e Entry) {
-	k, id := keyOf(e.Prefix), t.originID[e.Origin]
-	i, ok := t.findLocked(k, e.Kind, id)
-	if !ok {
-		if t.free != 0 {
-			i, t.free = t.free, t.nodes[t.free-1].next
-		} else {
-			t.nodes = append(t.nodes, node{})
-			i = uint32(len(t.nodes))
-		}
-		head := t.heads[k]
-		if head == 0 {
-			t.have[k.bits]++
-			if !k.is4() && k.bits > 64 {
-				t.under64[k.hi]++
-			}
-		}
-		t.nodes[i-1] = node{key: k, origin: id, kind: e.Kind, next: head}
-		t.heads[k] = i
-		t.live++
-	}
-	t.nodes[i-1].record = record{
-		stamp: e.Stamp, seq: e.Seq, since: floor32(e.Since), until: unix32(e.Until), hits: e.Hits, cause: e.Cause, scope: e.Scope,
-	}
-	delete(t.reasons, i)
-	if e.Reason != "" {
-		t.reasons[i] = e.Reason
-	}
-	t.wakeAt(t.nodes[i-1].until)
-}
-
-func (t *Table) dropLocked(i uint32) {
-	n := &t.nodes[i-1]
-	k := n.key
-	if t.heads[k] == i {
-		t.heads[k] = n.next
-	} else {
-		p := t.heads[k]
-		for t.nodes[p-1].next != i {
-			p = t.nodes[p-1].next
-		}
-		t.nodes[p-1].next = n.next
-	}
-	if t.heads[k] == 0 {
-		delete(t.heads, k)
-		t.have[k.bits]--
-		if !k.is4() && k.bits > 64 {
-			if t.under64[k.hi]--; t.under64[k.hi] == 0 {
-				delete(t.under64, k.hi)
-			}
-		}
-	}
-	delete(t.reasons, i)
-	*n = node{next: t.free}
-	t.free = i
-	t.live--
-}
-
-func (t *Table) entryLocked(i uint32) Entry {
-	n := &t.nodes[i-1]
-	return Entry{
-		Origin: t.origins[n.origin], Prefix: n.key.prefix(), Kind: n.kind, Cause: n.cause, Scope: n.scope,
-		Since: time32(n.since), Until: time32(n.until), Stamp: n.stamp, Seq: n.seq, Hits: n.hits, Reason: t.reasons[i],
-	}
-}
-
-// nearLocked returns the nodes whose prefix covers k, widest first. The slice is good until the next call.
-func (t *Table) nearLocked(k pkey) []uint32 {
-	t.scratch = t.scratch[:0]
-	t.have.around(k, func(w pkey) {
-		for i := t.heads[w]; i != 0; i = t.nodes[i-1].next {
-			t.scratch = append(t.scratch, i)
-		}
-	})
-	return t.scratch
-}
-
 // ---- from effective state to Sink
 
 // op is what the Sink should hold for one prefix.
@@ -526,57 +615,98 @@ type op struct {
 }
 
 // wantedLocked computes what the Sink should hold for k: a drop, a hole in a wider drop, or nothing.
-func (t *Table) wantedLocked(k pkey, at uint32) op {
-	if _, rule := t.never.rules[k]; !rule && t.heads[k] == 0 {
+func (t *Table) wantedLocked(k pkey, at uint32) op { return t.opLocked(k, t.verdictLocked(k, at), at) }
+
+// opLocked does so with the verdict of k.
+func (t *Table) opLocked(k pkey, v outcome, at uint32) op {
+	if _, rule := t.never.rules[k]; !rule && t.headLocked(k) == 0 {
 		return op{key: k, remove: true} // nothing is said about k itself any more: the wider prefixes decide
 	}
-	if v := t.verdictLocked(k, at); v.drop {
+	if v.drop {
 		return op{key: k, scope: v.scope, until: v.until}
 	}
 	hole := false
-	wider := func(w pkey) {
-		if w != k && !hole && t.heads[w] != 0 {
+	t.have[family(k)].around(k, func(w pkey) {
+		if w != k && !hole && t.headLocked(w) != 0 {
 			hole = t.verdictLocked(w, at).drop
 		}
-	}
-	t.have.around(k, wider)
+	})
 	return op{key: k, remove: !hole}
 }
 
-// refreshLocked brings the Sink in line for k and for every prefix inside k about which anything is said.
-func (t *Table) refreshLocked(k pkey, at uint32) error {
-	if t.sink == nil {
-		return nil
+// refreshLocked brings the figures and the Sink in line for the keys and for every prefix inside them about which
+// anything is said. However many keys there are, the look-ups inside them cost no more than one walk over the table.
+func (t *Table) refreshLocked(at uint32, keys ...pkey) error {
+	todo := t.todo[:0]
+	var wide map[pkey]struct{}
+	var wideBits [2]lengths
+	budget := t.nodes.live
+	for _, k := range keys {
+		todo = append(todo, k)
+		if k.bits == 128 {
+			continue
+		}
+		t.never.eachInside(k, func(o pkey) { todo = append(todo, o) })
+		if budget -= t.insideCostLocked(k); budget > 0 {
+			t.insideLocked(k, func(o pkey) bool { todo = append(todo, o); return true })
+			continue
+		}
+		if wide == nil {
+			wide = map[pkey]struct{}{}
+		}
+		wide[k] = struct{}{}
+		wideBits[family(k)][k.bits]++
 	}
-	ops := []op{t.wantedLocked(k, at)}
-	if k.bits < 128 {
-		seen := map[pkey]bool{k: true}
-		inside := func(o pkey) {
-			if !seen[o] && k.covers(o) {
-				seen[o] = true
-				ops = append(ops, t.wantedLocked(o, at))
+	if wide != nil {
+		for i := uint32(1); i <= t.nodes.used; i++ {
+			n := t.nodes.at(i)
+			if n.kind == 0 {
+				continue
 			}
-		}
-		for o := range t.never.rules {
-			inside(o)
-		}
-		// The common case is a /64 with nothing inside it; only CIDRs pay for a walk over the table.
-		if k.is4() || k.bits != 64 || t.under64[k.hi] > 0 {
-			for i := range t.nodes {
-				if t.nodes[i].kind != 0 {
-					inside(t.nodes[i].key)
+			k, in := n.key(), false
+			wideBits[family(k)].around(k, func(w pkey) {
+				if !in {
+					_, in = wide[w]
 				}
+			})
+			if in && t.headLocked(k) == i {
+				todo = append(todo, k)
 			}
 		}
 	}
-	return t.sinkLocked(ops)
+	if len(todo) > 1 {
+		slices.SortFunc(todo, comparePkey)
+		todo = slices.Compact(todo)
+	}
+	ops := t.ops[:0]
+	for _, k := range todo {
+		v := t.verdictLocked(k, at)
+		t.settleLocked(k, v, at)
+		if t.sink != nil {
+			ops = append(ops, t.opLocked(k, v, at))
+		}
+	}
+	if cap(todo) <= keepScratch {
+		t.todo, t.ops = todo, ops
+	}
+	_, err := t.sinkLocked(ops)
+	return err
+}
+
+// keepScratch bounds, in elements, what refreshLocked keeps for the next time.
+const keepScratch = 1024
+
+// refreshOneLocked offers the Sink again what it should hold for k.
+func (t *Table) refreshOneLocked(k pkey, at uint32) error {
+	_, err := t.sinkLocked([]op{t.wantedLocked(k, at)})
+	return err
 }
 
 // sinkLocked hands the ops on: holes before drops, so that no innocent is hit while a wide block goes in, and
 // removals from wide to narrow, so that a hole outlives the block around it.
-func (t *Table) sinkLocked(ops []op) error {
+func (t *Table) sinkLocked(ops []op) (n int, first error) {
 	if t.sink == nil {
-		return nil
+		return 0, nil
 	}
 	rank := func(o *op) int {
 		switch {
@@ -594,7 +724,6 @@ func (t *Table) sinkLocked(ops []op) error {
 		}
 		return int(a.key.bits) - int(b.key.bits)
 	})
-	var first error
 	for i := range ops {
 		o := &ops[i]
 		p := o.key.prefix()
@@ -613,7 +742,7 @@ func (t *Table) sinkLocked(ops []op) error {
 			delete(t.unsunk, o.key)
 		}
 	}
-	return first
+	return len(ops), first
 }
 
 // Newest returns the time of the newest stamp, zero if there is none.

@@ -275,12 +275,158 @@ func TestManualBeatsAutomatic(t *testing.T) {
 	}
 }
 
+func prefixes(list []Entry) (out []string) {
+	for _, e := range list {
+		out = append(out, e.Prefix.String())
+	}
+	slices.Sort(out)
+	return out
+}
+
+// TestWhatAnAllowDoes: an allow ends no block. What it overrides comes back, and what is more specific goes on.
+func TestWhatAnAllowDoes(t *testing.T) {
+	tab, _ := newTable(t)
+	apply(t, tab, manual("203.0.113.7", time.Time{}), t0)
+	apply(t, tab, auto("203.0.113.8", Dictionary, 72*time.Hour, t0), t0)
+	apply(t, tab, manual("203.0.0.0/16", time.Time{}), t0)
+	r := apply(t, tab, Entry{Prefix: pfx("203.0.113.0/24"), Kind: Allow, Cause: Manual, Until: t0.Add(time.Hour)}, t0)
+	if r.CancelledTotal != 0 || len(r.Cancelled) != 0 {
+		t.Errorf("an allow cancelled %v", prefixes(r.Cancelled))
+	}
+	if got, want := prefixes(r.Overridden), []string{"203.0.0.0/16", "203.0.113.8/32"}; !slices.Equal(got, want) || r.OverriddenTotal != 2 {
+		t.Errorf("overridden %v, %d; want %v", got, r.OverriddenTotal, want)
+	}
+	if got, want := prefixes(r.Remaining), []string{"203.0.113.7/32"}; !slices.Equal(got, want) || r.RemainingTotal != 1 {
+		t.Errorf("remaining %v, %d; want %v", got, r.RemainingTotal, want)
+	}
+	if !r.Held.IsZero() {
+		t.Errorf("an allow holds until %s", r.Held)
+	}
+	for _, e := range r.Overridden {
+		if d := tab.Decide(pfx("203.0.113.8"), t0.Add(2*time.Hour)); !d.Drop {
+			t.Errorf("%s did not come back: %+v", e.Prefix, d)
+		}
+	}
+	// Of what was allowed before, a second allow overrides nothing.
+	r = apply(t, tab, Entry{Prefix: pfx("203.0.113.8"), Kind: Allow, Cause: Manual}, t0)
+	if r.OverriddenTotal != 0 || r.RemainingTotal != 0 {
+		t.Errorf("second allow: %+v", r)
+	}
+	r = apply(t, tab, Entry{Prefix: pfx("203.0.113.0/24"), Kind: Clear, Until: t0.Add(time.Hour)}, t0)
+	if got := prefixes(r.Cancelled); !slices.Equal(got, []string{"203.0.0.0/16", "203.0.113.7/32", "203.0.113.8/32"}) || r.RemainingTotal+r.OverriddenTotal != 0 {
+		t.Errorf("clear: cancelled %v, %+v", got, r)
+	}
+}
+
+// TestHoldIsNotShortened: "partner, do not block for 30 days" is not undone by a colleague's unblock with the
+// default hold.
+func TestHoldIsNotShortened(t *testing.T) {
+	tab, _ := newTable(t)
+	long, p := t0.Add(30*24*time.Hour), pfx("203.0.113.7")
+	apply(t, tab, Entry{Prefix: p, Kind: Clear, Until: long}, t0)
+	r := apply(t, tab, Entry{Prefix: p, Kind: Clear, Until: t0.Add(2 * time.Hour)}, t0.Add(time.Hour))
+	if !r.Entry.Until.Equal(long) || !r.Held.Equal(long) {
+		t.Errorf("held until %s, %s; want %s", r.Entry.Until, r.Held, long)
+	}
+	if _, err := tab.Apply(auto("203.0.113.7", Dictionary, time.Hour, t0), t0.Add(24*time.Hour)); err == nil {
+		t.Error("blocked automatically within the first hold")
+	}
+	// It can be ended on purpose.
+	at := t0.Add(24 * time.Hour)
+	if r = apply(t, tab, Entry{Prefix: p, Kind: Clear}, at); !r.Held.Equal(at) {
+		t.Errorf("ended hold: until %s", r.Held)
+	}
+	apply(t, tab, auto("203.0.113.7", Dictionary, time.Hour, at.Add(time.Minute)), at.Add(time.Minute))
+	// Held tells of a wider clear too.
+	apply(t, tab, Entry{Prefix: pfx("203.0.113.0/24"), Kind: Clear, Until: at.Add(9 * time.Hour)}, at)
+	if r = apply(t, tab, Entry{Prefix: p, Kind: Clear, Until: at.Add(time.Hour)}, at); !r.Held.Equal(at.Add(9*time.Hour)) || !r.Entry.Until.Equal(at.Add(time.Hour)) {
+		t.Errorf("held until %s, entry %s", r.Held, r.Entry.Until)
+	}
+}
+
+// TestHitsAreNotAddedUp: evidence counts from its first event on, so the second verdict contains the first.
+func TestHitsAreNotAddedUp(t *testing.T) {
+	tab, _ := newTable(t)
+	e := auto("203.0.113.7", Dictionary, time.Hour, t0)
+	for i, hits := range []uint32{10, 50, 20} {
+		e.Hits = hits
+		if r := apply(t, tab, e, t0); r.Entry.Hits != []uint32{10, 50, 50}[i] {
+			t.Errorf("%d hits after a verdict of %d", r.Entry.Hits, hits)
+		}
+	}
+}
+
+func TestDecisionTellsWhatTheKernelRefused(t *testing.T) {
+	tab, s := newTable(t)
+	apply(t, tab, manual("203.0.113.0/24", time.Time{}), t0)
+	s.fail = errors.New("no room")
+	apply(t, tab, auto("198.51.100.7", Dictionary, time.Hour, t0), t0)
+	apply(t, tab, Entry{Prefix: pfx("203.0.113.7"), Kind: Allow, Cause: Manual}, t0)
+	for p, want := range map[string]string{
+		"198.51.100.7": "no room", "198.51.100.8": "", "203.0.113.7": "no room", "203.0.113.8": "",
+	} {
+		if d := tab.Decide(pfx(p), t0); d.Unenforced != want {
+			t.Errorf("%s: drop %v, unenforced %q, want %q", p, d.Drop, d.Unenforced, want)
+		}
+	}
+	apply(t, tab, Entry{Prefix: pfx("203.0.113.0/24"), Kind: Clear}, t0) // cannot be removed: it goes on dropping
+	if d := tab.Decide(pfx("203.0.113.8"), t0); d.Drop || d.Unenforced == "" {
+		t.Errorf("%+v", d)
+	}
+	s.fail = nil
+	tab.Expire(t0)
+	for _, p := range []string{"198.51.100.7", "203.0.113.7", "203.0.113.8"} {
+		if d := tab.Decide(pfx(p), t0); d.Unenforced != "" {
+			t.Errorf("%s: %+v after the second try", p, d)
+		}
+	}
+}
+
+func TestInside(t *testing.T) {
+	tab, _ := newTable(t)
+	for i, p := range []string{"203.0.112.9", "203.0.113.7", "203.0.113.8", "203.0.113.0/25", "203.0.114.1", "203.0.112.0/23"} {
+		apply(t, tab, manual(p, time.Time{}), t0.Add(time.Duration(i)*time.Second))
+	}
+	apply(t, tab, auto("203.0.113.200", Dictionary, time.Minute, t0), t0.Add(time.Minute))
+	apply(t, tab, Entry{Prefix: pfx("203.0.113.8"), Kind: Clear, Until: t0.Add(time.Hour)}, t0.Add(time.Minute))
+	at := t0.Add(2 * time.Minute)
+	list, total := tab.Inside(pfx("203.0.112.0/23"), 0, at)
+	want := []string{"203.0.112.9/32", "203.0.113.0/25", "203.0.113.7/32"}
+	if got := prefixes(list); !slices.Equal(got, want) || total != 3 {
+		t.Errorf("%v, %d; want %v", got, total, want)
+	}
+	if list, total = tab.Inside(pfx("203.0.112.0/23"), 1, at); len(list) != 1 || total != 3 || list[0].Prefix != pfx("203.0.113.0/25") {
+		t.Errorf("%v, %d", list, total)
+	}
+	if list, total = tab.Inside(pfx("203.0.113.7"), 1, at); len(list) != 0 || total != 0 {
+		t.Errorf("%v, %d", list, total)
+	}
+}
+
+// TestListLimit: the newest ones, and how many there are in all.
+func TestListLimit(t *testing.T) {
+	tab, _ := newTable(t)
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 2000 {
+		e := auto("198.51.100.1", Dictionary, time.Hour, t0)
+		e.Prefix = netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(r.IntN(8)), byte(r.IntN(256))}), 32)
+		apply(t, tab, e, t0)
+	}
+	all, total := tab.List(Query{}, t0)
+	for _, n := range []int{1, 2, 7, 100, 1000, 5000} {
+		got, of := tab.List(Query{Limit: n}, t0)
+		if of != total || !slices.EqualFunc(got, all[:min(n, total)], func(a, b Listed) bool { return a == b }) {
+			t.Errorf("limit %d: %d of %d, want the first of %d", n, len(got), of, total)
+		}
+	}
+}
+
 func TestScopeWidens(t *testing.T) {
 	tab, s := newTable(t)
 	a := netip.MustParseAddr("198.51.100.7")
 	apply(t, tab, auto("198.51.100.7", Dictionary, 3*time.Hour, t0), t0)
 	r := apply(t, tab, auto("198.51.100.7", AuthBrute, time.Hour, t0), t0.Add(time.Second))
-	if !r.Already || s.scope(a, t0.Add(time.Second)) != ScopeAll || !r.Entry.Until.Equal(t0.Add(3*time.Hour)) || r.Entry.Hits != 20 {
+	if !r.Already || s.scope(a, t0.Add(time.Second)) != ScopeAll || !r.Entry.Until.Equal(t0.Add(3*time.Hour)) || r.Entry.Hits != 10 {
 		t.Errorf("%+v", r)
 	}
 	// Scopes of two origins: the wider one holds for its time, then the narrower one is seen again.
@@ -544,6 +690,11 @@ func TestDecisionAndSinkAgainstModel(t *testing.T) {
 				}
 			}
 			tab.Expire(now)
+			got := tab.Count(now)
+			tab.uncounted = true
+			if want := tab.Count(now); got != want {
+				t.Fatalf("the figures kept are %+v, counted anew %+v", got, want)
+			}
 			for _, p := range probes {
 				a := netip.MustParseAddr(p)
 				want := model(all, never, a, now)

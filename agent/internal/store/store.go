@@ -7,30 +7,34 @@
 //
 // Buckets:
 //
-//	meta      version -> "1"
+//	meta      version -> "1"; node -> the name of the node whose file it is
 //	entries   sequence number, 8 bytes big-endian -> block.Entry in binary. Append-ordered: random keys would
 //	          rewrite a page for every block. A newer record of the same key makes the older one garbage, which
 //	          Compact removes.
 //	scores    source key -> score record (package verdict)
 //	marks     input ID -> checkpoint (package tail)
 //	evidence  prefix -> JSON
-//	audit     sequence number -> JSON of Audit
+//	audit     what people did: sequence number and prefix -> JSON of Audit
+//	audit_agent  the same, of what the agent did by itself
 //	extra     name -> bytes (parser state)
+//
+// Pages that become free are used again. At Open a file of which more than half is free is copied into a smaller one.
 package store
 
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
+	"hash/maphash"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
+	"unique"
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
@@ -40,16 +44,13 @@ import (
 
 var (
 	bMeta, bEntries, bScores, bMarks = []byte("meta"), []byte("entries"), []byte("scores"), []byte("marks")
-	bEvidence, bAudit, bExtra        = []byte("evidence"), []byte("audit"), []byte("extra")
+	bEvidence, bExtra                = []byte("evidence"), []byte("extra")
 
-	buckets  = [][]byte{bMeta, bEntries, bScores, bMarks, bEvidence, bAudit, bExtra}
+	buckets  = [][]byte{bMeta, bEntries, bScores, bMarks, bEvidence, bExtra, bAudits[byPeople], bAudits[byAgent]}
 	kVersion = []byte("version")
 )
 
 const version = "1"
-
-// maxAudit is how many audit records are kept.
-const maxAudit = 100_000
 
 // ErrLocked says that another process has the file open.
 var ErrLocked = errors.New("the state file is in use by another process")
@@ -62,6 +63,12 @@ type Store struct {
 	db      *bolt.DB
 	path    string
 	garbage atomic.Int64 // superseded records in the entries bucket since the last Compact, at most
+
+	committing sync.Mutex
+	audits     [2]int // audit records, by bucket
+	compacting sync.Mutex
+	maxKeys    uint64           // maxKeys; tests make it small
+	now        func() time.Time // time.Now; tests set it
 }
 
 // Audit is one line of the audit trail.
@@ -73,29 +80,42 @@ type Audit struct {
 	Detail string       `json:"detail,omitempty"`
 }
 
-// Open opens or creates the file (mode 0600, parent folder made). A file that is no state file any more is moved
-// aside to path.corrupt-TIME; aside then names it, and the store starts empty.
+// Open opens or creates the file (mode 0600, parent folder made). A file that is proved to be no state file any more
+// is moved aside to path.corrupt-TIME; aside then names it, and the store starts empty. Every other error (no
+// descriptors, no memory, a disk that does not answer, a full disk) leaves the file where it is and is returned with a
+// hint: such a file is good again a minute later.
 func Open(path string, now time.Time) (s *Store, aside string, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
-		return nil, "", fmt.Errorf("make the folder of the state file: %w", err)
+		return nil, "", hinted(fmt.Errorf("make the folder of the state file: %w", err))
 	}
 	s, err = open(path)
-	if err == nil || errors.Is(err, ErrLocked) || errors.Is(err, ErrVersion) || errors.Is(err, fs.ErrPermission) {
-		return s, "", err
+	if err == nil && s.wasteful() {
+		s, err = s.shrink()
 	}
-	if fi, serr := os.Stat(path); serr != nil || !fi.Mode().IsRegular() {
-		return nil, "", err
+	if err == nil {
+		return s, "", nil
+	}
+	if !isDamage(err, path) {
+		return nil, "", hinted(err)
+	}
+	// What the mapping shows is not what the disk holds while the disk fails: bbolt calls a page that could not be
+	// read invalid. Only a file that can be read from end to end, and is damaged all the same, is set aside.
+	if rerr := readable(path); rerr != nil {
+		return nil, "", hinted(fmt.Errorf("read state file %s: %w", path, rerr))
 	}
 	aside = path + ".corrupt-" + now.UTC().Format("20060102T150405.000Z")
 	if rerr := os.Rename(path, aside); rerr != nil {
-		return nil, "", fmt.Errorf("open %s: %w; moving it aside failed too: %w", path, err, rerr)
+		return nil, "", hinted(fmt.Errorf("open %s: %w; moving it aside failed too: %w", path, err, rerr))
 	}
-	s, err2 := open(path)
-	if err2 != nil {
-		return nil, aside, err2
+	s, err = open(path)
+	if err != nil {
+		return nil, aside, hinted(err)
 	}
 	return s, aside, nil
 }
+
+// openFile is os.OpenFile; tests make it fail.
+var openFile = os.OpenFile
 
 func open(path string) (s *Store, err error) {
 	// bbolt panics on some kinds of damage, and a file cut short faults where it is mapped; either way the file is
@@ -103,43 +123,78 @@ func open(path string) (s *Store, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
-			s, err = nil, fmt.Errorf("open state file %s: damaged: %v", path, r)
+			s, err = nil, fmt.Errorf("open state file %s: %w: %v", path, errDamaged, r)
 		}
 	}()
 	// The free list is kept in the file: without it bbolt walks all pages at start in a goroutine of its own, and
 	// damage found there ends the process.
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: 2 * time.Second, FreelistType: bolt.FreelistMapType})
+	var file *os.File
+	db, err := bolt.Open(path, 0o600, &bolt.Options{
+		Timeout: 2 * time.Second, FreelistType: bolt.FreelistMapType,
+		OpenFile: func(name string, flag int, perm os.FileMode) (*os.File, error) {
+			f, err := openFile(name, flag, perm)
+			file = f
+			return f, err
+		},
+	})
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("open %s: %w", path, ErrLocked)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open state file %s: %w", path, err)
 	}
-	s = &Store{db: db, path: path}
+	// While this waited for the lock, its holder may have put a smaller copy in the file's place.
+	if here, err := os.Stat(path); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("open state file %s: %w", path, err)
+	} else if mine, err := file.Stat(); err != nil || !os.SameFile(here, mine) {
+		db.Close()
+		return nil, fmt.Errorf("open %s: %w", path, ErrLocked)
+	}
+	s = &Store{db: db, path: path, maxKeys: maxKeys, now: time.Now}
 	if err := s.verify(); err != nil {
 		db.Close()
 		return nil, err
 	}
-	err = db.Update(func(tx *bolt.Tx) error {
+	if err := s.prepare(); err != nil {
+		db.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// prepare makes what a new file lacks. A file that lacks nothing is not written to: on a full disk the agent must
+// still start and read it.
+func (s *Store) prepare() error {
+	complete := true
+	err := s.db.View(func(tx *bolt.Tx) error {
+		for _, b := range buckets {
+			complete = complete && tx.Bucket(b) != nil
+		}
+		if meta := tx.Bucket(bMeta); meta != nil {
+			v := meta.Get(kVersion)
+			complete = complete && v != nil
+			if v != nil && string(v) != version {
+				return fmt.Errorf("open %s: %w: it has %.20q, this agent reads %q", s.path, ErrVersion, v, version)
+			}
+		}
+		return nil
+	})
+	if err != nil || complete {
+		return err
+	}
+	err = s.db.Update(func(tx *bolt.Tx) error {
 		for _, b := range buckets {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 				return err
 			}
 		}
-		meta := tx.Bucket(bMeta)
-		switch v := meta.Get(kVersion); {
-		case v == nil:
-			return meta.Put(kVersion, []byte(version))
-		case string(v) != version:
-			return fmt.Errorf("open %s: %w: it has %.20q, this agent reads %q", path, ErrVersion, v, version)
-		}
-		return nil
+		return tx.Bucket(bMeta).Put(kVersion, []byte(version))
 	})
 	if err != nil {
-		db.Close()
-		return nil, err
+		return fmt.Errorf("write state file %s: %w", s.path, err)
 	}
-	return s, nil
+	return nil
 }
 
 // verify walks every page once before anything is written, so that damage shows at start, when the file can be set
@@ -149,15 +204,22 @@ func (s *Store) verify() error {
 		for _, b := range buckets {
 			bucket := tx.Bucket(b)
 			if bucket == nil {
-				continue // a new file
+				continue // a new file, or one of an older version
 			}
+			n := 0
 			if err := bucket.ForEach(func(k, v []byte) error {
 				if v == nil {
-					return fmt.Errorf("state file %s: bucket %s holds a bucket", s.path, b)
+					return fmt.Errorf("state file %s: %w: bucket %s holds a bucket", s.path, errDamaged, b)
 				}
+				n++
 				return nil
 			}); err != nil {
 				return err
+			}
+			for i := range bAudits {
+				if bytes.Equal(b, bAudits[i]) {
+					s.audits[i] = n
+				}
 			}
 		}
 		return nil
@@ -199,6 +261,9 @@ func (s *Store) Commit(b *Batch) error {
 	if b.Empty() {
 		return nil
 	}
+	s.committing.Lock()
+	defer s.committing.Unlock()
+	var kept [2]int
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		entries := tx.Bucket(bEntries)
 		for i := range b.Entries {
@@ -230,26 +295,14 @@ func (s *Store) Commit(b *Batch) error {
 				return err
 			}
 		}
-		audit := tx.Bucket(bAudit)
-		for _, a := range b.Audit {
-			v, err := json.Marshal(a)
-			if err != nil {
-				return err
-			}
-			if err := appendTo(audit, v); err != nil {
-				return err
-			}
-			if n := audit.Sequence(); n > maxAudit {
-				if err := audit.Delete(seqKey(n - maxAudit)); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
+		var err error
+		kept, err = writeAudit(tx, b.Audit, s.audits)
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("write state file %s: %w", s.path, err)
 	}
+	s.audits = kept
 	s.garbage.Add(int64(len(b.Entries)))
 	return nil
 }
@@ -317,35 +370,27 @@ func (s *Store) Evidence(p netip.Prefix) ([]byte, error) {
 	return v, err
 }
 
-// History returns the audit records about prefixes that contain p or lie inside it, newest first, at most limit.
-// An invalid p selects all.
-func (s *Store) History(p netip.Prefix, limit int) (list []Audit, err error) {
-	err = s.db.View(func(tx *bolt.Tx) error {
-		c := tx.Bucket(bAudit).Cursor()
-		for k, v := c.Last(); k != nil && len(list) < limit; k, v = c.Prev() {
-			var a Audit
-			if json.Unmarshal(v, &a) != nil {
-				continue // an edited record; the others still count
-			}
-			if !p.IsValid() || a.Prefix.IsValid() && a.Prefix.Overlaps(p) {
-				list = append(list, a)
-			}
-		}
-		return nil
-	})
-	return list, err
-}
-
 // compactChunk bounds how long one compaction transaction keeps writers waiting, in records.
 const compactChunk = 5000
 
-// Compact removes entries that holds refuses and evidence of prefixes that wanted refuses, in chunks so that commits
-// get in between. It does nothing until there may be as much garbage as content.
-func (s *Store) Compact(content int, holds func(*block.Entry) bool, wanted func(netip.Prefix) bool) (removed int, err error) {
-	if s.garbage.Load() < int64(2*content+10_000) {
+// maxKeys bounds how many keys one pass of Compact keeps in memory (about 100 bytes each).
+const maxKeys = 1 << 18
+
+// Compact removes what the file does not need any more, in chunks so that commits get in between:
+//
+//   - records of which a newer one with the same key (origin, prefix, kind) has been committed. What is only in
+//     memory, however new, makes nothing on disk superfluous: it may never get there.
+//   - after these, records that have ended and whose key the table does not know any more (knows).
+//   - evidence of prefixes that wanted refuses.
+//
+// It does nothing until there may be as much garbage as content.
+func (s *Store) Compact(content int, knows func(*block.Entry) bool, wanted func(netip.Prefix) bool) (removed int, err error) {
+	s.compacting.Lock()
+	defer s.compacting.Unlock()
+	before := s.garbage.Load()
+	if before < int64(2*content+10_000) {
 		return 0, nil
 	}
-	s.garbage.Store(int64(content))
 	sweep := func(bucket []byte, gone func(k, v []byte) bool) error {
 		var at []byte
 		for done := false; !done; {
@@ -375,15 +420,71 @@ func (s *Store) Compact(content int, holds func(*block.Entry) bool, wanted func(
 		}
 		return nil
 	}
-	err = sweep(bEntries, func(_, v []byte) bool {
-		var e block.Entry
-		return e.UnmarshalBinary(v) != nil || !holds(&e)
-	})
-	if err == nil {
-		err = sweep(bEvidence, func(k, _ []byte) bool {
-			p, perr := netip.ParsePrefix(string(k))
-			return perr != nil || !wanted(p)
-		})
+	// The keys are taken in parts, so that the memory this needs does not grow with the file.
+	seed := maphash.MakeSeed()
+	parts := uint64(before)/s.maxKeys + 1
+	partOf := func(k entryKey) uint64 { return maphash.Comparable(seed, k.prefix) % parts }
+	keyOf := func(e *block.Entry) entryKey { return entryKey{unique.Make(e.Origin), e.Prefix, e.Kind} }
+	for part := range parts {
+		newest := map[entryKey]edition{}
+		if err := s.db.View(func(tx *bolt.Tx) error {
+			return tx.Bucket(bEntries).ForEach(func(_, v []byte) error {
+				var e block.Entry
+				if e.UnmarshalBinary(v) != nil {
+					return nil
+				}
+				if k := keyOf(&e); partOf(k) == part {
+					if n := (edition{e.Stamp, e.Seq}); newest[k].before(n) {
+						newest[k] = n
+					}
+				}
+				return nil
+			})
+		}); err != nil {
+			return removed, fmt.Errorf("compact state file %s: %w", s.path, err)
+		}
+		// Records that are committed from here on are newer than what newest knows, and are not before it.
+		if err := sweep(bEntries, func(_, v []byte) bool {
+			var e block.Entry
+			if e.UnmarshalBinary(v) != nil {
+				return true
+			}
+			return edition{e.Stamp, e.Seq}.before(newest[keyOf(&e)]) // the zero edition, of other parts, is before none
+		}); err != nil {
+			return removed, err
+		}
 	}
-	return removed, err
+	// Only now, when of every key the newest record alone is left: with an older one beside it, the removal of an
+	// ended record and a crash in this instant would bring the older one back to life.
+	now := s.now()
+	if err := sweep(bEntries, func(_, v []byte) bool {
+		var e block.Entry
+		return e.UnmarshalBinary(v) != nil || !e.Until.IsZero() && !e.Until.After(now) && !knows(&e)
+	}); err != nil {
+		return removed, err
+	}
+	if err := sweep(bEvidence, func(k, _ []byte) bool {
+		p, perr := netip.ParsePrefix(string(k))
+		return perr != nil || !wanted(p)
+	}); err != nil {
+		return removed, err
+	}
+	s.garbage.Add(int64(content) - before)
+	return removed, nil
+}
+
+type entryKey struct {
+	origin unique.Handle[string]
+	prefix netip.Prefix
+	kind   block.Kind
+}
+
+// edition orders the records of one key.
+type edition struct {
+	stamp block.Stamp
+	seq   uint64
+}
+
+func (a edition) before(b edition) bool {
+	return a.stamp < b.stamp || a.stamp == b.stamp && a.seq < b.seq
 }

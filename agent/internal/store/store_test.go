@@ -180,13 +180,14 @@ func TestOtherVersionIsLeftAlone(t *testing.T) {
 	}
 }
 
-func TestCompact(t *testing.T) {
-	s := open1(t, filepath.Join(t.TempDir(), "state.db"))
-	for round := range 13 {
+// addGarbage commits rounds versions of n entries, so that a compaction is due.
+func addGarbage(t *testing.T, s *Store, n, rounds int) {
+	t.Helper()
+	for round := range rounds {
 		b := Batch{Scores: map[string][]byte{}, Evidence: map[netip.Prefix][]byte{}}
-		for i := range 1000 {
+		for i := range n {
 			e := entry(i)
-			e.Seq += uint64(round) * 1000
+			e.Seq += uint64(round * n)
 			b.Entries = append(b.Entries, e)
 			b.Scores[strconv.Itoa(i)] = []byte{1}
 			b.Evidence[e.Prefix] = []byte("{}")
@@ -195,23 +196,97 @@ func TestCompact(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	n, err := s.Compact(1000, func(e *block.Entry) bool { return e.Seq > 12*1000 },
+}
+
+func TestCompact(t *testing.T) {
+	s := open1(t, filepath.Join(t.TempDir(), "state.db"))
+	s.maxKeys = 700 // several parts
+	s.now = func() time.Time { return t0.Add(73 * time.Hour) }
+	addGarbage(t, s, 1000, 13)
+	n, err := s.Compact(1000, func(e *block.Entry) bool { return e.Prefix != entry(3).Prefix },
 		func(p netip.Prefix) bool { return p != entry(7).Prefix })
-	if err != nil || n != 12*1000+1 {
-		t.Errorf("removed %d, %v; want %d", n, err, 12*1000+1)
+	if want := 12*1000 + 2; err != nil || n != want {
+		t.Errorf("removed %d, %v; want %d", n, err, want)
 	}
 	if err := s.Commit(&Batch{Scores: map[string][]byte{"7": nil}}); err != nil {
 		t.Fatal(err)
 	}
 	c := load(t, s)
-	if len(c.entries) != 1000 || len(c.scores) != 999 {
+	if len(c.entries) != 999 || len(c.scores) != 999 {
 		t.Errorf("left %d entries and %d scores", len(c.entries), len(c.scores))
+	}
+	for _, e := range c.entries {
+		if e.Seq <= 12*1000 || e.Prefix == entry(3).Prefix {
+			t.Fatalf("left %+v", e)
+		}
 	}
 	if e, _ := s.Evidence(entry(7).Prefix); e != nil {
 		t.Error("evidence that nobody wants is still there")
 	}
 	if n, err := s.Compact(1000, func(*block.Entry) bool { t.Error("compacted again"); return true }, nil); n != 0 || err != nil {
 		t.Errorf("second time: %d, %v", n, err)
+	}
+}
+
+// TestCompactBelievesTheDisk: a newer version that is only in memory, or no version in memory at all, does not remove
+// the committed record of a block that stands.
+func TestCompactBelievesTheDisk(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	s := open1(t, path)
+	s.now = func() time.Time { return t0.Add(time.Hour) }
+	tab := block.New(block.Options{Origin: "mx1"})
+	hand := block.Entry{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Kind: block.Block, Cause: block.Manual, Scope: block.ScopeAll}
+	if _, err := tab.Apply(hand, t0); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Commit(&Batch{Entries: tab.Drain()}); err != nil { // this is what was acknowledged
+		t.Fatal(err)
+	}
+	addGarbage(t, s, 1000, 13)
+	hand.Until = t0.Add(time.Minute)
+	if _, err := tab.Apply(hand, t0.Add(time.Second)); err != nil { // this never gets to the disk
+		t.Fatal(err)
+	}
+	for _, knows := range []func(*block.Entry) bool{tab.Holds, func(*block.Entry) bool { return false }} {
+		s.garbage.Store(13_000)
+		if _, err := s.Compact(100, knows, func(netip.Prefix) bool { return true }); err != nil {
+			t.Fatal(err)
+		}
+		found := 0
+		for _, e := range load(t, s).entries {
+			if e.Prefix == hand.Prefix {
+				found++
+			}
+		}
+		if found != 1 {
+			t.Fatalf("%d records of the acknowledged block are left, want 1", found)
+		}
+	}
+}
+
+// TestCompactNeverRevives: whatever the compaction has done when it is killed, no older version comes back.
+func TestCompactNeverRevives(t *testing.T) {
+	s := open1(t, filepath.Join(t.TempDir(), "state.db"))
+	s.now = func() time.Time { return t0.Add(73 * time.Hour) }
+	newer, older := entry(1), entry(1)
+	newer.Seq += 5
+	older.Until = t0.Add(160 * time.Hour)
+	// A commit that failed is repeated after others: the numbers of the records are not the order of their stamps.
+	if err := s.Commit(&Batch{Entries: []block.Entry{newer, older}}); err != nil {
+		t.Fatal(err)
+	}
+	addGarbage(t, s, 1, 0)
+	s.garbage.Store(1 << 20)
+	ended := 0
+	_, err := s.Compact(1, func(e *block.Entry) bool {
+		ended++
+		if *e != newer {
+			t.Errorf("%+v stood when the ended ones were removed", e)
+		}
+		return false
+	}, nil)
+	if err != nil || ended != 1 || len(load(t, s).entries) != 0 {
+		t.Errorf("%v; %d ended, left %+v", err, ended, load(t, s).entries)
 	}
 }
 
