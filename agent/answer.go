@@ -70,6 +70,9 @@ func (d *daemon) Status() control.Status {
 			s.Accepted++
 		}
 	}
+	for _, n := range d.scorer.Notices(now) {
+		warnings["verdict "+n.Key] = n.Text
+	}
 	for k, n := range d.events {
 		if n > 0 {
 			s.Events[maillog.Kind(k).String()] = n
@@ -135,6 +138,12 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 		w.Known = evidenceOf(source, &a.Evidence, d.samples.Get(source))
 		if e := w.Evidence; e != nil && e.Last.Equal(w.Known.Last) && maps.Equal(e.Counts, w.Known.Counts) {
 			w.Known = nil // nothing has come since the block: saying it twice helps nobody
+		}
+		if a.Spared != "" {
+			w.Warnings = append(w.Warnings, "no automatic block is made: "+a.Spared)
+		}
+		if !a.Held.IsZero() && !w.Decision.Drop {
+			w.Warnings = append(w.Warnings, "its mail was accepted before, so it is blocked only if it goes on like this after "+a.Held.Local().Format("15:04:05"))
 		}
 	}
 	off := d.off

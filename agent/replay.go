@@ -60,6 +60,7 @@ type replay struct {
 	blocks  []*replayBlock
 	blocked map[netip.Prefix]*replayBlock
 	spared  map[netip.Prefix]string // never-block rule that kept a verdict from having an effect
+	notices []verdict.Notice
 	buf     []byte
 }
 
@@ -79,13 +80,15 @@ type replayBlock struct {
 
 // replaySummary ends the output.
 type replaySummary struct {
-	Lines    int     `json:"lines"`
-	Events   int     `json:"events"`
-	Blocks   int     `json:"blocks"`
-	Accepted int     `json:"blocks_with_accepted_mail"`
-	Spared   int     `json:"never_blocked"` // sources that a never-block rule kept open
-	Seconds  float64 `json:"seconds"`
-	Rate     float64 `json:"lines_per_second"`
+	Lines    int `json:"lines"`
+	Events   int `json:"events"`
+	Blocks   int `json:"blocks"`
+	Accepted int `json:"blocks_with_accepted_mail"`
+	Spared   int `json:"never_blocked"` // sources that a never-block rule kept open
+	// Notices are alarms, and sources that were not blocked because most mail comes from them.
+	Notices []verdict.Notice `json:"notices,omitempty"`
+	Seconds float64          `json:"seconds"`
+	Rate    float64          `json:"lines_per_second"`
 }
 
 func newReplay(cfg *config.Config, o replayOptions, in io.Reader, stdout, stderr io.Writer) (*replay, error) {
@@ -219,6 +222,7 @@ func (r *replay) event(e *maillog.Event) {
 		}
 	}
 	v, ok := r.scorer.Observe(e, at)
+	r.notices = append(r.notices, r.scorer.News()...)
 	if !ok {
 		return
 	}
@@ -271,7 +275,7 @@ func (r *replay) report(took time.Duration) {
 	slices.SortStableFunc(r.blocks, func(a, b *replayBlock) int {
 		return cmp.Or(a.At.Compare(b.At), a.Prefix.Compare(b.Prefix))
 	})
-	s := replaySummary{Lines: r.lines, Events: r.found, Blocks: len(r.blocks), Spared: len(r.spared), Seconds: took.Seconds()}
+	s := replaySummary{Lines: r.lines, Events: r.found, Blocks: len(r.blocks), Spared: len(r.spared), Notices: r.notices, Seconds: took.Seconds()}
 	if s.Seconds > 0 {
 		s.Rate = float64(r.lines) / s.Seconds
 	}
@@ -295,6 +299,9 @@ func (r *replay) report(took time.Duration) {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%gs\t%d\t%d\t%s\n", b.At.Local().Format("2006-01-02 15:04:05"), short(b.Prefix), b.Cause, b.Scope, b.After, b.Later, b.Accepted, b.Evidence)
 		}
 		w.Flush()
+	}
+	for _, n := range r.notices {
+		fmt.Fprintf(r.out, "note: %s: %s\n", n.Since.Local().Format("2006-01-02 15:04:05"), n.Text)
 	}
 	fmt.Fprintf(r.out, "%d lines, %d events, %d blocks, %d of them with accepted mail, %d sources never blocked by rule; %.1f s, %.0f lines/s\n",
 		s.Lines, s.Events, s.Blocks, s.Accepted, s.Spared, s.Seconds, s.Rate)

@@ -379,6 +379,9 @@ func (d *daemon) take(b *tail.Batch) {
 		if v, ok := d.scorer.Observe(&e, now); ok {
 			d.judgeLocked(&v, now)
 		}
+		for _, n := range d.scorer.News() {
+			d.log.Warn(n.Text, "notice", n.Key) // status shows it as long as it holds
+		}
 	}
 	if d.batch.Marks == nil {
 		d.batch.Marks = map[string][]byte{}
