@@ -139,6 +139,9 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 		if e := w.Evidence; e != nil && e.Last.Equal(w.Known.Last) && maps.Equal(e.Counts, w.Known.Counts) {
 			w.Known = nil // nothing has come since the block: saying it twice helps nobody
 		}
+		if a.Wide.IsValid() && !w.Decision.Drop {
+			w.Warnings = append(w.Warnings, "the scorer asked for a block of "+a.Wide.String()+", in which it lies")
+		}
 		if a.Spared != "" {
 			w.Warnings = append(w.Warnings, "no automatic block is made: "+a.Spared)
 		}

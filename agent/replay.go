@@ -60,6 +60,7 @@ type replay struct {
 	blocks  []*replayBlock
 	blocked map[netip.Prefix]*replayBlock
 	spared  map[netip.Prefix]string // never-block rule that kept a verdict from having an effect
+	wide    bool                    // there is a block of more than a source
 	notices []verdict.Notice
 	buf     []byte
 }
@@ -212,7 +213,7 @@ func (r *replay) event(e *maillog.Event) {
 		r.now = at
 	}
 	if len(r.blocked) > 0 {
-		if b := r.blocked[r.prefix(e.Source)]; b != nil {
+		if b := r.blockOf(e.Source); b != nil {
 			switch {
 			case e.Kind == maillog.Delivered:
 				b.Accepted += e.Count
@@ -241,7 +242,26 @@ func (r *replay) event(e *maillog.Event) {
 	}
 	r.blocks = append(r.blocks, b)
 	r.blocked[v.Prefix] = b
+	if v.Prefix != v.Source {
+		r.wide = true
+	}
 	r.table.Drain()
+}
+
+// blockOf finds the block of a source: its own, or that of the /24, /56 or /48 around it.
+func (r *replay) blockOf(a netip.Addr) *replayBlock {
+	b := r.blocked[r.prefix(a)]
+	if b != nil || !r.wide {
+		return b
+	}
+	for _, bits := range [...]int{24, 56, 48} {
+		if p, err := a.Prefix(bits); err == nil && (bits == 24) == a.Is4() {
+			if b = r.blocked[p]; b != nil {
+				break
+			}
+		}
+	}
+	return b
 }
 
 func (r *replay) prefix(a netip.Addr) netip.Prefix { return sourcePrefix(a, r.cfg.Block.IPv6Prefix) }

@@ -447,7 +447,7 @@ func (d *daemon) judgeLocked(v *verdict.Verdict, now time.Time) {
 	if res.Unenforced != "" && d.tellLocked("unenforced", time.Minute, now) {
 		d.log.Error("the kernel did not take a block", "prefix", v.Prefix, "error", res.Unenforced)
 	}
-	ev := evidenceOf(v.Prefix, &v.Evidence, d.samples.Get(v.Prefix))
+	ev := evidenceOf(v.Prefix, &v.Evidence, d.samples.Get(v.Source))
 	if b, err := json.Marshal(ev); err == nil {
 		if d.batch.Evidence == nil {
 			d.batch.Evidence = map[netip.Prefix][]byte{}

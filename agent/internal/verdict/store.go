@@ -20,7 +20,7 @@ import (
 // Kinds and causes are stored as numbers: a change of their order needs a new version.
 //
 // Version 1 had fewer flags and is still read. Beside the sources there are records whose key begins with 0xff: see
-// share.go and alarm.go.
+// share.go, alarm.go and area.go.
 const (
 	storeVersion = 2
 	special      = 0xff // begins the keys of what is not a source
@@ -43,6 +43,7 @@ func (s *Scorer) Changed(fn func(key, val []byte)) {
 	s.gone = s.gone[:0]
 	s.changedShare(fn)
 	s.changedAlarms(fn)
+	s.changedAreas(fn)
 	for w, set := range s.dirty {
 		for ; set != 0; set &= set - 1 {
 			slot := w*64 + bits.TrailingZeros64(set)
@@ -168,6 +169,8 @@ func (s *Scorer) loadSpecial(key, val []byte) error {
 	switch {
 	case key[0] == 'h' && len(key) == 2:
 		return s.loadShare(key[1], val)
+	case key[0] == 'w':
+		return s.loadArea(key[1:], val)
 	case key[0] == 'a' && len(key) == 1:
 		return s.loadAlarms(val)
 	}

@@ -31,6 +31,21 @@
 // inside a burst forgives up to 20 points of protocol_abuse and flood: what the MTA notes about a message and
 // takes it all the same is sloppiness, not an attack.
 //
+// # Areas
+//
+// A source offends from a fourth of the threshold on, and once it does it is noted in its /24 (IPv4) or in its /56 and
+// /48 (IPv6). The verdict is on the whole area when many of its parts began to offend within one to two half-lives:
+//
+//   - 32 different hosts of a /24, an eighth of it. Snowshoe senders use whole /24s; sixteen infected customers
+//     of a provider do happen, and are blocked one by one.
+//   - 16 different /64s of a /56, which is one customer's; 16 different /56s of a /48 for those who were given that much.
+//
+// Never when mail was accepted from the area in two different clock hours, or people logged in, as far as its sources
+// are remembered; a known sender who offends is not noted at all. The ports are those of the cause; the submission ports
+// are closed only if half of the offenders guessed passwords. While the block of an area stands nobody in it
+// is blocked once more, except for what it leaves open: parts reset by hand, and the submission ports. The 4096 areas with
+// most offenders are remembered (120 bytes each). A fourth is enough because those who have a network to hide in stop early.
+//
 // # The password guard
 //
 // The first failure of a login name counts in full, further ones of the same name a tenth. A failure without a
@@ -166,7 +181,8 @@ func causeOf(k maillog.Kind) block.Cause {
 
 // Verdict says: block Prefix on the ports of Scope until Until, because of Cause.
 type Verdict struct {
-	Prefix   netip.Prefix `json:"prefix"`
+	Prefix   netip.Prefix `json:"prefix"` // a source, or a /24, /56 or /48 of which many offended
+	Source   netip.Prefix `json:"source"` // whose offence led to it
 	Cause    block.Cause  `json:"cause"`
 	Scope    block.Scope  `json:"scope"`
 	Since    time.Time    `json:"since"`
@@ -182,6 +198,7 @@ type Evidence struct {
 	Counts    Counts    `json:"counts"`
 	Accepted  uint32    `json:"accepted"`         // messages, halved every 7 days
 	Logins    uint32    `json:"logins,omitempty"` // successful ones, likewise
+	Parts     int       `json:"parts,omitempty"`  // of a /24, /56 or /48: hosts, /64s or /56s that offended
 	Names     int       `json:"names,omitempty"`  // distinct login names that failed, an estimate good to about 100
 	First     time.Time `json:"first,omitzero"`   // first and last offence of the burst, whole seconds
 	Last      time.Time `json:"last,omitzero"`
@@ -226,6 +243,7 @@ type Account struct {
 	Until    time.Time    `json:"until,omitzero"` // end of the last verdict's block, zero if there was none
 	Repeat   int          `json:"repeat"`
 	Held     time.Time    `json:"held,omitzero"`    // a known sender over the threshold: is blocked if it goes on after this
+	Wide     netip.Prefix `json:"wide,omitzero"`    // the standing block of its /24, /56 or /48
 	Spared   string       `json:"spared,omitempty"` // why it is never blocked automatically
 }
 
@@ -250,6 +268,9 @@ var kindWords = [maillog.NumKinds][2]string{
 // Words says it to a person: "52 unknown recipients, 0 accepted, in 41 s".
 func (e Evidence) Words() string {
 	var b strings.Builder
+	if e.Parts > 0 {
+		fmt.Fprintf(&b, "%d parts of it offend: ", e.Parts)
+	}
 	for k, n := range e.Counts {
 		w := kindWords[k]
 		if n == 0 || w[0] == "" {
@@ -299,6 +320,9 @@ func (a Account) Why() string {
 	if !a.Held.IsZero() {
 		s += "; its mail was accepted before, so it is blocked only if this goes on after " + a.Held.Format("15:04:05 MST")
 	}
+	if a.Wide.IsValid() {
+		s += "; it is blocked as part of " + a.Wide.String()
+	}
 	if a.Spared != "" {
 		s += "; it is never blocked automatically: " + a.Spared
 	}
@@ -309,6 +333,8 @@ func (a Account) Why() string {
 type Scorer struct {
 	cfg Config
 	table
+	areas  areas
+	walked uint32 // when survey last walked over the table
 	share  share
 	spared spared
 	alarms alarms
@@ -349,6 +375,7 @@ func New(cfg Config) *Scorer {
 	s := &Scorer{cfg: cfg, calm: cfg.Threshold / 100, decay: 1 / cfg.HalfLife.Seconds(), fade: 1 / creditHalfLife.Seconds()}
 	s.table.init(cfg)
 	s.alarms.init()
+	s.areas.init(cfg.Sources)
 	return s
 }
 
@@ -417,13 +444,15 @@ func (s *Scorer) Observe(e *maillog.Event, now time.Time) (Verdict, bool) {
 		s.begin(slot, r)
 	}
 	s.evidence.add(slot, s.hash(key), k, n, at)
+	mail, auth := s.score(r)
+	before := mail + auth
 	worth := math.Exp2(-late * s.decay)
 	if k == maillog.AuthFailure {
 		r.fails += float32(r.guess(e.User, n, gap <= quick) * worth)
 	} else {
 		r.offend(causeOf(k), weight*float64(n)*worth, float64(n)*worth)
 	}
-	return s.judge(slot, key, r, k, at, nowSec, now)
+	return s.judge(slot, key, r, k, before, at, nowSec, now)
 }
 
 // meet notes that a source with credit is active in a later hour than it got some of it.
@@ -549,14 +578,23 @@ func (s *Scorer) note(e *maillog.Event) {
 // between them takes a hair off the hundred: a person counts ten.
 func (s *Scorer) reached(points float64) bool { return points >= s.cfg.Threshold*(1-1.0/128) }
 
-// judge decides after an offence.
-func (s *Scorer) judge(slot int, key key, r *record, k maillog.Kind, at, nowSec uint32, now time.Time) (Verdict, bool) {
+// judge decides after an offence that raised the score from before.
+func (s *Scorer) judge(slot int, key key, r *record, k maillog.Kind, before float64, at, nowSec uint32, now time.Time) (Verdict, bool) {
 	mail, auth := s.score(r)
-	if !s.reached(mail + auth) {
+	if (mail+auth)*offending < s.cfg.Threshold {
 		return Verdict{}, false
 	}
 	if at < nowSec && time.Duration(nowSec-at)*time.Second > s.cfg.HalfLife {
 		return Verdict{}, false // history
+	}
+	if before*offending < s.cfg.Threshold && !r.known(k) {
+		if v, ok := s.spreads(key, r, k, at, nowSec, now); ok {
+			v.Source = s.prefix(key)
+			return v, true
+		}
+	}
+	if !s.reached(mail + auth) {
+		return Verdict{}, false
 	}
 	cause := r.cause()
 	if s.reached(auth) && auth >= mail || cause == block.NoCause {
@@ -576,6 +614,9 @@ func (s *Scorer) judge(slot int, key key, r *record, k maillog.Kind, at, nowSec 
 		}
 		return Verdict{}, false
 	}
+	if s.covering(key, cause, nowSec) != nil {
+		return Verdict{}, false
+	}
 	if !blocked {
 		if s.holds(r, cause, nowSec) {
 			return Verdict{}, false
@@ -590,7 +631,7 @@ func (s *Scorer) judge(slot int, key key, r *record, k maillog.Kind, at, nowSec 
 		r.flags |= flagAll
 	}
 	return Verdict{
-		Prefix: s.prefix(key), Cause: cause, Scope: cause.Scope(), Since: now, Until: when(r.until), Repeat: int(r.repeat),
+		Prefix: s.prefix(key), Source: s.prefix(key), Cause: cause, Scope: cause.Scope(), Since: now, Until: when(r.until), Repeat: int(r.repeat),
 		Evidence: s.account(slot, key, r).Evidence,
 	}, true
 }
@@ -674,6 +715,9 @@ func (s *Scorer) Lookup(a netip.Addr, now time.Time) (Account, bool) {
 	sec := unix(now)
 	s.forward(&r, sec, sec)
 	acc := s.account(slot, key, &r)
+	if w := s.covering(key, block.Dictionary, sec); w != nil {
+		acc.Wide = w.prefix()
+	}
 	acc.Spared = s.sparedWords(a, sec)
 	return acc, true
 }
@@ -689,6 +733,7 @@ func (s *Scorer) Reset(p netip.Prefix) int {
 	if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
 		p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
 	}
+	s.resetAreas(p)
 	width := 32
 	if p.Addr().Is6() {
 		width = s.cfg.IPv6Prefix
