@@ -125,19 +125,24 @@ func TestOutage(t *testing.T) {
 	}
 }
 
-// TestPlainAttack: 5000 attackers and 8 compromised customers raise no alarm, and all are blocked.
+// TestPlainAttack: 5000 attackers raise no alarm, nor do 8 compromised customers at their start or 30 more later; all
+// are blocked.
 func TestPlainAttack(t *testing.T) {
 	x := newSite()
 	x.run(3*time.Hour, 2000, 500, 0, delivered)
-	for range 20 {
+	for minute := range 20 {
 		x.run(time.Minute, 2000, 500, 5000, delivered)
-		for i := range 8 {
+		customers := 8
+		if minute >= 5 {
+			customers = 38
+		}
+		for i := range customers {
 			for range 40 {
 				x.do(honestAddr(10*i+1), maillog.UnknownRecipient)
 			}
 		}
 	}
-	if len(x.news) != 0 || len(x.blocked) != 5008 || x.honestBlocked() != 8 {
+	if len(x.news) != 0 || len(x.blocked) != 5038 || x.honestBlocked() != 38 {
 		t.Errorf("%d blocked, %d of them with accepted mail, news %q", len(x.blocked), x.honestBlocked(), x.news)
 	}
 	for i := range 8 {

@@ -72,7 +72,8 @@
 //     the hundred that attack beside them. 5000 attackers with a hundred former senders among them do not trip it.
 //
 // Both are in Notices. A sender without any history who offends in the first minute of an outage is still blocked: he
-// cannot be told from an attacker. At a site with fewer than eight known senders in half an hour no outage can be seen.
+// cannot be told from an attacker. At a site with fewer than eight known senders in half an hour no outage can be seen, nor in
+// the first hour of a new agent, which knows nobody.
 //
 // # The great share
 //
@@ -84,11 +85,10 @@
 //
 // # Greylisting weighs nothing
 //
-// Not even to hammer at a greylist does. It would have to be told from honest retries, and the log does not
-// allow it: the line names no sender and recipient that the parser could keep apart without an allocation, so a farm's
-// or newsletter's thousand first attempts look like a thousand retries; large senders do retry in seconds
-// from many hosts; and whoever comes back after the delay has mail accepted anyway. What hammers for real runs into
-// anvil's limits (rate_limit), or does not retry at all.
+// Not even hammering at a greylist does, because it cannot be told from honest retries. Greylisting is by sender, recipient
+// and source, and an event carries only the source: a newsletter's first thousand recipients look like one recipient tried
+// a thousand times. Large senders do retry within seconds, some for hours, until the delay of the last address of
+// their pool is over. And there is little to gain: who hammers gets nothing in, and the MTA's own limits (rate_limit) see him.
 //
 // # Old and late lines
 //
