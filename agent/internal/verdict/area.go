@@ -14,7 +14,8 @@ import (
 
 // When many of an area offend (see the package comment for the reasons).
 const (
-	many4     = 32  // hosts of a /24
+	many4     = 32  // hosts of a /24 over the threshold
+	light4    = 128 // ... or that offend at all
 	many6     = 16  // /64s of a /56, /56s of a /48
 	offending = 4   // a source offends from a fourth of the threshold on
 	areaPause = 600 // seconds until an area that may not be blocked is looked at again
@@ -33,22 +34,23 @@ type area struct {
 	repeat  uint8
 	flags   uint8        // flagAll, flagStored
 	seen    [2][4]uint64 // in this half-life, in the one before
+	over    [2][4]uint64 // the same for those over the threshold
 	open    [4]uint64    // unblocked by hand since
 }
 
-func (a *area) many() int {
-	n := 0
-	for i := range a.seen[0] {
-		n += bits.OnesCount64(a.seen[0][i] | a.seen[1][i])
+func parts(m *[2][4]uint64) (n int) {
+	for i := range m[0] {
+		n += bits.OnesCount64(m[0][i] | m[1][i])
 	}
 	return n
 }
 
-func (a *area) limit() int {
+// many says that a verdict on the whole area is due.
+func (a *area) many() bool {
 	if a.bits == 24 {
-		return many4
+		return parts(&a.over) >= many4 || parts(&a.seen) >= light4
 	}
-	return many6
+	return parts(&a.seen) >= many6
 }
 
 // areas is a cache of sets of four. What has a block or many parts stays longest.
@@ -115,7 +117,7 @@ func (s *Scorer) area(net uint64, width uint8, fresh bool, now uint32) (a *area,
 		return nil, 0
 	}
 	worth := func(a *area) int {
-		w := a.many()
+		w := parts(&a.seen)
 		if a.until > now {
 			w += 1000
 		}
@@ -148,9 +150,10 @@ func (a *area) roll(epoch, now uint32) {
 		return
 	case epoch == a.epoch+1:
 		a.seen[1], a.seen[0] = a.seen[0], [4]uint64{}
+		a.over[1], a.over[0] = a.over[0], [4]uint64{}
 		a.all, a.auth = a.all/2, a.auth/2
 	case epoch > a.epoch || a.epoch > now+1:
-		a.seen = [2][4]uint64{}
+		a.seen, a.over = [2][4]uint64{}, [2][4]uint64{}
 		a.all, a.auth = 0, 0
 	default:
 		return // late: it counts as now
@@ -158,14 +161,18 @@ func (a *area) roll(epoch, now uint32) {
 	a.epoch = epoch
 }
 
-// spreads notes that a source has begun to offend, and gives the verdict on its area if that is due.
-func (s *Scorer) spreads(k key, r *record, kind maillog.Kind, at, nowSec uint32, now time.Time) (Verdict, bool) {
+// spreads notes that a source has begun to offend, or is over the threshold, and gives the verdict on its area if that
+// is due.
+func (s *Scorer) spreads(k key, r *record, kind maillog.Kind, over bool, at, nowSec uint32, now time.Time) (Verdict, bool) {
 	list, n := s.levels(k)
 	half := uint32(s.cfg.HalfLife / time.Second)
 	for _, l := range list[:n] {
 		a, id := s.area(l.net, l.bits, true, nowSec)
 		a.roll(at/half, nowSec/half)
 		a.seen[0][l.part>>6] |= 1 << (l.part & 63)
+		if over {
+			a.over[0][l.part>>6] |= 1 << (l.part & 63)
+		}
 		a.all = uint16(min(math.MaxUint16, int(a.all)+1))
 		if kind == maillog.AuthFailure {
 			a.auth = uint16(min(math.MaxUint16, int(a.auth)+1))
@@ -180,7 +187,7 @@ func (s *Scorer) spreads(k key, r *record, kind maillog.Kind, at, nowSec uint32,
 		if a.until > nowSec+uint32(s.cfg.Max/time.Second) { // the wall clock was wrong
 			a.until = nowSec
 		}
-		if a.until > nowSec || a.many() < a.limit() || nowSec < a.checked+areaPause && a.checked <= nowSec {
+		if a.until > nowSec || !a.many() || nowSec < a.checked+areaPause && a.checked <= nowSec {
 			continue
 		}
 		cause := r.cause()
@@ -199,7 +206,7 @@ func (s *Scorer) spreads(k key, r *record, kind maillog.Kind, at, nowSec uint32,
 
 // survey looks at the sources of an area: whether mail comes from it, and what they did.
 func (s *Scorer) survey(a *area, cause block.Cause, nowSec uint32, now time.Time) (Verdict, bool) {
-	e := Evidence{Threshold: s.cfg.Threshold, Parts: a.many()}
+	e := Evidence{Threshold: s.cfg.Threshold, Parts: parts(&a.seen)}
 	var credit, hour uint32 // sources with credit, and the hour of the first one
 	mail, total := false, 0.0
 	look := func(slot int, k key) {
@@ -305,17 +312,19 @@ func (s *Scorer) resetAreas(p netip.Prefix) {
 				bit := uint64(1) << (part & 63)
 				a.seen[0][part>>6] &^= bit
 				a.seen[1][part>>6] &^= bit
+				a.over[0][part>>6] &^= bit
+				a.over[1][part>>6] &^= bit
 				a.open[part>>6] |= bit
 			}
 		}
 	}
 }
 
-// A stored area: version (1), repeat (1), flags (1), all, auth (2 each), epoch, until, checked (4 each), seen (64), open
-// (32). Little endian. Its key is 0xff, 'w', the prefix length (1) and the first 64 bits of the network (IPv4: as in key).
+// A stored area: version (1), repeat (1), flags (1), all, auth (2 each), epoch, until, checked (4 each), seen, over (64 each),
+// open (32). Little endian. Its key is 0xff, 'w', the prefix length (1) and the first 64 bits of the network (IPv4: as in key).
 const (
 	areaVersion = 1
-	areaStored  = 3 + 2*2 + 3*4 + 64 + 32
+	areaStored  = 3 + 2*2 + 3*4 + 2*64 + 32
 )
 
 func (a *area) storeKey() []byte {
@@ -341,7 +350,7 @@ func (s *Scorer) changedAreas(fn func(key, val []byte)) {
 			for _, v := range [...]uint32{a.epoch, a.until, a.checked} {
 				b = le.AppendUint32(b, v)
 			}
-			for _, m := range [...][4]uint64{a.seen[0], a.seen[1], a.open} {
+			for _, m := range [...][4]uint64{a.seen[0], a.seen[1], a.over[0], a.over[1], a.open} {
 				for _, v := range m {
 					b = le.AppendUint64(b, v)
 				}
@@ -369,7 +378,7 @@ func (s *Scorer) loadArea(k, b []byte) error {
 		return fmt.Errorf("%w: an area that cannot be", errRecord)
 	}
 	b = b[19:]
-	for _, m := range [...]*[4]uint64{&n.seen[0], &n.seen[1], &n.open} {
+	for _, m := range [...]*[4]uint64{&n.seen[0], &n.seen[1], &n.over[0], &n.over[1], &n.open} {
 		for i := range m {
 			m[i] = le.Uint64(b)
 			b = b[8:]

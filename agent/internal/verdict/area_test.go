@@ -12,13 +12,13 @@ import (
 	"github.com/mxshield/mxshield/agent/internal/maillog"
 )
 
-// offendEach lets n parts of a network offend k times each, a minute apart; part says which address the nth one has.
+// offendEach lets n parts of a network offend k times each, ten seconds apart; part says which address the nth one has.
 func offendEach(st *story, n, k int, kind maillog.Kind, part func(i int) netip.Addr) {
 	for i := range n {
 		for j := range k {
 			st.event(maillog.Event{Kind: kind, Source: part(i), Count: 1, User: spread(uint64(i*100 + j + 1))})
 		}
-		st.wait(time.Minute)
+		st.wait(10 * time.Second)
 	}
 }
 
@@ -42,9 +42,9 @@ func TestAreas(t *testing.T) {
 		k    int
 		scop block.Scope
 	}{
-		{"snowshoe /24, three unknown recipients each", host24, 32, "198.18.5.0/24", maillog.UnknownRecipient, 3, block.ScopeMX},
-		{"/24 that relays", host24, 32, "198.18.5.0/24", maillog.RelayDenied, 1, block.ScopeMX},
-		{"/24 that guesses", host24, 32, "198.18.5.0/24", maillog.AuthFailure, 2, block.ScopeAll},
+		{"snowshoe /24, three unknown recipients each", host24, 128, "198.18.5.0/24", maillog.UnknownRecipient, 3, block.ScopeMX},
+		{"/24 that relays", host24, 128, "198.18.5.0/24", maillog.RelayDenied, 1, block.ScopeMX},
+		{"/24 that guesses", host24, 128, "198.18.5.0/24", maillog.AuthFailure, 2, block.ScopeAll},
 		{"/64s of a /56", net56, 16, "2001:db8:7:100::/56", maillog.UnknownRecipient, 3, block.ScopeMX},
 		{"/56s of a /48", net48, 16, "2001:db8:8::/48", maillog.UnknownRecipient, 3, block.ScopeMX},
 	} {
@@ -129,17 +129,40 @@ func TestAreaWithMail(t *testing.T) {
 					st.wait(time.Hour)
 				}
 				st.others(100)
-				offendEach(st, 60, 3, maillog.UnknownRecipient, part)
+				offendEach(st, 140, 3, maillog.UnknownRecipient, part)
 				if (len(st.verdicts) > 0) != c.wide {
 					t.Errorf("%+v", st.verdicts)
 				}
 				st.verdicts = nil
+				st.wait(24 * time.Hour)
 				offendEach(st, 60, 20, maillog.UnknownRecipient, part)
 				if want := 60; !c.wide && len(st.verdicts) != want {
 					t.Errorf("%d of %d blocked one by one", len(st.verdicts), want)
 				}
 			})
 		}
+	}
+}
+
+// TestAreaOver: 32 hosts of a /24 that reach the threshold are enough. Those before were blocked one by one.
+func TestAreaOver(t *testing.T) {
+	st := newStory()
+	offendEach(st, 60, 7, maillog.UnknownRecipient, func(i int) netip.Addr { return host24(100 + i) })
+	offendEach(st, 31, 12, maillog.UnknownRecipient, host24)
+	if len(st.verdicts) != 31 {
+		t.Fatalf("%d verdicts", len(st.verdicts))
+	}
+	for _, v := range st.verdicts {
+		if v.Prefix.Bits() != 32 {
+			t.Errorf("%+v", v)
+		}
+	}
+	store := shelf{}
+	store.save(st.s)
+	st.s = store.load(t, DefaultConfig())
+	offendEach(st, 1, 12, maillog.UnknownRecipient, func(int) netip.Addr { return host24(31) })
+	if len(st.verdicts) != 32 || st.verdicts[31].Prefix.String() != "198.18.5.0/24" {
+		t.Errorf("%+v", st.verdicts[31:])
 	}
 }
 
@@ -159,10 +182,10 @@ func TestAreaSlow(t *testing.T) {
 func TestAreasBounded(t *testing.T) {
 	st := newStory()
 	places := len(st.s.areas.sets) * areaSet
-	for i := range 40 {
+	for i := range 140 {
 		offendEach(st, 1, 3, maillog.UnknownRecipient, func(int) netip.Addr { return host24(i) })
-		for j := range 2500 {
-			n := i*2500 + j
+		for j := range 700 {
+			n := i*700 + j
 			for range 3 {
 				st.event(maillog.Event{Kind: maillog.UnknownRecipient, Source: netip.AddrFrom4([4]byte{20 + byte(n>>16), byte(n >> 8), byte(n), 1}), Count: 1})
 			}

@@ -36,15 +36,16 @@
 // A source offends from a fourth of the threshold on, and once it does it is noted in its /24 (IPv4) or in its /56 and
 // /48 (IPv6). The verdict is on the whole area when many of its parts began to offend within one to two half-lives:
 //
-//   - 32 different hosts of a /24, an eighth of it. Snowshoe senders use whole /24s; sixteen infected customers
-//     of a provider do happen, and are blocked one by one.
+//   - 32 different hosts of a /24, an eighth of it, over the threshold, or 128, a half of it, that offend. Snowshoe
+//     senders use whole /24s; sixteen infected customers of a provider do happen, and are blocked one by one, and
+//     sixty with a few wrong recipients each are not blocked at all.
 //   - 16 different /64s of a /56, which is one customer's; 16 different /56s of a /48 for those who were given that much.
 //
 // Never when mail was accepted from the area in two different clock hours, or people logged in, as far as its sources
 // are remembered; a known sender who offends is not noted at all. The ports are those of the cause; the submission ports
 // are closed only if half of the offenders guessed passwords. While the block of an area stands nobody in it
 // is blocked once more, except for what it leaves open: parts reset by hand, and the submission ports. The 4096 areas with
-// most offenders are remembered (120 bytes each). A fourth is enough because those who have a network to hide in stop early.
+// most offenders are remembered (184 bytes each). A fourth is enough because those who have a network to hide in stop early.
 //
 // # The password guard
 //
@@ -587,8 +588,8 @@ func (s *Scorer) judge(slot int, key key, r *record, k maillog.Kind, before floa
 	if at < nowSec && time.Duration(nowSec-at)*time.Second > s.cfg.HalfLife {
 		return Verdict{}, false // history
 	}
-	if before*offending < s.cfg.Threshold && !r.known(k) {
-		if v, ok := s.spreads(key, r, k, at, nowSec, now); ok {
+	if over := !s.reached(before) && s.reached(mail+auth); (over || before*offending < s.cfg.Threshold) && !r.known(k) {
+		if v, ok := s.spreads(key, r, k, over, at, nowSec, now); ok {
 			v.Source = s.prefix(key)
 			return v, true
 		}

@@ -128,8 +128,8 @@ func (m *maker) attackers() {
 	}
 	// Nobody of these reaches a threshold of his own.
 	start := m.random(4 * time.Hour)
-	for i := range 60 {
-		w := m.host(fmt.Sprintf("198.18.255.%d", 1+i*4), "snowshoe, one of sixty hosts of a /24", true)
+	for i := range 160 {
+		w := m.host(fmt.Sprintf("198.18.255.%d", 1+i), "snowshoe, one of 160 hosts of a /24", true)
 		w.at = start + time.Duration(m.rnd.Int64N(int64(time.Hour)))
 		for range 4 {
 			w.session(func() { w.reject(unknown) })
