@@ -1,9 +1,8 @@
 // Package traffic makes up a day in the log of a Postfix mail host, with attackers, ordinary senders, and honest hosts
 // that look bad: and it knows which is which. The log is a pure function of the Options.
 //
-// Stamps are ISO 8601 in UTC, as rsyslog writes them. Attackers are documentation and benchmark addresses (198.18/15, 198.51.100/24,
-// 2001:db8::/32), honest hosts stand in 192.0.2/24, 203.0.113/24, 100.128/9 and
-// 2001:db8:600d::/48.
+// Stamps are ISO 8601 in UTC, as rsyslog writes them. Attackers are documentation and benchmark addresses (198.18/15,
+// 198.51.100/24, 2001:db8::/32), honest hosts stand in 192.0.2/24, 203.0.113/24, 100.128/9 and 2001:db8:600d::/48.
 package traffic
 
 import (
