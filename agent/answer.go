@@ -78,6 +78,9 @@ func (d *daemon) Status() control.Status {
 			s.Accepted++
 		}
 	}
+	for _, n := range d.scorer.Notices(now) {
+		warnings["verdict "+n.Key] = n.Text
+	}
 	for k, n := range d.events {
 		if n > 0 {
 			s.Events[maillog.Kind(k).String()] = n
@@ -143,6 +146,15 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 		w.Known = evidenceOf(source, &a.Evidence, d.samples.Get(source))
 		if e := w.Evidence; e != nil && e.Last.Equal(w.Known.Last) && maps.Equal(e.Counts, w.Known.Counts) {
 			w.Known = nil // nothing has come since the block: saying it twice helps nobody
+		}
+		if a.Wide.IsValid() && !w.Decision.Drop {
+			w.Warnings = append(w.Warnings, "the scorer asked for a block of "+a.Wide.String()+", in which it lies")
+		}
+		if a.Spared != "" {
+			w.Warnings = append(w.Warnings, "no automatic block is made: "+a.Spared)
+		}
+		if !a.Held.IsZero() && !w.Decision.Drop {
+			w.Warnings = append(w.Warnings, "its mail was accepted before, so it is blocked only if it goes on like this after "+a.Held.Local().Format("15:04:05"))
 		}
 	}
 	off := d.off

@@ -61,6 +61,8 @@ type replay struct {
 	blocks  []*replayBlock
 	blocked map[netip.Prefix]*replayBlock
 	spared  map[netip.Prefix]string // never-block rule that kept a verdict from having an effect
+	wide    bool                    // there is a block of more than a source
+	notices []verdict.Notice
 	buf     []byte
 }
 
@@ -80,13 +82,15 @@ type replayBlock struct {
 
 // replaySummary ends the output.
 type replaySummary struct {
-	Lines    int     `json:"lines"`
-	Events   int     `json:"events"`
-	Blocks   int     `json:"blocks"`
-	Accepted int     `json:"blocks_with_accepted_mail"`
-	Spared   int     `json:"never_blocked"` // sources that a never-block rule kept open
-	Seconds  float64 `json:"seconds"`
-	Rate     float64 `json:"lines_per_second"`
+	Lines    int `json:"lines"`
+	Events   int `json:"events"`
+	Blocks   int `json:"blocks"`
+	Accepted int `json:"blocks_with_accepted_mail"`
+	Spared   int `json:"never_blocked"` // sources that a never-block rule kept open
+	// Notices are alarms, and sources that were not blocked because most mail comes from them.
+	Notices []verdict.Notice `json:"notices,omitempty"`
+	Seconds float64          `json:"seconds"`
+	Rate    float64          `json:"lines_per_second"`
 }
 
 func newReplay(cfg *config.Config, o replayOptions, in io.Reader, stdout, stderr io.Writer) (*replay, error) {
@@ -210,7 +214,7 @@ func (r *replay) event(e *maillog.Event) {
 		r.now = at
 	}
 	if len(r.blocked) > 0 {
-		if b := r.blocked[r.prefix(e.Source)]; b != nil {
+		if b := r.blockOf(e.Source); b != nil {
 			switch {
 			case e.Kind == maillog.Delivered:
 				b.Accepted += e.Count
@@ -220,6 +224,7 @@ func (r *replay) event(e *maillog.Event) {
 		}
 	}
 	v, ok := r.scorer.Observe(e, at)
+	r.notices = append(r.notices, r.scorer.News()...)
 	if !ok {
 		return
 	}
@@ -238,7 +243,26 @@ func (r *replay) event(e *maillog.Event) {
 	}
 	r.blocks = append(r.blocks, b)
 	r.blocked[v.Prefix] = b
+	if v.Prefix != v.Source {
+		r.wide = true
+	}
 	r.table.Drain()
+}
+
+// blockOf finds the block of a source: its own, or that of the /24, /56 or /48 around it.
+func (r *replay) blockOf(a netip.Addr) *replayBlock {
+	b := r.blocked[r.prefix(a)]
+	if b != nil || !r.wide {
+		return b
+	}
+	for _, bits := range [...]int{24, 56, 48} {
+		if p, err := a.Prefix(bits); err == nil && (bits == 24) == a.Is4() {
+			if b = r.blocked[p]; b != nil {
+				break
+			}
+		}
+	}
+	return b
 }
 
 func (r *replay) prefix(a netip.Addr) netip.Prefix { return sourcePrefix(a, r.cfg.Block.IPv6Prefix) }
@@ -272,7 +296,7 @@ func (r *replay) report(took time.Duration) {
 	slices.SortStableFunc(r.blocks, func(a, b *replayBlock) int {
 		return cmp.Or(a.At.Compare(b.At), a.Prefix.Compare(b.Prefix))
 	})
-	s := replaySummary{Lines: r.lines, Events: r.found, Blocks: len(r.blocks), Spared: len(r.spared), Seconds: took.Seconds()}
+	s := replaySummary{Lines: r.lines, Events: r.found, Blocks: len(r.blocks), Spared: len(r.spared), Notices: r.notices, Seconds: took.Seconds()}
 	if s.Seconds > 0 {
 		s.Rate = float64(r.lines) / s.Seconds
 	}
@@ -296,6 +320,9 @@ func (r *replay) report(took time.Duration) {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%gs\t%d\t%d\t%s\n", b.At.Local().Format("2006-01-02 15:04:05"), short(b.Prefix), b.Cause, b.Scope, b.After, b.Later, b.Accepted, b.Evidence)
 		}
 		w.Flush()
+	}
+	for _, n := range r.notices {
+		fmt.Fprintf(r.out, "note: %s: %s\n", n.Since.Local().Format("2006-01-02 15:04:05"), n.Text)
 	}
 	fmt.Fprintf(r.out, "%d lines, %d events, %d blocks, %d of them with accepted mail, %d sources never blocked by rule; %.1f s, %.0f lines/s\n",
 		s.Lines, s.Events, s.Blocks, s.Accepted, s.Spared, s.Seconds, s.Rate)

@@ -452,6 +452,9 @@ func (d *daemon) take(b *tail.Batch) {
 		if v, ok := d.scorer.Observe(&e, now); ok {
 			d.judgeLocked(&v, e.Source, now)
 		}
+		for _, n := range d.scorer.News() {
+			d.log.Warn(n.Text, "notice", n.Key) // status shows it as long as it holds
+		}
 	}
 	if d.batch.Marks == nil {
 		d.batch.Marks = map[string][]byte{}
@@ -527,7 +530,7 @@ func (d *daemon) judgeLocked(v *verdict.Verdict, source netip.Addr, now time.Tim
 	if res.Unenforced != "" && d.tellLocked("unenforced", time.Minute, now) {
 		d.log.Error("the kernel did not take a block", "prefix", v.Prefix, "error", res.Unenforced)
 	}
-	ev := evidenceOf(v.Prefix, &v.Evidence, d.samples.Get(v.Prefix))
+	ev := evidenceOf(v.Prefix, &v.Evidence, d.samples.Get(v.Source))
 	if b, err := json.Marshal(ev); err == nil {
 		if d.batch.Evidence == nil {
 			d.batch.Evidence = map[netip.Prefix][]byte{}

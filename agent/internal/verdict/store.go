@@ -18,8 +18,12 @@ import (
 // there are any, first and last (4 each) and per count the kind (1) and its number (2).
 //
 // Kinds and causes are stored as numbers: a change of their order needs a new version.
+//
+// Version 1 had fewer flags and is still read. Beside the sources there are records whose key begins with 0xff: see
+// share.go, alarm.go and area.go.
 const (
-	storeVersion = 1
+	storeVersion = 2
+	special      = 0xff // begins the keys of what is not a source
 	storeFixed   = 1 + 2*4 + 5*4 + 8 + 2*2 + 2*2 + 2 + 2 + 1
 )
 
@@ -37,6 +41,9 @@ func (s *Scorer) Changed(fn func(key, val []byte)) {
 		}
 	}
 	s.gone = s.gone[:0]
+	s.changedShare(fn)
+	s.changedAlarms(fn)
+	s.changedAreas(fn)
 	for w, set := range s.dirty {
 		for ; set != 0; set &= set - 1 {
 			slot := w*64 + bits.TrailingZeros64(set)
@@ -71,7 +78,7 @@ func (s *Scorer) appendRecord(b []byte, slot int, k key, r *record) []byte {
 	for _, v := range [...]uint16{r.acceptedNow, r.loginsNow, r.parts[0], r.parts[1]} {
 		b = le.AppendUint16(b, v)
 	}
-	b = append(b, r.why[0], r.why[1], r.repeat, r.flags&(flagBurst|flagAll), 0)
+	b = append(b, r.why[0], r.why[1], r.repeat, r.flags&flagsKept, 0)
 	c := s.evidence.get(slot, s.hash(k))
 	if c == nil {
 		return b
@@ -95,11 +102,14 @@ func (s *Scorer) appendRecord(b []byte, slot int, k key, r *record) []byte {
 // another version, or of another prefix length than the configured one is an error and changes nothing: that source
 // starts anew.
 func (s *Scorer) Load(keyBytes, val []byte) error {
+	if len(keyBytes) > 1 && keyBytes[0] == special {
+		return s.loadSpecial(keyBytes[1:], val)
+	}
 	k, err := s.parseKey(keyBytes)
 	if err != nil {
 		return err
 	}
-	if len(val) < storeFixed || val[0] != storeVersion {
+	if len(val) < storeFixed || val[0] != storeVersion && val[0] != 1 {
 		return fmt.Errorf("%w of this version", errRecord)
 	}
 	le := binary.LittleEndian
@@ -117,7 +127,7 @@ func (s *Scorer) Load(keyBytes, val []byte) error {
 	r.why = [2]uint8{val[45], val[46]}
 	r.repeat, r.flags = val[47], val[48]
 	if r.at == 0 || max(r.at, r.until) > math.MaxUint32-1<<20+uint32(s.cfg.Max.Seconds()) || r.why[0] > uint8(block.Manual) || r.why[1] > uint8(block.Manual) ||
-		r.flags&^(flagBurst|flagAll) != 0 {
+		r.flags&^flagsKept != 0 {
 		return fmt.Errorf("%w: impossible field", errRecord)
 	}
 	var c counts
@@ -153,6 +163,18 @@ func (s *Scorer) Load(keyBytes, val []byte) error {
 	}
 	s.dirty[slot/64] &^= 1 << (slot % 64)
 	return nil
+}
+
+func (s *Scorer) loadSpecial(key, val []byte) error {
+	switch {
+	case key[0] == 'h' && len(key) == 2:
+		return s.loadShare(key[1], val)
+	case key[0] == 'w':
+		return s.loadArea(key[1:], val)
+	case key[0] == 'a' && len(key) == 1:
+		return s.loadAlarms(val)
+	}
+	return fmt.Errorf("%w: %x", errRecord, key)
 }
 
 func (s *Scorer) parseKey(b []byte) (key, error) {

@@ -42,6 +42,11 @@ const (
 	flagBurst  = 1 << 2 // a burst is on
 	flagAll    = 1 << 3 // the block closes the submission ports too
 	flagStored = 1 << 4 // the store has this source
+	flagKnown  = 1 << 5 // got credit in an earlier hour than it was last active
+	flagHeld   = 1 << 6 // waits for its block: until is the end of the wait
+	flagTwice  = 1 << 7 // got credit in two different hours
+
+	flagsKept = flagBurst | flagAll | flagKnown | flagHeld | flagTwice
 )
 
 // table finds records by key. Records live in chunks that never move; the index is open addressing over 32-bit words,
@@ -259,7 +264,7 @@ func (t *table) touch(slot int, r *record, good bool) {
 
 func (t *table) mark(slot int) { t.dirty[slot/64] |= 1 << (slot % 64) }
 
-// evidence is the counts behind the scores, for one in sixteen of the sources the table may hold: those that offended
+// evidence is the counts behind the scores, for one in 25 of the sources the table may hold: those that offended
 // last. Decisions do not need it. It is a cache of sets of four, found by the hash of the source.
 type evidence struct {
 	sets [][4]counts
@@ -281,7 +286,7 @@ var evidenceSlot = [maillog.NumKinds]uint8{
 	maillog.LostConnection: 14,
 }
 
-func (e *evidence) init(limit int) { e.sets = make([][4]counts, max(64, limit/64)) }
+func (e *evidence) init(limit int) { e.sets = make([][4]counts, max(64, limit/100)) }
 
 func (e *evidence) set(h uint64) *[4]counts {
 	hi, _ := bits.Mul64(h, uint64(len(e.sets)))

@@ -31,6 +31,22 @@
 // inside a burst forgives up to 20 points of protocol_abuse and flood: what the MTA notes about a message and
 // takes it all the same is sloppiness, not an attack.
 //
+// # Areas
+//
+// A source offends from a fourth of the threshold on, and once it does it is noted in its /24 (IPv4) or in its /56 and
+// /48 (IPv6). The verdict is on the whole area when many of its parts began to offend within one to two half-lives:
+//
+//   - 32 different hosts of a /24, an eighth of it, over the threshold, or 128, a half of it, that offend. Snowshoe
+//     senders use whole /24s; sixteen infected customers of a provider do happen, and are blocked one by one, and
+//     sixty with a few wrong recipients each are not blocked at all.
+//   - 16 different /64s of a /56, which is one customer's; 16 different /56s of a /48 for those who were given that much.
+//
+// Never when mail was accepted from the area in two different clock hours, or people logged in, as far as its sources
+// are remembered; a known sender who offends is not noted at all. The ports are those of the cause; the submission ports
+// are closed only if half of the offenders guessed passwords. While the block of an area stands nobody in it
+// is blocked once more, except for what it leaves open: parts reset by hand, and the submission ports. The 4096 areas with
+// most offenders are remembered (184 bytes each). A fourth is enough because those who have a network to hide in stop early.
+//
 // # The password guard
 //
 // The first failure of a login name counts in full, further ones of the same name a tenth. A failure without a
@@ -38,6 +54,42 @@
 // between them, a half: a saved wrong password comes every few minutes for ever, perhaps twice at once, a guesser does
 // not wait. Successful logins are credit for failures just as messages are for the rest. The auth part alone must
 // reach the threshold before the submission ports are closed (cause auth_brute, scope all).
+//
+// # Known senders, and our own faults
+//
+// A source is a known sender if mail of it was accepted (for failed logins: if somebody logged in) in an earlier clock
+// hour. It is not blocked when it reaches the threshold, but at its next offence three minutes later. Those minutes are
+// for finding out whether the fault is ours, before anybody is blocked for it:
+//
+//   - An outage: within one to two minutes, or 15 to 30 at a small site, at least 8 different known senders were refused
+//     for the same kind, and at least four times as many as sources had mail accepted (logged in). A dictionary attack
+//     does not keep others' mail out, and a handful of customers with a virus are a handful among those who deliver.
+//     The kind is then not counted against anybody, known or not, until ten minutes after the signs are gone;
+//     nor is too_many_errors, which follows from all of them. What known senders had collected is forgotten. Seen at
+//     the latest two minutes after it began if a few known senders write per minute, hence the three minutes.
+//   - The breaker: within ten minutes a rule (the cause of a verdict) would block 10 known senders, and they are a tenth
+//     or more of all that it would block. The rule then blocks no known sender until half an hour after it was
+//     last so. It goes on blocking strangers: else ten hosts that delivered one message each could switch it off for
+//     the hundred that attack beside them. 5000 attackers with a hundred former senders among them do not trip it.
+//
+// Both are in Notices. A sender without any history who offends in the first minute of an outage is still blocked: he
+// cannot be told from an attacker. At a site with fewer than eight known senders in half an hour no outage can be seen, nor in
+// the first hour of a new agent, which knows nobody.
+//
+// # The great share
+//
+// A source that brought a tenth of the mail accepted in the last 24 hours (whole hours) is never blocked: it is a load
+// balancer, a NAT or a filtering service in front, and its block would be an outage. It needs at least 20 messages,
+// in three different hours; from a half of all mail on, 20 messages will do, since a new agent behind a load
+// balancer has no hours to wait for. So a spammer at a host with three messages a day gains nothing, and one who wants
+// the immunity of a tenth must bring a tenth of the mail for three hours. Who is spared is in Notices for a day.
+//
+// # Greylisting weighs nothing
+//
+// Not even hammering at a greylist does, because it cannot be told from honest retries. Greylisting is by sender, recipient
+// and source, and an event carries only the source: a newsletter's first thousand recipients look like one recipient tried
+// a thousand times. Large senders do retry within seconds, some for hours, until the delay of the last address of
+// their pool is over. And there is little to gain: who hammers gets nothing in, and the MTA's own limits (rate_limit) see him.
 //
 // # Old and late lines
 //
@@ -130,7 +182,8 @@ func causeOf(k maillog.Kind) block.Cause {
 
 // Verdict says: block Prefix on the ports of Scope until Until, because of Cause.
 type Verdict struct {
-	Prefix   netip.Prefix `json:"prefix"`
+	Prefix   netip.Prefix `json:"prefix"` // a source, or a /24, /56 or /48 of which many offended
+	Source   netip.Prefix `json:"source"` // whose offence led to it
 	Cause    block.Cause  `json:"cause"`
 	Scope    block.Scope  `json:"scope"`
 	Since    time.Time    `json:"since"`
@@ -146,6 +199,7 @@ type Evidence struct {
 	Counts    Counts    `json:"counts"`
 	Accepted  uint32    `json:"accepted"`         // messages, halved every 7 days
 	Logins    uint32    `json:"logins,omitempty"` // successful ones, likewise
+	Parts     int       `json:"parts,omitempty"`  // of a /24, /56 or /48: hosts, /64s or /56s that offended
 	Names     int       `json:"names,omitempty"`  // distinct login names that failed, an estimate good to about 100
 	First     time.Time `json:"first,omitzero"`   // first and last offence of the burst, whole seconds
 	Last      time.Time `json:"last,omitzero"`
@@ -189,6 +243,9 @@ type Account struct {
 	Cause    block.Cause  `json:"cause"`          // the largest contributor, none without offences
 	Until    time.Time    `json:"until,omitzero"` // end of the last verdict's block, zero if there was none
 	Repeat   int          `json:"repeat"`
+	Held     time.Time    `json:"held,omitzero"`    // a known sender over the threshold: is blocked if it goes on after this
+	Wide     netip.Prefix `json:"wide,omitzero"`    // the standing block of its /24, /56 or /48
+	Spared   string       `json:"spared,omitempty"` // why it is never blocked automatically
 }
 
 var kindWords = [maillog.NumKinds][2]string{
@@ -212,6 +269,9 @@ var kindWords = [maillog.NumKinds][2]string{
 // Words says it to a person: "52 unknown recipients, 0 accepted, in 41 s".
 func (e Evidence) Words() string {
 	var b strings.Builder
+	if e.Parts > 0 {
+		fmt.Fprintf(&b, "%d parts of it offend: ", e.Parts)
+	}
 	for k, n := range e.Counts {
 		w := kindWords[k]
 		if n == 0 || w[0] == "" {
@@ -258,6 +318,15 @@ func (a Account) Why() string {
 	if credit := a.Raw - a.Evidence.Score; credit >= 1 {
 		s += fmt.Sprintf(" (%.0f points are cancelled by accepted mail and logins)", credit)
 	}
+	if !a.Held.IsZero() {
+		s += "; its mail was accepted before, so it is blocked only if this goes on after " + a.Held.Format("15:04:05 MST")
+	}
+	if a.Wide.IsValid() {
+		s += "; it is blocked as part of " + a.Wide.String()
+	}
+	if a.Spared != "" {
+		s += "; it is never blocked automatically: " + a.Spared
+	}
 	return s
 }
 
@@ -265,9 +334,15 @@ func (a Account) Why() string {
 type Scorer struct {
 	cfg Config
 	table
-	calm  float64 // a score below this is over
-	decay float64 // 1/half-life in 1/s
-	fade  float64 // of credit
+	areas  areas
+	walked uint32 // when survey last walked over the table
+	share  share
+	spared spared
+	alarms alarms
+	news   []Notice
+	calm   float64 // a score below this is over
+	decay  float64 // 1/half-life in 1/s
+	fade   float64 // of credit
 }
 
 // New returns a scorer that knows nothing yet. Its memory grows with the number of sources, up to cfg.Sources.
@@ -300,6 +375,8 @@ func New(cfg Config) *Scorer {
 	}
 	s := &Scorer{cfg: cfg, calm: cfg.Threshold / 100, decay: 1 / cfg.HalfLife.Seconds(), fade: 1 / creditHalfLife.Seconds()}
 	s.table.init(cfg)
+	s.alarms.init()
+	s.areas.init(cfg.Sources)
 	return s
 }
 
@@ -337,22 +414,65 @@ func (s *Scorer) Observe(e *maillog.Event, now time.Time) (Verdict, bool) {
 	r := s.rec(slot)
 	s.touch(slot, r, good)
 	gap := int64(at) - int64(r.at)
+	r.meet(at)
 	late := s.forward(r, at, nowSec)
 	if good {
+		class := 0
+		if k == maillog.Delivered {
+			s.share.add(key, uint32(n), at, nowSec)
+		} else {
+			class = 1
+		}
+		s.alarms.good(class, key, at, nowSec)
+		if r.flags&flagKnown != 0 && r.has() {
+			r.flags |= flagTwice
+		}
 		s.credit(r, k, float64(n), late)
+		return Verdict{}, false
+	}
+	if r.known(k) {
+		if senders, ours := s.alarms.bad(k, key, at, nowSec); ours {
+			s.outage(k, senders, nowSec)
+		}
+	}
+	if s.alarms.suspended(k, nowSec) {
+		if r.flags&flagBurst != 0 {
+			s.evidence.add(slot, s.hash(key), k, n, 0)
+		}
 		return Verdict{}, false
 	}
 	if s.raw(r) < s.calm {
 		s.begin(slot, r)
 	}
 	s.evidence.add(slot, s.hash(key), k, n, at)
+	mail, auth := s.score(r)
+	before := mail + auth
 	worth := math.Exp2(-late * s.decay)
 	if k == maillog.AuthFailure {
 		r.fails += float32(r.guess(e.User, n, gap <= quick) * worth)
 	} else {
 		r.offend(causeOf(k), weight*float64(n)*worth, float64(n)*worth)
 	}
-	return s.judge(slot, key, r, k, at, nowSec, now)
+	return s.judge(slot, key, r, k, before, at, nowSec, now)
+}
+
+// meet notes that a source with credit is active in a later hour than it got some of it.
+func (r *record) meet(at uint32) {
+	if r.flags&flagKnown == 0 && r.has() && at/3600 > r.at/3600 {
+		r.flags |= flagKnown
+	}
+}
+
+// has says whether there is credit for a message or login, or what a few weeks left of it.
+func (r *record) has() bool { return r.accepted >= 0.1 || r.logins >= 0.1 }
+
+// known says that mail of the source was accepted (for failed logins: that somebody logged in) in an earlier hour.
+func (r *record) known(k maillog.Kind) bool {
+	credit := r.accepted
+	if k == maillog.AuthFailure {
+		credit = r.logins
+	}
+	return r.flags&flagKnown != 0 && credit >= 0.1
 }
 
 // forward decays r to the time at. It returns by how many seconds at lies before what r has already seen: such an
@@ -406,6 +526,10 @@ func (s *Scorer) begin(slot int, r *record) {
 	r.names, r.points, r.offences, r.fails = 0, 0, 0, 0
 	r.parts, r.why = [2]uint16{}, [2]uint8{}
 	r.flags |= flagBurst
+	if r.flags&flagHeld != 0 {
+		r.flags &^= flagHeld
+		r.until = 0
+	}
 	s.evidence.drop(slot, s.hash(s.keyAt(slot)))
 }
 
@@ -455,39 +579,93 @@ func (s *Scorer) note(e *maillog.Event) {
 // between them takes a hair off the hundred: a person counts ten.
 func (s *Scorer) reached(points float64) bool { return points >= s.cfg.Threshold*(1-1.0/128) }
 
-// judge decides after an offence.
-func (s *Scorer) judge(slot int, key key, r *record, k maillog.Kind, at, nowSec uint32, now time.Time) (Verdict, bool) {
+// judge decides after an offence that raised the score from before.
+func (s *Scorer) judge(slot int, key key, r *record, k maillog.Kind, before float64, at, nowSec uint32, now time.Time) (Verdict, bool) {
 	mail, auth := s.score(r)
-	if !s.reached(mail + auth) {
+	if (mail+auth)*offending < s.cfg.Threshold {
 		return Verdict{}, false
 	}
 	if at < nowSec && time.Duration(nowSec-at)*time.Second > s.cfg.HalfLife {
 		return Verdict{}, false // history
 	}
+	if over := !s.reached(before) && s.reached(mail+auth); (over || before*offending < s.cfg.Threshold) && !r.known(k) {
+		if v, ok := s.spreads(key, r, k, over, at, nowSec, now); ok {
+			v.Source = s.prefix(key)
+			return v, true
+		}
+	}
+	if !s.reached(mail + auth) {
+		return Verdict{}, false
+	}
 	cause := r.cause()
 	if s.reached(auth) && auth >= mail || cause == block.NoCause {
 		cause = block.AuthBrute
 	}
-	if nowSec < r.until {
-		// Blocked already. Only a login attack behind a block of the MX port alone is news.
+	blocked := nowSec < r.until && r.flags&flagHeld == 0
+	if blocked {
+		// Only a login attack behind a block of the MX port alone is news.
 		if r.flags&flagAll != 0 || k != maillog.AuthFailure || !s.reached(auth) {
 			return Verdict{}, false
 		}
 		cause = block.AuthBrute
-	} else {
-		if r.until != 0 && r.repeat < math.MaxUint8 {
+	}
+	if s.share.of(key, nowSec).great() {
+		if s.spared.add(key, nowSec) {
+			s.tell(s.spareNotice(key, nowSec, nowSec))
+		}
+		return Verdict{}, false
+	}
+	if s.covering(key, cause, nowSec) != nil {
+		return Verdict{}, false
+	}
+	if !blocked {
+		if s.holds(r, cause, nowSec) {
+			return Verdict{}, false
+		}
+		if r.flags&flagHeld == 0 && r.until != 0 && r.repeat < math.MaxUint8 {
 			r.repeat++
 		}
-		r.flags &^= flagAll
+		r.flags &^= flagAll | flagHeld
 		r.until = nowSec + uint32(s.term(int(r.repeat))/time.Second)
 	}
 	if cause.Scope() == block.ScopeAll {
 		r.flags |= flagAll
 	}
 	return Verdict{
-		Prefix: s.prefix(key), Cause: cause, Scope: cause.Scope(), Since: now, Until: when(r.until), Repeat: int(r.repeat),
+		Prefix: s.prefix(key), Source: s.prefix(key), Cause: cause, Scope: cause.Scope(), Since: now, Until: when(r.until), Repeat: int(r.repeat),
 		Evidence: s.account(slot, key, r).Evidence,
 	}, true
+}
+
+// holds counts the would-be block of a source and says whether it has to wait, because the source is a known sender
+// and the fault may be ours. While it waits, r.until is the end of the wait.
+func (s *Scorer) holds(r *record, c block.Cause, now uint32) bool {
+	kind := maillog.None
+	if c == block.AuthBrute {
+		kind = maillog.AuthFailure
+	}
+	known := r.known(kind)
+	if !known {
+		s.count(c, false, now)
+		return false
+	}
+	wait := uint32(holdFor)
+	if r.flags&flagHeld != 0 {
+		if now < r.until {
+			return true
+		}
+		if s.alarms.breakers[c].on(now) {
+			wait = holdAgain
+		} else if now < r.until+holdStale {
+			return false
+		}
+	} else if r.until != 0 && r.repeat < math.MaxUint8 {
+		r.repeat++ // the field is needed: what follows, now or later, is a repetition
+	}
+	s.count(c, true, now)
+	r.flags |= flagHeld
+	r.until = now + wait
+	return true
 }
 
 // term is how long the block of the nth repetition lasts.
@@ -512,6 +690,9 @@ func (s *Scorer) account(slot int, key key, r *record) Account {
 	if auth > mail {
 		a.Cause = block.AuthBrute
 	}
+	if r.flags&flagHeld != 0 {
+		a.Until, a.Held = time.Time{}, a.Until
+	}
 	e := &a.Evidence
 	e.Score, e.Threshold = mail+auth, s.cfg.Threshold
 	e.Accepted = uint32(math.Round(float64(r.accepted) + (1-inBurst)*float64(r.acceptedNow)))
@@ -534,7 +715,12 @@ func (s *Scorer) Lookup(a netip.Addr, now time.Time) (Account, bool) {
 	r := *s.rec(slot)
 	sec := unix(now)
 	s.forward(&r, sec, sec)
-	return s.account(slot, key, &r), true
+	acc := s.account(slot, key, &r)
+	if w := s.covering(key, block.Dictionary, sec); w != nil {
+		acc.Wide = w.prefix()
+	}
+	acc.Spared = s.sparedWords(a, sec)
+	return acc, true
 }
 
 // Reset forgets the scores, the repetitions and the blocks of all sources that overlap p, as an unblock asks, and
@@ -548,6 +734,7 @@ func (s *Scorer) Reset(p netip.Prefix) int {
 	if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
 		p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
 	}
+	s.resetAreas(p)
 	width := 32
 	if p.Addr().Is6() {
 		width = s.cfg.IPv6Prefix

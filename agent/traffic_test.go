@@ -1,0 +1,86 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/mxshield/mxshield/agent/internal/config"
+	"github.com/mxshield/mxshield/scripts/loggen/traffic"
+)
+
+// replayed runs a made-up log through parser, scorer and block table.
+func replayed(t *testing.T, o traffic.Options) (*replay, *traffic.Log) {
+	t.Helper()
+	l, err := traffic.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := newReplay(config.Default(), replayOptions{files: []string{"-"}}, strings.NewReader(strings.Join(l.Lines, "\n")), io.Discard, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.run(); err != nil {
+		t.Fatal(err)
+	}
+	return r, l
+}
+
+// TestTraffic: a day of mail with attackers of many kinds, and with honest hosts that look bad. Every attacker is
+// found, no honest host is blocked.
+func TestTraffic(t *testing.T) {
+	for seed := range uint64(5) {
+		for _, lines := range []int{20_000, 100_000} {
+			t.Run(fmt.Sprintf("seed %d, %d lines", seed, lines), func(t *testing.T) {
+				r, l := replayed(t, traffic.Options{Seed: seed, Lines: lines})
+				attackers, found, roles := 0, 0, map[string]int{}
+				for _, h := range l.Truth.Hosts {
+					var by *replayBlock
+					for p, b := range r.blocked {
+						if p.Overlaps(h.Prefix) {
+							by = b
+						}
+					}
+					roles[h.Role]++
+					if h.Attacker {
+						attackers++
+						if by != nil {
+							found++
+						} else {
+							t.Errorf("not found: %s, %s", h.Prefix, h.Role)
+						}
+					} else if by != nil {
+						t.Errorf("blocked at %s: %s, %s: %s: %s", by.At, h.Prefix, h.Role, by.Cause, by.Evidence)
+					}
+				}
+				if len(r.notices) != 1 || r.notices[0].Key != "share 2001:db8:600d:1::/64" {
+					t.Errorf("notices %+v", r.notices)
+				}
+				wide := map[netip.Prefix]bool{}
+				for p := range r.blocked {
+					if p.Bits() < 32 || p.Addr().Is6() && p.Bits() < 64 {
+						wide[p] = true
+					}
+				}
+				for _, p := range []string{"198.18.255.0/24", "2001:db8:5::/48"} {
+					if !wide[netip.MustParsePrefix(p)] {
+						t.Errorf("%s is not blocked as a whole: %v", p, wide)
+					}
+				}
+				t.Logf("%d lines, %d hosts of %d roles; %d of %d attackers found by %d blocks", len(l.Lines), len(l.Truth.Hosts), len(roles), found, attackers, len(r.blocks))
+			})
+		}
+	}
+}
+
+// TestTrafficThroughABalancer: all lines name one address. It must not be blocked, and it must be said.
+func TestTrafficThroughABalancer(t *testing.T) {
+	for seed := range uint64(3) {
+		r, l := replayed(t, traffic.Options{Seed: seed, Lines: 20_000, Balancer: true})
+		if len(r.blocks) != 0 || len(r.notices) != 1 || !strings.Contains(r.notices[0].Text, "load balancer") || len(l.Truth.Hosts) != 1 {
+			t.Errorf("seed %d: %d blocks, notices %+v", seed, len(r.blocks), r.notices)
+		}
+	}
+}
