@@ -160,6 +160,18 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 	off := d.off
 	d.mu.Unlock()
 	w.Words = whyWords(&w, now)
+	if !p.IsSingleIP() {
+		inside, n := d.table.Inside(p, 5, now)
+		for _, e := range inside {
+			w.Entries = append(w.Entries, e)
+		}
+		if n > 0 {
+			w.Words = fmt.Sprintf("%d blocks stand inside %s (mxshieldctl list %s); the rest of it: %s", n, p, p, w.Words)
+		}
+	}
+	if w.Decision.Unenforced != "" {
+		w.Warnings = append(w.Warnings, "the kernel does not have this yet: "+w.Decision.Unenforced)
+	}
 	switch {
 	case off != nil && w.Decision.Drop:
 		w.Warnings = append(w.Warnings, "the shield is off: its packets pass until `mxshieldctl on`")

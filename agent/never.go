@@ -58,14 +58,14 @@ func (d *daemon) refreshNever(ctx context.Context, postfix bool) {
 	if err := d.table.SetNever(list, time.Now()); err != nil {
 		d.warn("kernel", "not every block is in the kernel", err)
 	}
-	own := map[netip.Prefix]bool{}
+	var own []netip.Addr
 	for _, n := range list {
-		if a := n.Prefix.Addr(); n.Prefix.IsSingleIP() && a.Is6() && (n.Rule == ruleOwn || n.Rule == ruleGateway) {
-			own[sourcePrefix(a, cfg.Block.IPv6Prefix)] = true
+		if a := n.Prefix.Addr(); !a.IsLinkLocalUnicast() && (n.Rule == ruleOwn || n.Rule == ruleGateway) {
+			own = append(own, a)
 		}
 	}
 	d.mu.Lock()
-	d.ownNets = own
+	d.own = own
 	d.mu.Unlock()
 	d.recheck()
 }

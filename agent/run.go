@@ -65,9 +65,9 @@ type daemon struct {
 	parsers  map[string]*maillog.Parser
 	pending  map[string][]byte // parser states of the state file whose parser is not made yet
 	seed     uint64
-	batch    store.Batch           // what the next commit writes
-	flight   *store.Batch          // what a commit is writing just now
-	ownNets  map[netip.Prefix]bool // networks, as sources are scored, that hold an own address or a gateway
+	batch    store.Batch  // what the next commit writes
+	flight   *store.Batch // what a commit is writing just now
+	own      []netip.Addr // own addresses and gateways
 	events   [maillog.NumKinds]uint64
 	caughtUp map[string]bool
 	off      *control.Marker
@@ -220,6 +220,11 @@ func (d *daemon) openState() error {
 		return err
 	}
 	d.store = s
+	if n, err := s.SetNode(d.node); err != nil {
+		return err
+	} else if n > 0 {
+		d.log.Info("this host has another name now: its entries were taken over", "node", d.node, "entries", n)
+	}
 	if aside != "" {
 		d.warn("state", "the state file was damaged: it is kept as "+aside+", and the agent started without blocks, scores and positions", nil)
 	}
@@ -328,17 +333,13 @@ func (d *daemon) resync(orphans bool) error {
 	if d.shield == nil {
 		return nil
 	}
-	var has []block.Enforced
-	err := d.shield.Each(func(r bpf.Rule) bool {
-		has = append(has, block.Enforced{Prefix: r.Prefix, Scope: r.Scope, Until: r.Until})
-		return true
-	})
-	if err != nil {
-		return err
-	}
-	n, err := d.table.Resync(has, time.Now(), orphans)
+	n, err := d.table.ResyncEach(func(yield func(block.Enforced) bool) error {
+		return d.shield.Each(func(r bpf.Rule) bool {
+			return yield(block.Enforced{Prefix: r.Prefix, Scope: r.Scope, Until: r.Until})
+		})
+	}, time.Now(), orphans)
 	if n > 0 {
-		d.log.Info("brought the kernel in line with the table", "had", len(has), "changed", n)
+		d.log.Info("brought the kernel in line with the table", "changed", n)
 	}
 	return err
 }
@@ -495,9 +496,14 @@ func sourcePrefix(a netip.Addr, bits6 int) netip.Prefix {
 // judgeLocked enters a verdict into the table.
 func (d *daemon) judgeLocked(v *verdict.Verdict, source netip.Addr, now time.Time) {
 	words := v.Evidence.Words()
-	if d.ownNets[v.Prefix] {
-		// Our own network: the neighbours in it, backup and monitoring among them, are not to be cut off for one of them.
-		v.Prefix = netip.PrefixFrom(source, source.BitLen())
+	// Our own network: the neighbours in it, backup and monitoring among them, are not to be cut off for one of them.
+	if wide := v.Prefix; d.holdsOwnLocked(wide) {
+		if v.Prefix = d.prefixOf(source); d.holdsOwnLocked(v.Prefix) {
+			v.Prefix = netip.PrefixFrom(source, source.BitLen())
+		}
+		if wide != v.Prefix {
+			d.scorer.Refused(wide)
+		}
 	}
 	e := block.Entry{Prefix: v.Prefix, Kind: block.Block, Cause: v.Cause, Scope: v.Scope, Since: v.Since, Until: v.Until, Hits: d.hits(&v.Evidence.Counts)}
 	res, err := d.table.Apply(e, now)
@@ -544,6 +550,9 @@ func (d *daemon) judgeLocked(v *verdict.Verdict, source netip.Addr, now time.Tim
 		d.ender.Fresh(v.Prefix)
 	}
 }
+
+// holdsOwnLocked says whether a prefix holds an own address or a gateway.
+func (d *daemon) holdsOwnLocked(p netip.Prefix) bool { return slices.ContainsFunc(d.own, p.Contains) }
 
 // hits counts the events that have weight.
 func (d *daemon) hits(c *verdict.Counts) (n uint32) {
@@ -696,6 +705,11 @@ func (d *daemon) keepHouse(ctx context.Context, hup <-chan os.Signal) error {
 			return nil
 		case now := <-expire.C:
 			d.table.Expire(now)
+			if text := d.table.Doubt(); text == "" {
+				d.setWarning("clock", "", nil)
+			} else {
+				d.warn("clock", text, nil)
+			}
 			if !orphans && (d.allCaughtUp() || now.Sub(d.started) > orphansAfter) {
 				// The lines before the crash have been read again: what is still unknown is nobody's.
 				orphans = true

@@ -172,6 +172,25 @@ func (c *ctl) result(r *block.Result) {
 			break
 		}
 	}
+	for i := range r.Overridden {
+		b := &r.Overridden[i]
+		fmt.Fprintf(c.out, "  block %s (%s since %s) does not hold while this lasts; unblock ends it for good\n", b.Prefix, b.Cause, when(b.Since))
+		if i == 9 && r.OverriddenTotal > 10 {
+			fmt.Fprintf(c.out, "  and %d more\n", r.OverriddenTotal-10)
+			break
+		}
+	}
+	for i := range r.Remaining {
+		b := &r.Remaining[i]
+		fmt.Fprintf(c.out, "  block %s (%s since %s) still holds: it is more specific; unblock ends it\n", b.Prefix, b.Cause, when(b.Since))
+		if i == 9 && r.RemainingTotal > 10 {
+			fmt.Fprintf(c.out, "  and %d more\n", r.RemainingTotal-10)
+			break
+		}
+	}
+	if !r.Held.IsZero() && r.Held.After(e.Until) {
+		fmt.Fprintf(c.out, "  an earlier hold goes on until %s\n", when(r.Held))
+	}
 	for _, n := range r.Open {
 		fmt.Fprintf(c.out, "  %s inside it stays open: %s\n", n.Prefix, n.Rule)
 	}
