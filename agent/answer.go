@@ -162,9 +162,7 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 	w.Words = whyWords(&w, now)
 	if !p.IsSingleIP() {
 		inside, n := d.table.Inside(p, 5, now)
-		for _, e := range inside {
-			w.Entries = append(w.Entries, e)
-		}
+		w.Entries = append(w.Entries, inside...)
 		if n > 0 {
 			w.Words = fmt.Sprintf("%d blocks stand inside %s (mxshieldctl list %s); the rest of it: %s", n, p, p, w.Words)
 		}
