@@ -101,6 +101,32 @@ func (r *record) match() {
 	slices.Sort(r.latest)
 }
 
+// covered counts the sources that a block covers.
+func covered(blocks []control.Listed, sources []netip.Addr) (n int) {
+	single := make(map[netip.Prefix]bool, len(blocks))
+	var wide []netip.Prefix
+	for _, b := range blocks {
+		if !b.Effective {
+			continue
+		}
+		if p := b.Prefix; p.Bits() == 32 || p.Bits() == 64 {
+			single[p] = true
+		} else {
+			wide = append(wide, p)
+		}
+	}
+	for _, a := range sources {
+		exact := netip.PrefixFrom(a, 32)
+		if a.Is6() {
+			exact, _ = a.Prefix(64)
+		}
+		if single[exact] || slices.ContainsFunc(wide, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			n++
+		}
+	}
+	return n
+}
+
 // blockOf is when the first block of an address was made. Since in the list is in whole seconds; the stamp is in
 // milliseconds.
 func (r *record) blockOf(a netip.Addr) (at time.Time, ok bool) {

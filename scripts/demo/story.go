@@ -221,11 +221,17 @@ func attack(ctx context.Context, st *stage, out *screen, sources []netip.Addr, m
 		if r.sessions, err = log.read(); err != nil {
 			return nil, err
 		}
+		// Many attackers out of one network are blocked as a network, so entries are not what counts.
+		blocks, err := st.blocks(ctx)
+		if err != nil {
+			return nil, err
+		}
+		blocked := covered(blocks, sources)
 		now := time.Now()
 		out.live("%3d s  blocked %d/%d  attack sessions %d  dropped in XDP %d  honest %s",
-			int(now.Sub(r.began)/time.Second), s.Blocks.Blocks, len(sources), r.sessions, dropped(s)-dropped(before),
+			int(now.Sub(r.began)/time.Second), blocked, len(sources), r.sessions, dropped(s)-dropped(before),
 			mail.between(now.Add(-2*time.Second), now).short())
-		if r.done.IsZero() && s.Blocks.Blocks >= len(sources) {
+		if r.done.IsZero() && blocked >= len(sources) {
 			r.done = now
 		}
 		if !r.done.IsZero() && r.calm < 0 && now.Sub(r.done) > drained {
