@@ -358,7 +358,7 @@ func TestTablesPersist(t *testing.T) {
 	if q = New(Options{Seed: 7}); q.Restore(old) != nil || !q.Parse(activeLine("AAAAAA", corpusRef), corpusRef, &e) || e.Kind != Delivered {
 		t.Errorf("version 1: %v", e)
 	}
-	if old[3] = 3; q.Restore(old) == nil {
+	if old[3] = 4; q.Restore(old) == nil {
 		t.Error("restored a version to come")
 	}
 }
