@@ -264,8 +264,9 @@ func (t *table) touch(slot int, r *record, good bool) {
 
 func (t *table) mark(slot int) { t.dirty[slot/64] |= 1 << (slot % 64) }
 
-// evidence is the counts behind the scores, for one in 25 of the sources the table may hold: those that offended
-// last. Decisions do not need it. It is a cache of sets of four, found by the hash of the source.
+// evidence is the counts behind the scores, for one in 43 of the sources the table may hold: those that offended
+// last. Decisions can do without it: then a source lacks the credit for its recipients. It is a cache of sets of four, found
+// by the hash of the source.
 type evidence struct {
 	sets [][4]counts
 }
@@ -274,27 +275,28 @@ type counts struct {
 	owner       uint32 // slot + 1, 0 is free
 	first, last uint32
 	n           [evidenceKinds - 1]uint16
+	reach       reach // who got mail from it meanwhile
 }
 
-const evidenceKinds = 15
+const evidenceKinds = 16
 
 // evidenceSlot says where a kind is counted; 0 is nowhere.
 var evidenceSlot = [maillog.NumKinds]uint8{
 	maillog.UnknownRecipient: 1, maillog.DNSBLReject: 2, maillog.RelayDenied: 3, maillog.AuthFailure: 4,
 	maillog.NoRDNS: 5, maillog.HeloReject: 6, maillog.SenderReject: 7, maillog.Pregreet: 8, maillog.ProtocolError: 9,
 	maillog.TooManyErrors: 10, maillog.RateLimit: 11, maillog.Greylisted: 12, maillog.SpamReject: 13,
-	maillog.LostConnection: 14,
+	maillog.LostConnection: 14, maillog.Trap: 15,
 }
 
-func (e *evidence) init(limit int) { e.sets = make([][4]counts, max(64, limit/100)) }
+func (e *evidence) init(limit int) { e.sets = make([][4]counts, max(64, limit/172)) }
 
 func (e *evidence) set(h uint64) *[4]counts {
 	hi, _ := bits.Mul64(h, uint64(len(e.sets)))
 	return &e.sets[hi]
 }
 
-// add counts n events; at is 0 for events that are no offence and do not stretch the burst.
-func (e *evidence) add(slot int, h uint64, k maillog.Kind, n int, at uint32) {
+// add counts n events; at is 0 for events that are no offence and do not stretch the burst. It returns the counts, or nil.
+func (e *evidence) add(slot int, h uint64, k maillog.Kind, n int, at uint32) *counts {
 	set := e.set(h)
 	c, old := (*counts)(nil), &set[0]
 	for i := range set {
@@ -308,7 +310,7 @@ func (e *evidence) add(slot int, h uint64, k maillog.Kind, n int, at uint32) {
 	}
 	if c == nil {
 		if at == 0 {
-			return
+			return nil
 		}
 		c = old
 		*c = counts{owner: uint32(slot + 1), first: at, last: at}
@@ -319,6 +321,7 @@ func (e *evidence) add(slot int, h uint64, k maillog.Kind, n int, at uint32) {
 	if i := evidenceSlot[k]; i > 0 {
 		c.n[i-1] = uint16(min(math.MaxUint16, int(c.n[i-1])+n))
 	}
+	return c
 }
 
 func (e *evidence) get(slot int, h uint64) *counts {
