@@ -144,6 +144,10 @@ func TestTraps(t *testing.T) {
 			st.do(maillog.Delivered, 20, time.Second)
 			st.do(maillog.Trap, 1, 0)
 		}},
+		{"one hit after 500 messages in the same hour", 1, func(st *story) {
+			st.do(maillog.Delivered, 500, time.Second)
+			st.do(maillog.Trap, 1, 0)
+		}},
 		{"a known sender with 20 messages is held, and blocked if it goes on", 1, func(st *story) {
 			st.do(maillog.Delivered, 20, time.Second)
 			st.wait(2 * time.Hour)
@@ -195,6 +199,36 @@ func TestTraps(t *testing.T) {
 	st.do(maillog.Trap, 1, 0)
 	if w := st.verdicts[0].Evidence.Words(); w != "1 trap hit, 0 accepted, in 0 s" {
 		t.Errorf("%q", w)
+	}
+}
+
+// TestTrapKeepsItsShare: in whatever order a third cause comes.
+func TestTrapKeepsItsShare(t *testing.T) {
+	type step struct {
+		c      block.Cause
+		points float64
+	}
+	for _, steps := range [][]step{
+		{{block.Dictionary, 50}, {block.RelayProbe, 30}, {block.Trap, 100}},
+		{{block.RelayProbe, 30}, {block.Dictionary, 50}, {block.Trap, 100}},
+		{{block.Trap, 100}, {block.Dictionary, 50}, {block.RelayProbe, 75}, {block.Flood, 20}},
+		{{block.Dictionary, 50}, {block.Trap, 100}, {block.RelayProbe, 75}, {block.Flood, 200}},
+	} {
+		var r record
+		total := 0.0
+		for _, x := range steps {
+			r.offend(x.c, x.points, 1)
+			total += x.points
+		}
+		trap := 0.0
+		for i, why := range r.why {
+			if why == uint8(block.Trap) {
+				trap += r.part(i)
+			}
+		}
+		if trap < 99.9 || trap > 100.1 || float64(r.points) != total {
+			t.Errorf("%v: %v of %v points, %+v", steps, trap, r.points, r)
+		}
 	}
 }
 
