@@ -27,15 +27,16 @@
 // An accepted message (delivered) cancels one offence of any kind but auth_failure: with n offences of w points
 // together (both decayed) and a credit of c messages, the score is w*max(0, n-c)/n, which for unknown recipients alone
 // is weight*max(0, unknown-accepted). Messages from before the present burst count in full, up to 5000, and halve
-// every 7 days; those inside the burst count a tenth but for the first 30, so that one valid recipient among 500 buys
-// nothing. A burst begins with the first offence after the score was down to a hundredth of the threshold. A message
-// pays for one offence, once: what cancelled something is used up as that fades. So who sends more that is refused than
-// that is accepted has no standing in the long run, and who bought 50 messages has 50 guesses, not 50 an hour.
+// every 7 days; those inside the burst count a tenth but for the first 30, which count one and a half, so
+// that one valid recipient among 500 buys nothing. A burst begins with the first offence after the score was down to a
+// hundredth of the threshold. A message pays for one offence, once: what cancelled something is used up as that fades. So
+// who sends more that is refused than that is accepted has no standing in the long run, and who bought 50 messages has 50
+// guesses, not 50 an hour.
 //
 // Inside a burst a source has credit for the recipients that it reached too, as far as the log names them (Recipient): one
 // and a half offences for each different one, fading as the score does; for repeated ones once there are 150 different
 // ones. Who knows our recipients is not guessing at them, and a newsletter with 40% dead addresses, which nobody has heard
-// of before, is let through, as is all that misses no more than it hits. user+tag counts as user, and behind an alias or a
+// of before, is let through, as is all that misses no more than half as much again as it hits. user+tag counts as user, and behind an alias or a
 // catch-all of the MTA's own it is the mailbox that counts. At a site with few mailboxes there is not much to be had that
 // way: a backup MX without history that passes on more guesses than that is told by SetOwnMX, or by an allow.
 //
@@ -45,21 +46,22 @@
 //	a message before the attack, in an earlier hour          102, ten thresholds: see known senders
 //	50 messages before                                       150, of which 50 are paid for and used up
 //	the same, and then slowly, 15 an hour                     63; without credit 7 an hour go unnoticed
-//	one message to the same recipient per guess               44; two: 51; it takes ten, each of them in somebody's mailbox
-//	one to one of 20 known recipients per guess               79
-//	one to one of 400 known recipients per two guesses       182
+//	one message to the same recipient per guess               61; two: 70; it takes ten, each of them in somebody's mailbox
+//	one to one of 20 known recipients per guess               96
+//	one to one of 400 known recipients per two guesses       250
 //	one to one of 150 or more known recipients per guess     without end: it knows what it guesses at
 //
-// A message accepted inside a burst besides forgives up to 20 points of protocol_abuse and flood: what the MTA notes about a message and
-// takes it all the same is sloppiness, not an attack.
+// A message accepted inside a burst besides forgives up to 20 points of protocol_abuse and flood: what the MTA notes about a
+// message and takes it all the same is sloppiness, not an attack.
 //
 // # Traps
 //
 // One hit blocks, and neither messages inside the burst nor a few before it cancel it: the recipient was scraped or
 // guessed. But a list host or provider meets one now and then, because somebody signed it up or guessed it, and its
 // block costs its other users' mail: a known sender pays 100 accepted messages for each hit (1% of its mail) as long as it
-// has them, and is blocked if it has not, after the wait of a known sender. So 100 messages accepted in an earlier hour buy
-// a spammer one hit. What is no hit at all (bounces, callbacks, our own users) package maillog says.
+// has them. If it has not it is blocked: with fewer than 10 messages at once, else after the wait of a known sender. So 100
+// messages accepted in an earlier hour buy a spammer one hit. Whoever writes a domain that gets mail among the traps by
+// mistake trips the breaker after ten known senders. What is no hit at all (bounces, callbacks, our own users) package maillog says.
 // A trap is to be kept secret: who knows it can sign it up for newsletters of others.
 //
 // # Areas
@@ -191,9 +193,10 @@ const (
 	creditHalfLife = 7 * 24 * time.Hour
 	creditCap      = 5000 // messages or logins
 	inBurst        = 0.1  // what a message or login inside a burst counts
-	trusted        = 30   // messages inside a burst that count in full
+	trusted        = 30   // messages inside a burst that count as if each had reached another recipient
 	standing       = 100  // messages before the burst that a trap hit costs
-	known          = 1.5  // unknown recipients that one recipient inside a burst outweighs
+	hardly         = 10   // with fewer a trap hit blocks without the wait of a known sender
+	known          = 1.5  // offences that one recipient reached inside a burst outweighs
 	knows          = 150  // distinct recipients from which on repeated ones are believed
 	forgiven       = 20   // points of protocol_abuse and flood per message accepted inside a burst
 	ahead          = 300  // seconds that an event may be ahead of now
@@ -240,7 +243,7 @@ type Evidence struct {
 	Score     float64   `json:"score"` // points, with credit taken off
 	Threshold float64   `json:"threshold"`
 	Counts    Counts    `json:"counts"`
-	Accepted  uint32    `json:"accepted"`         // messages, halved every 7 days
+	Accepted  uint32    `json:"accepted"`         // messages, halved every 7 days, less those used up: see the ratio guard
 	Logins    uint32    `json:"logins,omitempty"` // successful ones, likewise
 	Parts     int       `json:"parts,omitempty"`  // of a /24, /56 or /48: hosts, /64s or /56s that offended
 	Names     int       `json:"names,omitempty"`  // distinct login names that failed, an estimate good to about 100
@@ -633,7 +636,7 @@ func (s *Scorer) credit(r *record, k maillog.Kind, n, late float64) {
 		worth *= inBurst
 		if k == maillog.Delivered {
 			full := min(n, max(0, trusted-was))
-			worth *= 1 + full/n*(1-inBurst)/inBurst
+			worth *= 1 + full/n*(known-inBurst)/inBurst
 			r.forgive(forgiven * n)
 		}
 	}
@@ -744,6 +747,10 @@ func (s *Scorer) holds(r *record, c block.Cause, score float64, now uint32) bool
 		r.repeat++ // the field is needed: what follows, now or later, is a repetition
 	}
 	s.count(c, true, now)
+	if c == block.Trap && r.accepted < hardly && !s.alarms.breakers[c].on(now) {
+		r.flags |= flagHeld // counted as a repetition above
+		return false
+	}
 	r.flags |= flagHeld
 	r.until = now + wait
 	return true
@@ -777,7 +784,11 @@ func (s *Scorer) account(slot int, key key, r *record) Account {
 	}
 	e := &a.Evidence
 	e.Score, e.Threshold = mail+auth, s.cfg.Threshold
-	e.Accepted = uint32(math.Round(float64(r.accepted) + (1-inBurst)*float64(max(0, int(r.acceptedNow)-trusted))))
+	now := int(r.acceptedNow)
+	e.Accepted = uint32(math.Round(max(float64(now), float64(r.accepted)-(known-1)*float64(min(now, trusted))+(1-inBurst)*float64(max(0, now-trusted)))))
+	if e.Accepted == 0 && r.accepted >= 1e-3 {
+		e.Accepted = 1 // used up, but there was some
+	}
 	e.Logins = uint32(math.Round(float64(r.logins) + (1-inBurst)*float64(r.loginsNow)))
 	e.Names = r.distinct()
 	s.evidence.read(slot, s.hash(key), e)
