@@ -143,6 +143,10 @@ const (
 	pendingEntry = 8 + 16 + 8 + 1
 )
 
+// transitStored is for how many seconds a message on its way is worth storing. Sendmail and Courier do not say when one has
+// reached all of its recipients, and half an hour of a busy server's would be megabytes, every second.
+const transitStored = 60
+
 var errPending = errors.New("not a table of pending queue ids")
 
 func (p *Parser) tables() [4]*pending {
@@ -151,7 +155,7 @@ func (p *Parser) tables() [4]*pending {
 
 // Pending returns what waits for a later line, for storing together with the position in the log: accepted recipients
 // whose message has not come yet, open sessions of OpenSMTPD, recipients refused by Sendmail, messages on their way to
-// their recipients. It leaves out what is too
+// their recipients (of the last minute). It leaves out what is too
 // old. A server at work has a few dozen, 33 bytes each; sessions that never send a message stay in it for PendingAge.
 func (p *Parser) Pending() []byte {
 	b := make([]byte, pendingHead, 1024)
@@ -161,7 +165,7 @@ func (p *Parser) Pending() []byte {
 	for n, t := range p.tables() {
 		for i := range t.ring {
 			w := &t.ring[(t.head+i)%len(t.ring)]
-			if w.key == 0 || t.last-w.at > t.age {
+			if w.key == 0 || t.last-w.at > t.age || t == &p.transit && t.last-w.at > transitStored {
 				continue
 			}
 			b = binary.LittleEndian.AppendUint64(b, w.key)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestTrapsAdd(t *testing.T) {
@@ -150,6 +151,16 @@ func TestTransitBounded(t *testing.T) {
 	}
 	if len(p.transit.ring) != 100 {
 		t.Errorf("%d entries", len(p.transit.ring))
+	}
+	// What is stored of them is a minute's.
+	if n := len(p.Pending()); n != pendingHead+100*pendingEntry {
+		t.Errorf("%d bytes", n)
+	}
+	at = at.Add(2 * time.Minute)
+	p.Parse(clientLine("QQQQQQ", "192.0.2.1", at), at, &e)
+	p.Parse(activeLine("QQQQQQ", at), at, &e)
+	if n := len(p.Pending()); n != pendingHead+pendingEntry {
+		t.Errorf("%d bytes after two minutes", n)
 	}
 }
 
