@@ -73,6 +73,9 @@ func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) 
 		}
 	}
 	p("weights", "%s", strings.Join(w, ", "))
+	if n := cfg.Traps.Len(); n > 0 {
+		p("traps", "%d recipients and domains; one hit weighs %g of %g", n, cfg.Weights[maillog.Trap], b.Threshold)
+	}
 	nets, notes, err := tail.MyNetworks(ctx, tail.DiscoverOptions{})
 	if err != nil {
 		notes = append(notes, err.Error())

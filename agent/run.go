@@ -469,7 +469,7 @@ func (d *daemon) take(b *tail.Batch) {
 func (d *daemon) parserLocked(input string) *maillog.Parser {
 	p := d.parsers[input]
 	if p == nil {
-		p = maillog.New(maillog.Options{Seed: d.seed, MTA: d.mtas[input]})
+		p = maillog.New(maillog.Options{Seed: d.seed, MTA: d.mtas[input], Traps: d.cfg.Traps, Recipients: true})
 		if s, ok := d.pending["pending:"+input]; ok {
 			if err := p.Restore(s); err != nil {
 				d.log.Warn("restore what waits for its delivery", "input", input, "error", err)

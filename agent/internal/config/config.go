@@ -10,6 +10,7 @@
 //	  - {journal: "postfix@-.service"}
 //	block: {for: 72h, max: 168h, threshold: 100, half_life: 1h, ipv6_prefix: 64, private: false}
 //	weights: {unknown_recipient: 10}
+//	traps: [honeypot@example.org, "@old.example.org"]
 //	allow: [192.0.2.0/24]
 //	state: /var/lib/mxshield/state.db
 //	socket: /run/mxshield/control.sock
@@ -55,6 +56,7 @@ type Config struct {
 	Logs            []Log
 	Block           Block
 	Weights         [maillog.NumKinds]float64
+	Traps           *maillog.Traps // nil: none
 	Allow           []Allow
 	State           string
 	Socket          string
@@ -125,6 +127,7 @@ type file struct {
 		Private    bool     `yaml:"private"`
 	} `yaml:"block"`
 	Weights map[string]float64 `yaml:"weights"`
+	Traps   []string           `yaml:"traps"`
 	Allow   []string           `yaml:"allow"`
 	State   string             `yaml:"state"`
 	Socket  string             `yaml:"socket"`
@@ -132,7 +135,6 @@ type file struct {
 	DryRun  bool               `yaml:"dry_run"`
 
 	// Planned and not built yet: there so that the error can say so.
-	Traps   any `yaml:"traps"`
 	DNS     any `yaml:"dns"`
 	Cluster any `yaml:"cluster"`
 	Limits  any `yaml:"limits"`
@@ -239,7 +241,7 @@ func (c *checker) check(f *file) {
 		key, what string
 		val       any
 	}{
-		{"traps", "trap recipients", f.Traps}, {"dns", "DNS lists", f.DNS},
+		{"dns", "DNS lists", f.DNS},
 		{"cluster", "the cluster", f.Cluster}, {"limits", "the new-connection limit", f.Limits}, {"metrics", "the metrics endpoint", f.Metrics},
 	} {
 		if u.val != nil {
@@ -330,6 +332,14 @@ func (c *checker) check(f *file) {
 			c.fault(at, "an MTA logs list errors as listings; a line counts once the agent's own query confirms it, which is not built in this version", "must be 0")
 		default:
 			cfg.Weights[k] = w
+		}
+	}
+	for i, s := range f.Traps {
+		if cfg.Traps == nil {
+			cfg.Traps = new(maillog.Traps)
+		}
+		if err := cfg.Traps.Add(s); err != nil {
+			c.fault(fmt.Sprintf("$.traps[%d]", i), "a recipient such as honeypot@example.org or honeypot-*@example.org, or a whole domain such as \"@old.example.org\"", "%v", err)
 		}
 	}
 	for i, a := range f.Allow {
@@ -463,7 +473,7 @@ func (c *checker) block(f *file) {
 // weighable says whether a kind of event can count against a source at all.
 func weighable(k maillog.Kind) bool {
 	switch k {
-	case maillog.None, maillog.Connect, maillog.Disconnect, maillog.Delivered, maillog.AuthSuccess:
+	case maillog.None, maillog.Connect, maillog.Disconnect, maillog.Delivered, maillog.AuthSuccess, maillog.Recipient:
 		return false
 	}
 	return true

@@ -67,7 +67,7 @@ func (h *header) eximMessage(p *Parser, m []byte, e *Event) bool {
 	switch m[0] {
 	case 'H':
 		if b, ok := cut(m, "H="); ok {
-			return h.eximHost(b, e)
+			return p.eximRefused(h, b, e)
 		}
 	case 'S':
 		return h.eximS(m, e)
@@ -95,14 +95,15 @@ func (h *header) eximMessage(p *Parser, m []byte, e *Event) bool {
 		}
 	}
 	if id := messageID(m); id > 0 {
+		q := m[:id-1]
 		m = m[id:]
 		if b, ok := cut(m, "<= "); ok {
-			return p.eximAccepted(h, b, e)
+			return p.eximAccepted(h, q, b, e)
 		}
 		if b, ok := cut(m, "H="); ok {
-			return h.eximHost(b, e)
+			return p.eximRefused(h, b, e)
 		}
-		return false
+		return p.follows && p.eximDelivery(h, q, m, e)
 	}
 	// "DRIVER authenticator failed for [H=]HOSTTEXT: REPLY". DRIVER is the administrator's name for it.
 	n := 0
@@ -301,6 +302,20 @@ func (h *header) eximHost(b []byte, e *Event) bool {
 	return false
 }
 
+// eximRefused is eximHost that knows of traps. A refusal that does not name its sender is no hit.
+func (p *Parser) eximRefused(h *header, b []byte, e *Event) bool {
+	if !h.eximHost(b, e) {
+		return false
+	}
+	if p.traps == nil || e.Submission || !p.traps.behind(b, markRcpt) {
+		return true
+	}
+	if _, s, ok := bytes.Cut(b, []byte(" F=<")); ok && !automatic(upTo(s)) {
+		e.Kind = Trap
+	}
+	return true
+}
+
 // eximReject reads "STAGE ...: TEXT" after "rejected ". TEXT is the administrator's; the texts of the default
 // configuration and the usual ones are known.
 func eximReject(b []byte, hard bool) Kind {
@@ -429,7 +444,7 @@ func (p *Parser) eximAuth(h *header, b []byte, e *Event) bool {
 
 // eximAccepted reads "S H=HOSTTEXT P=proto [X=.. CV=.. DN=".." ][A=auth[:id] ]S=size ...". S is the client's and stands in
 // front: a quoted local part may hold anything, so it is skipped by its quotes.
-func (p *Parser) eximAccepted(h *header, b []byte, e *Event) bool {
+func (p *Parser) eximAccepted(h *header, q, b []byte, e *Event) bool {
 	i, quoted := 0, false
 	for i < len(b) && (quoted || b[i] != ' ') {
 		if b[i] == '"' {
@@ -442,6 +457,7 @@ func (p *Parser) eximAccepted(h *header, b []byte, e *Event) bool {
 	if i >= len(b) || i > whole {
 		return false
 	}
+	sender := bare(b[:i])
 	b, ok := cut(b[i:], " H=")
 	if !ok {
 		return false // U= of a local user, R= of a bounce
@@ -449,6 +465,21 @@ func (p *Parser) eximAccepted(h *header, b []byte, e *Event) bool {
 	if b, ok = h.hostText(b, e); !ok {
 		return false
 	}
+	p.eximLogin(b, e)
+	if !p.follows || !p.when(h, e) {
+		return true
+	}
+	quiet := e.Submission || e.Kind == AuthSuccess || automatic(sender)
+	// "[from <S> ]for R R ..." ends the line if log_selector has +received_recipients.
+	if i := bytes.LastIndex(b, markFor); i >= 0 && !quiet && p.traps.inList(b[i+len(markFor):]) {
+		e.Kind, quiet = Trap, true
+	}
+	p.follow(p.queueKey(q), e, quiet)
+	return true
+}
+
+// eximLogin reads what follows the host of a message that came in.
+func (p *Parser) eximLogin(b []byte, e *Event) {
 	e.Kind = Delivered
 	e.Count = 1
 	// P= is Exim's word for a login; who it was is believed only if nothing but Exim's own words stands before A=: an ident,
@@ -481,13 +512,44 @@ func (p *Parser) eximAccepted(h *header, b []byte, e *Event) bool {
 				}
 				e.User = p.userHash(u)
 			}
-			return true
+			return
 		default:
-			return true
+			return
 		}
 		b = b[end:]
 	}
-	return true
+}
+
+// eximDelivery reads "{=>|->|**|==} R[ <O>][:] ..." and "Completed" of a message. O is the address that R comes from.
+func (p *Parser) eximDelivery(h *header, q, b []byte, e *Event) bool {
+	key := p.queueKey(q)
+	if has(b, "Completed") {
+		p.transit.remove(key)
+		return false
+	}
+	if len(b) < 4 || b[2] != ' ' || !p.when(h, e) {
+		return false
+	}
+	sent := has(b, "=>") || has(b, "->")
+	if !sent && !has(b, "**") && !has(b, "==") {
+		return false
+	}
+	w := p.transit.look(key, e.Time.Unix())
+	if w == nil {
+		return false
+	}
+	to, b, _ := bytes.Cut(b[3:], []byte(" "))
+	to = bare(bytes.TrimSuffix(to, []byte(":")))
+	orig := to
+	if c, ok := cut(b, "<"); ok {
+		if c = upTo(c); c != nil {
+			orig = c
+		}
+	}
+	if bytes.IndexByte(to, '@') < 0 {
+		to = orig // a local user, a file, a pipe
+	}
+	return p.recipient(w, to, orig, sent, e)
 }
 
 // eximS reads the messages that begin with SMTP.

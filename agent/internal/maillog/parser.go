@@ -19,6 +19,10 @@ type Options struct {
 	MaxPending int
 	// PendingAge is how long one waits; sessions of OpenSMTPD may last twice as long. Default 30 minutes.
 	PendingAge time.Duration
+	// Traps are looked for among the recipients. It is only read; nil is none.
+	Traps *Traps
+	// Recipients asks for an event Recipient for each delivery of an accepted message.
+	Recipients bool
 }
 
 // An MTA is one whose log can be read.
@@ -97,12 +101,16 @@ type Parser struct {
 	pending  pending // Postfix: queue id -> source
 	sessions pending // OpenSMTPD: session id -> source
 	refused  pending // Sendmail: queue id -> number of refused recipients
-	logins   logins
-	twice    twice
-	stamps   stampCache
-	record   record
-	last     Event // what the line before was, for "last message repeated"; Kind None if it was no event
-	lastBy   header
+	transit  pending // queue id -> source, of accepted messages whose recipients are to come; used if follows
+	traps    *Traps
+	// follows says that the recipients of accepted messages matter, recipients that those who are none matter too.
+	follows, recipients bool
+	logins              logins
+	twice               twice
+	stamps              stampCache
+	record              record
+	last                Event // what the line before was, for "last message repeated"; Kind None if it was no event
+	lastBy              header
 }
 
 // New returns a parser.
@@ -114,10 +122,15 @@ func New(o Options) *Parser {
 		o.PendingAge = 30 * time.Minute
 	}
 	n, age := min(o.MaxPending, 1<<20), int64(o.PendingAge/time.Second)
-	p := &Parser{seed: o.Seed, mta: o.MTA}
+	p := &Parser{seed: o.Seed, mta: o.MTA, recipients: o.Recipients}
+	if o.Traps.Len() > 0 {
+		p.traps = o.Traps
+	}
+	p.follows = p.recipients || p.traps != nil
 	p.pending.init(n, age)
 	p.sessions.init(n, 2*age)
 	p.refused.init(n, age)
+	p.transit.init(n, age)
 	return p
 }
 
@@ -187,7 +200,7 @@ func (p *Parser) parse(h *header, e *Event) bool {
 // repeated makes "last message repeated N times" N more of the line before. Not of what is no offence: one message is
 // delivered once.
 func (p *Parser) repeated(h *header, e *Event) bool {
-	if k := p.last.Kind; k == None || k == Delivered || k == AuthSuccess {
+	if k := p.last.Kind; k == None || k == Delivered || k == AuthSuccess || k == Trap || k == Recipient {
 		return false
 	}
 	*e = p.last

@@ -93,7 +93,11 @@ func busy(n, sources int) [][]byte {
 func BenchmarkParseScore(b *testing.B) {
 	b.Run("mta=postfix", func(b *testing.B) {
 		log := busy(50000, 50000)
-		p, s := maillog.New(maillog.Options{}), New(DefaultConfig())
+		traps := new(maillog.Traps) // as the agent does it, with a trap
+		if err := traps.Add("honeypot@example.org"); err != nil {
+			b.Fatal(err)
+		}
+		p, s := maillog.New(maillog.Options{Traps: traps, Recipients: true}), New(DefaultConfig())
 		var e maillog.Event
 		b.ReportAllocs()
 		b.ResetTimer()
