@@ -394,13 +394,13 @@ func size(list []netip.Prefix) (v4, v6 float64) {
 
 // Status describes one rule.
 type Status struct {
-	Rule      string    `json:"rule"`
-	Preset    bool      `json:"preset,omitempty"`
-	Ranges    int       `json:"ranges"` // of a domain: addresses proved to belong to it
-	Refreshed time.Time `json:"refreshed,omitzero"`
-	Next      time.Time `json:"next,omitzero"`
-	Error     string    `json:"error,omitempty"`
-	Notes     []string  `json:"notes,omitempty"`
+	Rule      string
+	Preset    bool
+	Ranges    int // known now; of a domain: addresses proved to belong to it
+	Refreshed time.Time
+	Next      time.Time
+	Error     string
+	Notes     []string // what of an SPF record is not taken over, and why
 }
 
 // Status returns the rules in the order they were given, spf: first.
