@@ -29,7 +29,8 @@ func (d *daemon) Status() control.Status {
 		Version: version(), Node: d.node, PID: os.Getpid(), Started: d.started.UTC(), Now: now.UTC(), DryRun: d.cfg.DryRun,
 		Interfaces: []control.Interface{}, Packets: map[string]uint64{}, Events: map[string]uint64{},
 		Ports:  control.Ports{MX: d.cfg.MXPorts, Submission: d.cfg.SubmissionPorts},
-		Blocks: d.table.Count(now), Never: d.table.Never(),
+		Blocks: d.table.Count(now), Senders: d.senderStatus(),
+		Never: slices.DeleteFunc(d.table.Never(), func(n block.Never) bool { return n.Sender }),
 		State: control.State{Path: d.store.Path(), Bytes: d.store.Size()},
 	}
 	warnings := map[string]string{}
@@ -291,6 +292,14 @@ func whyWords(w *control.Why, now time.Time) string {
 		return fmt.Sprintf("%s is BLOCKED%s on %s since %s, %s; %s", who, in, ports, at(d.By.Since), end, why)
 	case block.RuleNever, block.RuleConfig:
 		return fmt.Sprintf("%s is not blocked and never will be: %s (%s)%s", who, d.Never.Rule, d.Never.Prefix, notUs)
+	case block.RuleSender:
+		would := ""
+		if w.Known != nil && w.Known.Score >= w.Known.Threshold {
+			would = " would have been blocked (" + w.Known.Words + "), but"
+		} else if d.By != nil {
+			would = " would be blocked (" + d.By.Cause.String() + "), but"
+		}
+		return fmt.Sprintf("%s%s is not blocked: allowed by %s (%s)%s", who, would, d.Never.Rule, d.Never.Prefix, notUs)
 	case block.RuleManualAllow:
 		return fmt.Sprintf("%s is not blocked: %s is allowed since %s%s", who, d.By.Prefix, at(d.By.Since), notUs)
 	case block.RuleCleared:

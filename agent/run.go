@@ -25,6 +25,8 @@ import (
 	"github.com/mxshield/mxshield/agent/control"
 	"github.com/mxshield/mxshield/agent/internal/config"
 	"github.com/mxshield/mxshield/agent/internal/maillog"
+	"github.com/mxshield/mxshield/agent/internal/resolve"
+	"github.com/mxshield/mxshield/agent/internal/senders"
 	"github.com/mxshield/mxshield/agent/internal/sessions"
 	"github.com/mxshield/mxshield/agent/internal/store"
 	"github.com/mxshield/mxshield/agent/internal/tail"
@@ -45,19 +47,22 @@ const (
 
 // daemon is the running agent. Lines flow one way: tail -> maillog -> verdict -> block.Table -> bpf.
 type daemon struct {
-	cfg     *config.Config
-	log     *slog.Logger
-	node    string
-	started time.Time
-	reload  func() (*config.Config, error)
-	table   *block.Table
-	store   *store.Store
-	shield  *bpf.Shield     // nil in a dry run
-	ender   *sessions.Ender // nil in a dry run
-	inputs  []tail.Input
-	mtas    map[string]maillog.MTA // by input; those without an entry are told apart line by line
-	nets    []netip.Prefix         // Postfix mynetworks; only serve and the housekeeper use it and the next
-	asked   bool                   // Postfix has answered; until then what the state file knows of mynetworks holds
+	cfg      *config.Config
+	log      *slog.Logger
+	node     string
+	started  time.Time
+	reload   func() (*config.Config, error)
+	table    *block.Table
+	store    *store.Store
+	shield   *bpf.Shield     // nil in a dry run
+	ender    *sessions.Ender // nil in a dry run
+	resolver *resolve.Resolver
+	senders  *senders.Set  // allows by name
+	ranges   chan struct{} // tells the housekeeper that senders has new ranges
+	inputs   []tail.Input
+	mtas     map[string]maillog.MTA // by input; those without an entry are told apart line by line
+	nets     []netip.Prefix         // Postfix mynetworks; only serve and the housekeeper use it and the next
+	asked    bool                   // Postfix has answered; until then what the state file knows of mynetworks holds
 
 	mu       sync.Mutex // guards what follows
 	scorer   *verdict.Scorer
@@ -91,7 +96,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	d := &daemon{
 		cfg: cfg, log: log, started: time.Now(), reload: reload,
 		mtas: map[string]maillog.MTA{}, parsers: map[string]*maillog.Parser{}, pending: map[string][]byte{}, caughtUp: map[string]bool{},
-		warnings: map[string]string{}, told: map[string]time.Time{}, kick: make(chan struct{}, 1),
+		warnings: map[string]string{}, told: map[string]time.Time{}, kick: make(chan struct{}, 1), ranges: make(chan struct{}, 1),
 	}
 	if d.node, err = os.Hostname(); err != nil || d.node == "" {
 		d.node = "localhost"
@@ -117,6 +122,11 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 		return err
 	}
 	defer d.store.Close()
+	if d.resolver, err = resolve.New(resolve.Options{}); err != nil {
+		return err
+	}
+	defer d.resolver.Close()
+	d.openSenders()
 	d.openInputs(ctx)
 	d.refreshNever(ctx, true)
 	if err := d.resync(false); err != nil {
@@ -129,7 +139,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var all sync.WaitGroup
-	failed := make(chan error, len(d.inputs)+5)
+	failed := make(chan error, len(d.inputs)+6)
 	start := func(f func() error) {
 		all.Go(func() {
 			if err := f(); err != nil && ctx.Err() == nil {
@@ -146,6 +156,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 		start(func() error { return d.ender.Run(ctx) })
 		start(func() error { bpf.Watch(ctx, log, d.follow); return nil })
 	}
+	start(func() error { return d.keepSenders(ctx) })
 	start(func() error { return d.readLines(ctx, lines) })
 	start(func() error { return d.keepHouse(ctx, hup) })
 	start(func() error { return control.NewServer(d, log).Run(ctx, listener) })
@@ -505,11 +516,18 @@ func (d *daemon) judgeLocked(v *verdict.Verdict, source netip.Addr, now time.Tim
 			d.scorer.Refused(wide)
 		}
 	}
+	if rule, ok := d.allowedSender(source); ok { // of a /64 or an area the rule may cover only the source
+		d.spareLocked(v, rule, words, now)
+		return
+	}
 	e := block.Entry{Prefix: v.Prefix, Kind: block.Block, Cause: v.Cause, Scope: v.Scope, Since: v.Since, Until: v.Until, Hits: d.hits(&v.Evidence.Counts)}
 	res, err := d.table.Apply(e, now)
 	var never *block.NeverError
 	var held *block.HeldError
 	switch {
+	case errors.As(err, &never) && never.By.Sender:
+		d.spareLocked(v, never.By.Rule, words, now)
+		return
 	case errors.As(err, &never):
 		d.scorer.Refused(v.Prefix)
 		if d.tellLocked("source never "+v.Prefix.String(), time.Hour, now) {
@@ -660,6 +678,12 @@ func (d *daemon) commit() error {
 			b.Extra["pending:"+id] = p.Pending()
 		}
 	}
+	if ranges, ok := d.senders.Save(); ok {
+		if b.Extra == nil {
+			b.Extra = map[string][]byte{}
+		}
+		b.Extra[sendersKey] = ranges
+	}
 	d.flight = &b
 	d.mu.Unlock()
 	err := d.store.Commit(&b)
@@ -719,6 +743,8 @@ func (d *daemon) keepHouse(ctx context.Context, hup <-chan os.Signal) error {
 			}
 		case <-inspect.C:
 			d.inspect(ctx)
+		case <-d.ranges:
+			d.refreshNever(ctx, false)
 		case <-postfix.C:
 			d.refreshNever(ctx, true)
 		case <-compact.C:

@@ -86,6 +86,23 @@ func (c *ctl) status(s *control.Status) {
 		p("", "LAST WRITE FAILED: %s", s.State.Error)
 	}
 	p("never block", "%d rules (mxshieldctl -o json status lists them)", len(s.Never))
+	if n := len(s.Senders); n > 0 {
+		known, ranges, failed := 0, 0, 0
+		for _, r := range s.Senders {
+			ranges += r.Ranges
+			if r.Ranges > 0 {
+				known++
+			}
+			if r.Error != "" {
+				failed++
+			}
+		}
+		t := fmt.Sprintf("%d allowed by name, %d of them known with %d ranges", n, known, ranges)
+		if failed > 0 {
+			t += fmt.Sprintf("; %d could not be refreshed", failed)
+		}
+		p("senders", "%s (mxshieldctl allow list)", t)
+	}
 	for _, w := range s.Warnings {
 		p("WARNING", "%s", w)
 	}

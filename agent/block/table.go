@@ -8,7 +8,7 @@
 // The decision for an address, made at read time:
 //
 //	never-block > allow in the config file > manual entries (most specific, then latest stamp)
-//	            > automatic blocks that no clear cancels (latest until wins)
+//	            > allows by name (spf:, domain:) > automatic blocks that no clear cancels (latest until wins)
 //
 // A clear covers every address inside its prefix, of any width. It cancels blocks with a stamp up to its own, and
 // automatic blocks made during its hold. The package knows no files, no sockets and no kernel.
@@ -161,6 +161,9 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 		if by, ok := t.never.around(k); ok {
 			return Result{}, &NeverError{e.Prefix, by}
 		}
+		if by, ok := t.never.sender(k); ok && e.Automatic() {
+			return Result{}, &NeverError{e.Prefix, by}
+		}
 		if e.Automatic() {
 			if c, ok := t.heldLocked(k, StampAt(now)); ok {
 				return Result{}, &HeldError{e.Prefix, t.entryLocked(c)}
@@ -185,7 +188,7 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 			}
 			res.Already = true
 		}
-		res.Open = t.never.inside(k)
+		res.Open = t.never.inside(k, e.Cause == Manual)
 	}
 	var touching []touched
 	if e.Kind == Clear || e.Kind == Allow {
@@ -599,6 +602,9 @@ func sameEnd(a, b time.Time) bool {
 
 func (t *Table) knownLocked(k pkey) bool {
 	if _, ok := t.never.around(k); ok {
+		return true
+	}
+	if _, ok := t.never.sender(k); ok {
 		return true
 	}
 	return len(t.nearLocked(k)) > 0

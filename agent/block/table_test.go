@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -240,6 +241,48 @@ func TestNever(t *testing.T) {
 	}
 	if s.scope(own, t0) != ScopeAll {
 		t.Errorf("the hole of a rule that went is open: %v", s.set)
+	}
+}
+
+// TestSenders: an allow by name keeps automatic blocks away, and a person can still block one bad host of a big sender.
+func TestSenders(t *testing.T) {
+	tab, s := newTable(t)
+	host, other := netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("198.51.100.10")
+	apply(t, tab, auto("198.51.100.9", Dictionary, time.Hour, t0), t0) // from before the name was known
+	rule := Never{Prefix: pfx("198.51.100.0/25"), Rule: "spf:google.com", Sender: true}
+	if err := tab.SetNever([]Never{rule}, t0); err != nil {
+		t.Fatal(err)
+	}
+	d := tab.Decide(pfx("198.51.100.9"), t0)
+	if d.Drop || d.Rule != RuleSender || d.Never == nil || *d.Never != rule || d.By == nil || d.By.Cause != Dictionary {
+		t.Errorf("decision %+v", d)
+	}
+	if len(s.set) != 0 {
+		t.Errorf("the kernel holds %v", s.set)
+	}
+	_, err := tab.Apply(auto("198.51.100.10", Dictionary, time.Hour, t0), t0)
+	var never *NeverError
+	if !errors.As(err, &never) || never.By != rule || !strings.Contains(err.Error(), "spf:google.com") || !strings.Contains(never.HintText(), "block 198.51.100.10") {
+		t.Errorf("an automatic block: %v", err)
+	}
+	// An automatic block of the network around goes in with a hole, a manual one without.
+	r := apply(t, tab, auto("198.51.100.0/24", Dictionary, time.Hour, t0), t0)
+	if len(r.Open) != 1 || s.scope(host, t0) != ScopeNone || s.scope(netip.MustParseAddr("198.51.100.200"), t0) != ScopeMX {
+		t.Errorf("open %v, the kernel holds %v", r.Open, s.set)
+	}
+	apply(t, tab, manual("198.51.100.9", time.Time{}), t0)
+	if s.scope(host, t0) != ScopeAll || s.scope(other, t0) != ScopeNone {
+		t.Errorf("one bad host: the kernel holds %v", s.set)
+	}
+	if r := apply(t, tab, manual("198.51.100.0/24", time.Time{}), t0); len(r.Open) != 0 || s.scope(other, t0) != ScopeAll {
+		t.Errorf("open %v, the kernel holds %v", r.Open, s.set)
+	}
+	// The same prefix as an own address is never blocked at all.
+	if err := tab.SetNever([]Never{rule, {Prefix: rule.Prefix, Rule: "own"}}, t0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tab.Apply(manual("198.51.100.9", time.Time{}), t0); !errors.As(err, &never) || never.By.Rule != "own" {
+		t.Errorf("a manual block of an own address: %v", err)
 	}
 }
 
@@ -548,10 +591,12 @@ func TestHolesFirst(t *testing.T) {
 
 // model decides by the words of DESIGN section 6, over a plain list.
 func model(entries []Entry, never []Never, a netip.Addr, now time.Time) Scope {
+	sender := false
 	for _, n := range never {
-		if n.Prefix.Contains(a) {
+		if n.Prefix.Contains(a) && !n.Sender {
 			return ScopeNone
 		}
+		sender = sender || n.Prefix.Contains(a)
 	}
 	latest := map[string]Entry{}
 	for _, e := range entries {
@@ -592,6 +637,9 @@ func model(entries []Entry, never []Never, a netip.Addr, now time.Time) Scope {
 			return ScopeNone
 		}
 		return best.Scope
+	}
+	if sender {
+		return ScopeNone
 	}
 	return scope
 }
@@ -645,7 +693,7 @@ func TestDecisionAndSinkAgainstModel(t *testing.T) {
 				never = nil
 				for _, p := range []string{"198.51.100.1/32", "198.51.100.0/28", "2001:db8:1:1::1/128", "2001:db8:1::/48"} {
 					if rapid.Bool().Draw(t, p) {
-						never = append(never, Never{Prefix: netip.MustParsePrefix(p), Rule: "test"})
+						never = append(never, Never{Prefix: netip.MustParsePrefix(p), Rule: "test", Sender: rapid.Bool().Draw(t, "sender")})
 					}
 				}
 				if err := tab.SetNever(never, now); err != nil {

@@ -45,7 +45,8 @@ type Status struct {
 	Events     map[string]uint64 `json:"events"` // by kind, since the agent started
 	Sources    int               `json:"sources"`
 	State      State             `json:"state"`
-	Never      []block.Never     `json:"never"`
+	Never      []block.Never     `json:"never"` // without those of the allows by name
+	Senders    []Sender          `json:"senders,omitempty"`
 	Warnings   []string          `json:"warnings,omitempty"`
 }
 
@@ -79,6 +80,17 @@ type Input struct {
 	Suppressed uint64    `json:"suppressed_messages,omitempty"`
 	LastLine   time.Time `json:"last_line,omitzero"`
 	LastError  string    `json:"last_error,omitempty"`
+}
+
+// Sender is an allow by name: spf:NAME or domain:NAME.
+type Sender struct {
+	Rule      string    `json:"rule"`
+	Preset    bool      `json:"preset,omitempty"` // from the shipped list
+	Ranges    int       `json:"ranges"`           // known now; of a domain: addresses proved to belong to it
+	Refreshed time.Time `json:"refreshed,omitzero"`
+	Next      time.Time `json:"next,omitzero"`
+	Error     string    `json:"error,omitempty"`
+	Notes     []string  `json:"notes,omitempty"` // what of an SPF record is not taken over, and why
 }
 
 // State is the state file.

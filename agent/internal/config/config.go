@@ -11,7 +11,8 @@
 //	block: {for: 72h, max: 168h, threshold: 100, half_life: 1h, ipv6_prefix: 64, private: false}
 //	weights: {unknown_recipient: 10}
 //	traps: [honeypot@example.org, "@old.example.org"]
-//	allow: [192.0.2.0/24]
+//	allow: [192.0.2.0/24, "spf:example.org", "domain:example.net"]
+//	big_senders: true             # allow the shipped list of providers too
 //	state: /var/lib/mxshield/state.db
 //	socket: /run/mxshield/control.sock
 //	pins: /sys/fs/bpf/mxshield
@@ -37,6 +38,7 @@ import (
 
 	"github.com/mxshield/mxshield/agent/block"
 	"github.com/mxshield/mxshield/agent/internal/maillog"
+	"github.com/mxshield/mxshield/agent/internal/senders"
 	"github.com/mxshield/mxshield/agent/internal/verdict"
 )
 
@@ -58,6 +60,7 @@ type Config struct {
 	Weights         [maillog.NumKinds]float64
 	Traps           *maillog.Traps // nil: none
 	Allow           []Allow
+	Senders         []senders.Sender // allows by name; the file's first, then the shipped ones
 	State           string
 	Socket          string
 	Pins            string
@@ -129,6 +132,7 @@ type file struct {
 	Weights map[string]float64 `yaml:"weights"`
 	Traps   []string           `yaml:"traps"`
 	Allow   []string           `yaml:"allow"`
+	Big     *bool              `yaml:"big_senders"`
 	State   string             `yaml:"state"`
 	Socket  string             `yaml:"socket"`
 	Pins    string             `yaml:"pins"`
@@ -149,6 +153,7 @@ func Default() *Config {
 		MXPorts: []uint16{25}, SubmissionPorts: []uint16{465, 587},
 		Block:   Block{For: v.For, Max: v.Max, HalfLife: v.HalfLife, Threshold: v.Threshold, IPv6Prefix: v.IPv6Prefix},
 		Weights: v.Weights,
+		Senders: withPreset(nil),
 		State:   "/var/lib/mxshield/state.db", Socket: "/run/mxshield/control.sock", Pins: "/sys/fs/bpf/mxshield",
 	}
 }
@@ -342,15 +347,26 @@ func (c *checker) check(f *file) {
 			c.fault(fmt.Sprintf("$.traps[%d]", i), "a recipient such as honeypot@example.org or honeypot-*@example.org, or a whole domain such as \"@old.example.org\"", "%v", err)
 		}
 	}
+	cfg.Senders = nil
 	for i, a := range f.Allow {
 		at := fmt.Sprintf("$.allow[%d]", i)
 		if strings.HasPrefix(a, "spf:") || strings.HasPrefix(a, "domain:") {
-			c.fault(at, "list the ranges themselves", "%.80q: allows by name are not built in this version", a)
+			snd, err := senders.Parse(a)
+			switch {
+			case err != nil:
+				c.fault(at, "for example spf:example.org (the ranges of its SPF record) or domain:example.org (hosts with proved names under it)", "%v", err)
+			case slices.Contains(cfg.Senders, snd):
+				c.fault(at, "take one out", "%s stands there twice", snd.Rule)
+			case len(cfg.Senders) >= maxSenders:
+				c.fault(at, "list ranges instead of names", "more than %d names", maxSenders)
+			default:
+				cfg.Senders = append(cfg.Senders, snd)
+			}
 			continue
 		}
 		p, err := block.ParsePrefix(a)
 		if err != nil {
-			c.fault(at, "an address or CIDR such as 192.0.2.0/24", "%v", err)
+			c.fault(at, "an address or CIDR such as 192.0.2.0/24, spf:NAME or domain:NAME", "%v", err)
 			continue
 		}
 		if min := minAllow(p); p.Bits() < min {
@@ -358,6 +374,9 @@ func (c *checker) check(f *file) {
 			continue
 		}
 		cfg.Allow = append(cfg.Allow, Allow{p, c.line(at)})
+	}
+	if f.Big == nil || *f.Big {
+		cfg.Senders = withPreset(cfg.Senders)
 	}
 	for _, s := range []struct {
 		key, val string
@@ -375,6 +394,19 @@ func (c *checker) check(f *file) {
 		c.fault("$.socket", "unix(7) allows 107 bytes", "the path has %d bytes", len(cfg.Socket))
 	}
 	cfg.DryRun = f.DryRun
+}
+
+// maxSenders bounds the allows by name: each is asked for every day, or compared with every name.
+const maxSenders = 100
+
+// withPreset adds the shipped senders that are not in the list yet.
+func withPreset(list []senders.Sender) []senders.Sender {
+	for _, p := range senders.Preset() {
+		if !slices.ContainsFunc(list, func(s senders.Sender) bool { return s.Rule == p.Rule }) {
+			list = append(list, p)
+		}
+	}
+	return list
 }
 
 func minAllow(p netip.Prefix) int {
