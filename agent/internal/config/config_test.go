@@ -89,7 +89,6 @@ func TestFaults(t *testing.T) {
 		{"# x\nfoo: 1\n", 2, "foo"},
 		{"block:\n  fro: 1h\n", 2, "fro"},
 		{"dns:\n  lists: []\n", 0, "not built"},
-		{"cluster: {name: mx1}\n", 1, "not built"},
 		{"traps: [a@example.org]\n", 1, "not built"},
 		{"limits: {syn_total: 5}\n", 1, "not built"},
 		{"metrics: 127.0.0.1:9\n", 1, "not built"},
