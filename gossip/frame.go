@@ -51,6 +51,7 @@ var (
 	errLabel   = errors.New("not our label")
 	errSeal    = errors.New("not sealed with a key of ours")
 	errShape   = errors.New("sealed with our key, but no message that a member sends")
+	errHungUp  = errors.New("it hung up without an answer: has it the same key and label?")
 	errTooLong = errors.New("longer than a member sends")
 )
 

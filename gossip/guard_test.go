@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"reflect"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -474,6 +475,7 @@ func FuzzPacket(f *testing.F) {
 	}
 	from := netip.MustParseAddrPort("127.0.0.1:9")
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer watch()()
 		space := make([]byte, 0, maxPacket)
 		c.trans.packet(b, space, from)
 		c.trans.packet(sealedPacket(testKey(1), 1, b), space, from)
@@ -493,6 +495,7 @@ func FuzzStream(f *testing.F) {
 	f.Add(append([]byte{typePushPull}, "\x83\xa5Nodes\x01\xacUserStateLen\x00\xa4Join\xc3\x80"...))
 	f.Add(append([]byte{typeUser}, "\x81\xaaUserMsgLen\x03abc"...))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer watch()()
 		for _, frame := range [][]byte{b, labelled(defaultLabel, b), labelled(defaultLabel, sealedStream(testKey(1), 1, b)), labelled(defaultLabel, sealedStream(testKey(1), 0, b))} {
 			ours, theirs := net.Pipe()
 			g := &conn{Conn: ours, t: c.trans}
@@ -511,6 +514,14 @@ func FuzzStream(f *testing.F) {
 			t.Fatal("an empty frame passed")
 		}
 	})
+}
+
+// watch ends the process if what follows takes too long: something hangs, and so would an agent.
+func watch() func() bool {
+	return time.AfterFunc(30*time.Second, func() {
+		buf := make([]byte, 1<<20)
+		panic("stuck\n" + string(buf[:runtime.Stack(buf, true)]))
+	}).Stop
 }
 
 func packetSeeds() (list [][]byte) {

@@ -269,7 +269,7 @@ func (s *seeker) unreached(members []Member) (list []Member) {
 		}
 		m := Member{Name: p.text, State: Unreached}
 		if problem != nil {
-			text := strings.Join(strings.Fields(problem.Error()), " ")
+			text := problem.Error()
 			m.Problem = text[:min(len(text), 200)]
 		}
 		list = append(list, m)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -199,7 +200,15 @@ func (c *Cluster) listen() error {
 		call: func(name string, at netip.AddrPort) error {
 			// The name is there because memberlist was told to want one; its transport gets it, and ours ignores it.
 			_, err := c.list.Join([]string{name + "/" + at.String()})
-			return err
+			if err == nil {
+				return nil
+			}
+			// "1 error occurred:\n\t* failed to join 192.0.2.7:7946: ..."
+			text := err.Error()
+			if _, why, ok := strings.Cut(text, "failed to join "+at.String()+": "); ok {
+				text = why
+			}
+			return errors.New(strings.Join(strings.Fields(text), " "))
 		},
 	}
 	size := packet4

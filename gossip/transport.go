@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -30,7 +31,7 @@ const (
 type Counters struct {
 	Packets      uint64 `json:"packets"`       // received, opened and sane
 	Streams      uint64 `json:"streams"`       // likewise
-	Refused      uint64 `json:"refused"`       // packets and streams that no key of ours opens, or of another label
+	Refused      uint64 `json:"refused"`       // packets and streams that no key of ours opens, of another label, or cut short
 	Malformed    uint64 `json:"malformed"`     // opened by a key of ours, but nothing a member sends
 	Busy         uint64 `json:"busy"`          // streams closed because too many were open
 	Stranger     uint64 `json:"stranger"`      // messages of nodes that are no members, or share no wire version with us
@@ -164,12 +165,9 @@ func (t *transport) packet(b, space []byte, from netip.AddrPort) {
 }
 
 func (t *transport) refuse(err error) {
-	switch {
-	case errors.Is(err, errShape):
+	if errors.Is(err, errShape) {
 		t.count.malformed.Add(1)
-	case errors.Is(err, errSeal), errors.Is(err, errLabel), errors.Is(err, errTooLong), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		t.count.refused.Add(1)
-	default: // a network error or a timeout
+	} else {
 		t.count.refused.Add(1)
 	}
 }
@@ -296,8 +294,11 @@ func (g *conn) Read(p []byte) (int, error) {
 		g.open = false
 		frame, err := g.t.seal.readFrame(g.Conn, false, nil)
 		if err != nil {
-			g.t.refuse(err)
 			g.rest = &frameReader{}
+			if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+				return 0, errHungUp // what a guard like ours does with those it does not understand
+			}
+			g.t.refuse(err)
 			return 0, err
 		}
 		g.take(frame)
