@@ -185,9 +185,7 @@ func (c *Cluster) Close() error {
 	c.stop()
 	c.in.close()
 	err := c.list.Shutdown() // ends the transport, and with it what the workers wait for
-	c.out.mu.Lock()          // nobody is between the test and the start of a worker
-	c.out.mu.Unlock()        //nolint:staticcheck
-	c.out.wg.Wait()
+	c.out.wait()
 	c.wg.Wait()
 	return err
 }

@@ -328,7 +328,7 @@ func stable(n *node) (list []Member) {
 
 // TestGarbage: noise, and recorded packets that were cut, changed or sent again, change nothing and crash nothing.
 func TestGarbage(t *testing.T) {
-	total := 30_000
+	total := 200_000
 	if os.Getenv("MXSHIELD_TEST_LONG") != "" {
 		total = 1_000_000
 	}

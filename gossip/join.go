@@ -26,13 +26,12 @@ const (
 // seeker calls those who should be members and are not, for ever: memberlist itself forgets a node that it took for
 // dead, and after a longer partition neither side would ever look for the other again.
 type seeker struct {
-	every   time.Duration
-	port    uint16 // of peers that name none
-	self    func(netip.AddrPort) bool
-	lookup  func(ctx context.Context, host string) ([]netip.Addr, error)
-	call    func(peer string, at netip.AddrPort) error
-	table   *table
-	publish func(joined string, at netip.AddrPort)
+	every  time.Duration
+	port   uint16 // of peers that name none
+	self   func(netip.AddrPort) bool
+	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+	call   func(peer string, at netip.AddrPort) error
+	table  *table
 
 	wg    sync.WaitGroup
 	slots chan struct{}

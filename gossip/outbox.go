@@ -27,6 +27,8 @@ type outbox struct {
 	mu    sync.Mutex
 	peers map[string]*lane
 	bytes int
+
+	closed bool
 }
 
 type lane struct {
@@ -37,7 +39,7 @@ type lane struct {
 func (o *outbox) push(peer string, msg []byte) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.ctx.Err() != nil {
+	if o.closed || o.ctx.Err() != nil {
 		return false
 	}
 	l := o.peers[peer]
@@ -55,6 +57,14 @@ func (o *outbox) push(peer string, msg []byte) bool {
 	l.bytes += len(msg)
 	o.bytes += len(msg)
 	return true
+}
+
+// wait is for the workers to end, once the context has ended; none begins afterwards.
+func (o *outbox) wait() {
+	o.mu.Lock()
+	o.closed = true
+	o.mu.Unlock()
+	o.wg.Wait()
 }
 
 // queued is how many bytes wait for a peer.
