@@ -53,7 +53,7 @@ check-generated: go ## fail if generate would change what is committed
 	bpf/check-generated.sh
 
 bench: go ## benchmarks; compare ratios within one run, not figures of two machines
-	"$(GO)" test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./agent/... ./bpf/...
+	"$(GO)" test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./agent/... ./bpf/... ./gossip/...
 
 fuzz: go ## run every fuzzer for FUZZTIME (5m) each
 	scripts/fuzz.sh $(FUZZTIME)

@@ -17,6 +17,7 @@
 //	socket: /run/mxshield/control.sock
 //	pins: /sys/fs/bpf/mxshield
 //	dry_run: false
+//	cluster: {name: mx1, bind: "0.0.0.0:7946", advertise: "", peers: [mx2.example.org], key_file: /etc/mxshield/cluster.key, label: mx}
 package config
 
 import (
@@ -65,6 +66,7 @@ type Config struct {
 	Socket          string
 	Pins            string
 	DryRun          bool
+	Cluster         *Cluster // nil: this node is alone
 }
 
 // Log is one input. File or Journal is set; without any Log the agent looks for one itself.
@@ -137,10 +139,10 @@ type file struct {
 	Socket  string             `yaml:"socket"`
 	Pins    string             `yaml:"pins"`
 	DryRun  bool               `yaml:"dry_run"`
+	Cluster *clusterFile       `yaml:"cluster"`
 
 	// Planned and not built yet: there so that the error can say so.
 	DNS     any `yaml:"dns"`
-	Cluster any `yaml:"cluster"`
 	Limits  any `yaml:"limits"`
 	Metrics any `yaml:"metrics"`
 }
@@ -247,7 +249,7 @@ func (c *checker) check(f *file) {
 		val       any
 	}{
 		{"dns", "DNS lists", f.DNS},
-		{"cluster", "the cluster", f.Cluster}, {"limits", "the new-connection limit", f.Limits}, {"metrics", "the metrics endpoint", f.Metrics},
+		{"limits", "the new-connection limit", f.Limits}, {"metrics", "the metrics endpoint", f.Metrics},
 	} {
 		if u.val != nil {
 			c.fault("$."+u.key, "take the key out; CHANGELOG.md says when it comes", "%s is not built in this version", u.what)
@@ -394,6 +396,7 @@ func (c *checker) check(f *file) {
 		c.fault("$.socket", "unix(7) allows 107 bytes", "the path has %d bytes", len(cfg.Socket))
 	}
 	cfg.DryRun = f.DryRun
+	c.cluster(f.Cluster)
 }
 
 // maxSenders bounds the allows by name: each is asked for every day, or compared with every name.

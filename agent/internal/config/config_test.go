@@ -89,7 +89,6 @@ func TestFaults(t *testing.T) {
 		{"# x\nfoo: 1\n", 2, "foo"},
 		{"block:\n  fro: 1h\n", 2, "fro"},
 		{"dns:\n  lists: []\n", 0, "not built"},
-		{"cluster: {name: mx1}\n", 1, "not built"},
 		{"traps: [a@example.org, nobody]\n", 1, "no domain"},
 		{"traps:\n  - a@example.org\n  - \"a b@example.org\"\n", 3, "not a trap recipient"},
 		{"traps: [\"*@example.org\"]\n", 1, "a * stands only"},
