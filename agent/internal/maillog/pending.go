@@ -109,10 +109,22 @@ func (t *pending) look(key uint64, now int64) *waiting {
 // number is what a table of numbers holds in place of an address. It is never 0.
 func (w *waiting) number() int { return int(binary.LittleEndian.Uint32(w.addr[:])) }
 
-func (t *pending) addNumber(key uint64, n int, at int64) {
-	var a [16]byte
-	binary.LittleEndian.PutUint32(a[:], uint32(min(n, 1e6)))
-	t.add(key, netip.AddrFrom16(a), at, false)
+func (t *pending) addNumber(key uint64, n int, at int64) { t.addNumbers(key, n, 0, at) }
+
+// addNumbers and so on are for a table of two numbers.
+func (t *pending) addNumbers(key uint64, n int, m uint32, at int64) {
+	var w waiting
+	w.setNumbers(n, m)
+	t.add(key, netip.AddrFrom16(w.addr), at, false)
+}
+
+func (w *waiting) numbers() (int, uint32) {
+	return w.number(), binary.LittleEndian.Uint32(w.addr[4:])
+}
+
+func (w *waiting) setNumbers(n int, m uint32) {
+	binary.LittleEndian.PutUint32(w.addr[:], uint32(min(n, 1e6)))
+	binary.LittleEndian.PutUint32(w.addr[4:], m)
 }
 
 func (w *waiting) source() netip.Addr { return netip.AddrFrom16(w.addr).Unmap() }
@@ -134,21 +146,27 @@ func (t *pending) drop(i int) {
 // The bytes of Pending: "mxq" and the version, a check of the seed (8), the count (4), then per entry, table by table and
 // the oldest first: key (8), address (16), seconds since 1970 (8), flags (1). Little endian. The flags are 1 for
 // submission and twice the number of the table: 0 messages of Postfix, 1 sessions of OpenSMTPD, 2 messages of Sendmail,
-// whose address is the number of recipients refused. Version 1 had table 0 only, and is still read.
+// whose address is the number of recipients refused, 3 refusals of Exim, whose address is how often which log has them.
+// What follows the entries is told in state.go. Version 1 had table 0 only, version 2 tables 0 to 2 and nothing behind
+// them; both are still read.
 const (
-	pendingMagic = "mxq\x02"
-	pendingFirst = "mxq\x01"
-	pendingHead  = len(pendingMagic) + 8 + 4
-	pendingEntry = 8 + 16 + 8 + 1
+	pendingMagic  = "mxq\x03"
+	pendingSecond = "mxq\x02"
+	pendingFirst  = "mxq\x01"
+	pendingHead   = len(pendingMagic) + 8 + 4
+	pendingEntry  = 8 + 16 + 8 + 1
 )
 
 var errPending = errors.New("not a table of pending queue ids")
 
-func (p *Parser) tables() [3]*pending { return [3]*pending{&p.pending, &p.sessions, &p.refused} }
+func (p *Parser) tables() [4]*pending {
+	return [4]*pending{&p.pending, &p.sessions, &p.refused, &p.copies}
+}
 
-// Pending returns what waits for a later line, for storing together with the position in the log: accepted recipients
-// whose message has not come yet, open sessions of OpenSMTPD, recipients refused by Sendmail. It leaves out what is too
-// old. A server at work has a few dozen, 33 bytes each; sessions that never send a message stay in it for PendingAge.
+// Pending returns what a later line may have to do with, for storing together with the positions in the logs: accepted
+// recipients whose message has not come yet, open sessions of OpenSMTPD, recipients refused by Sendmail, failed logins and
+// refusals that have counted, the last line of each log. It leaves out what is too old. A server at work has a few dozen
+// of the first, 33 bytes each; sessions that never send a message stay in it for PendingAge.
 func (p *Parser) Pending() []byte {
 	b := make([]byte, pendingHead, 1024)
 	copy(b, pendingMagic)
@@ -172,12 +190,12 @@ func (p *Parser) Pending() []byte {
 		}
 	}
 	binary.LittleEndian.PutUint32(b[12:], count)
-	return b
+	return p.appendState(b)
 }
 
-// Restore replaces the tables by those that Pending made. Damaged ones, or ones made under another seed, are an error
-// and change nothing: then the messages that were under way bring no credit and the open sessions no events, and that
-// is all.
+// Restore replaces what the Parser remembers by what Pending made. Damaged bytes, or ones made under another seed, are
+// an error and change nothing: then the messages that were under way bring no credit, the open sessions no events, and
+// a failed login of the last minutes may count twice, and that is all.
 func (p *Parser) Restore(b []byte) error {
 	if len(b) < pendingHead {
 		return errPending
@@ -186,6 +204,8 @@ func (p *Parser) Restore(b []byte) error {
 	known := byte(len(tables))
 	switch string(b[:4]) {
 	case pendingMagic:
+	case pendingSecond:
+		known = 3
 	case pendingFirst:
 		known = 1
 	default:
@@ -194,11 +214,20 @@ func (p *Parser) Restore(b []byte) error {
 	if binary.LittleEndian.Uint64(b[4:]) != p.seedCheck() {
 		return fmt.Errorf("%w of this host: the seed is another", errPending)
 	}
-	n := uint64(binary.LittleEndian.Uint32(b[12:]))
+	n, magic := uint64(binary.LittleEndian.Uint32(b[12:])), string(b[:4])
 	b = b[pendingHead:]
-	if uint64(len(b)) != n*uint64(pendingEntry) {
+	size := n * uint64(pendingEntry)
+	if uint64(len(b)) < size || magic != pendingMagic && uint64(len(b)) != size {
 		return fmt.Errorf("%w: %d bytes for %d entries", errPending, len(b), n)
 	}
+	var more state
+	if magic == pendingMagic {
+		var ok bool
+		if more, ok = readState(b[size:]); !ok {
+			return fmt.Errorf("%w: damaged behind its entries", errPending)
+		}
+	}
+	b = b[:size]
 	var sizes [len(tables)]int
 	for e := b; len(e) > 0; e = e[pendingEntry:] {
 		a, table := netip.AddrFrom16([16]byte(e[8:24])).Unmap(), e[32]>>1
@@ -219,6 +248,7 @@ func (p *Parser) Restore(b []byte) error {
 		}
 		tables[i].add(binary.LittleEndian.Uint64(e), netip.AddrFrom16([16]byte(e[8:24])), int64(binary.LittleEndian.Uint64(e[24:])), e[32]&1 == 1)
 	}
+	p.restoreState(&more)
 	return nil
 }
 
