@@ -43,10 +43,9 @@ type Glob struct {
 	pattern string
 	opts    GlobOptions
 
-	mu      sync.Mutex
-	board   Status // of the glob itself
-	parts   map[string]*part
-	ignored int // rotated files that match
+	mu    sync.Mutex
+	board Status // of the glob itself
+	parts map[string]*part
 }
 
 // part is one file that is followed.
@@ -382,7 +381,10 @@ func (w *globber) rotated(path string) bool {
 // pathOf returns the path of a file's ID if the pattern matches it, else "".
 func (w *globber) pathOf(id string) string {
 	path, ok := strings.CutPrefix(id, "file:")
-	if ok, _ = filepath.Match(w.g.pattern, path); !ok || IsGlob(path) {
+	if !ok || IsGlob(path) {
+		return ""
+	}
+	if ok, _ = filepath.Match(w.g.pattern, path); !ok {
 		return ""
 	}
 	return path
