@@ -13,7 +13,7 @@ FUZZTIME ?= 5m
 BENCHTIME ?= 1s
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test race lint generate check-generated bench fuzz install clean go
+.PHONY: help build demo test soak race lint generate check-generated bench fuzz install clean go
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -38,6 +38,12 @@ demo: build ## show it: 200 attackers, one honest sender, a real Postfix, all in
 test: build ## run every test (root; as a user those that need it say so and are skipped)
 	@test "$$(id -u)" = 0 || echo 'note: not root: tests that need the kernel are skipped; run sudo make test'
 	"$(GO)" test $(TESTFLAGS) ./...
+
+# Packages whose tests have long variants, which MXSHIELD_TEST_LONG=1 switches on.
+SOAK ?= ./agent/...
+
+soak: build ## the long variants of tests: a hundred kills under load, a 10 GB replay, ... (root)
+	MXSHIELD_TEST_LONG=1 "$(GO)" test -p 1 -count 1 -timeout 3h $(SOAK)
 
 race: build ## the same under the race detector (needs a C compiler)
 	"$(GO)" test -race -p 1 -timeout 1200s ./...

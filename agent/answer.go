@@ -61,16 +61,7 @@ func (d *daemon) Status() control.Status {
 	if s.Blocks.Unenforced > 0 {
 		warnings["unenforced"] = fmt.Sprintf("%d prefixes are not in the kernel: %s", s.Blocks.Unenforced, s.Blocks.WhyUnenforced)
 	}
-	for _, in := range d.inputs {
-		t := in.Status()
-		s.Inputs = append(s.Inputs, control.Input{
-			ID: in.ID(), State: t.State, Detail: t.Detail, Lag: t.Lag, Lines: t.Lines, Truncated: t.Truncated,
-			Suppressed: t.Suppressed, LastLine: t.LastLine, LastError: t.LastError,
-		})
-		if t.Suppressed > 0 {
-			warnings["suppressed "+in.ID()] = fmt.Sprintf("%s: the log says that %d messages were suppressed: raise RateLimitBurst in journald.conf, or the rate limit of imuxsock in rsyslog.conf", in.ID(), t.Suppressed)
-		}
-	}
+	s.Inputs = d.inputStatus(now, warnings)
 	blocks, _ := d.table.List(block.Query{Limit: 10_000}, now)
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -53,15 +53,12 @@ func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) 
 		}
 	}
 	for _, l := range cfg.Logs {
-		if l.File == "" {
-			p("input", "journal:%s", l.Journal)
-			continue
-		}
-		p("input", "file:%s", l.File)
-		if f, err := os.Open(l.File); err == nil {
-			f.Close()
-		} else {
-			p("", "note: %v; the agent would wait for it", err)
+		in := openInput(l, tail.FileOptions{}, tail.JournalOptions{}, nil)
+		p("input", "%s", in.ID())
+		if c, ok := in.(interface{ Check() error }); ok {
+			if err := c.Check(); err != nil {
+				p("", "note: %v; the agent would wait for it", err)
+			}
 		}
 	}
 	b := cfg.Block

@@ -67,14 +67,15 @@ type daemon struct {
 	mu       sync.Mutex // guards what follows
 	scorer   *verdict.Scorer
 	samples  *verdict.Samples
-	parsers  map[string]*maillog.Parser
-	pending  map[string][]byte // parser states of the state file whose parser is not made yet
+	parser   *maillog.Parser
+	pending  map[string][]byte // of the state file, until the parser is made
 	seed     uint64
 	batch    store.Batch  // what the next commit writes
 	flight   *store.Batch // what a commit is writing just now
 	own      []netip.Addr // own addresses and gateways
 	events   [maillog.NumKinds]uint64
 	caughtUp map[string]bool
+	reached  map[string]time.Time // by input: when the newest event was that was read
 	off      *control.Marker
 	warnings map[string]string
 	told     map[string]time.Time // when a repeated log message was last written
@@ -95,7 +96,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	defer signal.Stop(hup)
 	d := &daemon{
 		cfg: cfg, log: log, started: time.Now(), reload: reload,
-		mtas: map[string]maillog.MTA{}, parsers: map[string]*maillog.Parser{}, pending: map[string][]byte{}, caughtUp: map[string]bool{},
+		mtas: map[string]maillog.MTA{}, pending: map[string][]byte{}, caughtUp: map[string]bool{}, reached: map[string]time.Time{},
 		warnings: map[string]string{}, told: map[string]time.Time{}, kick: make(chan struct{}, 1), ranges: make(chan struct{}, 1),
 	}
 	if d.node, err = os.Hostname(); err != nil || d.node == "" {
@@ -127,7 +128,9 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	}
 	defer d.resolver.Close()
 	d.openSenders()
-	d.openInputs(ctx)
+	marks := d.marks()
+	d.openInputs(ctx, marks)
+	d.newParser()
 	d.refreshNever(ctx, true)
 	if err := d.resync(false); err != nil {
 		d.warn("kernel", "not every block is in the kernel", err)
@@ -148,7 +151,6 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 		})
 	}
 	lines := make(chan tail.Batch, 4)
-	marks := d.marks()
 	for _, in := range d.inputs {
 		start(func() error { return in.Run(ctx, marks[in.ID()], lines) })
 	}
@@ -315,30 +317,6 @@ func (d *daemon) marks() map[string][]byte {
 	return m
 }
 
-func (d *daemon) openInputs(ctx context.Context) {
-	fo, jo := tail.FileOptions{Log: d.log}, tail.JournalOptions{Log: d.log}
-	for _, l := range d.cfg.Logs {
-		var in tail.Input = tail.NewFile(l.File, fo)
-		if l.Journal != "" {
-			in = tail.NewJournal([]string{l.Journal}, jo)
-		}
-		d.inputs = append(d.inputs, in)
-		d.mtas[in.ID()] = l.MTA
-	}
-	if len(d.inputs) > 0 {
-		return
-	}
-	found, err := tail.Discover(ctx, tail.DiscoverOptions{})
-	if err != nil {
-		d.warn("input", "looking for the MTA's log", err)
-	}
-	d.log.Info("input", "why", found.Why)
-	for i, w := range found.Warnings {
-		d.warn(fmt.Sprintf("input %d", i), w, nil)
-	}
-	d.inputs = append(d.inputs, found.Open(fo, jo))
-}
-
 // resync brings the kernel in line with the table.
 func (d *daemon) resync(orphans bool) error {
 	if d.shield == nil {
@@ -451,13 +429,15 @@ func (d *daemon) take(b *tail.Batch) {
 	now := time.Now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	p := d.parserLocked(b.Input)
+	p := d.switchParserLocked(b)
+	var at time.Time
 	var e maillog.Event // one for all lines: the parser fills it
 	for _, line := range b.Lines {
 		if !p.Parse(line, b.Read, &e) {
 			continue
 		}
 		d.events[e.Kind] += uint64(e.Count)
+		at = e.Time
 		if d.cfg.Weights[e.Kind] > 0 {
 			d.samples.Add(d.prefixOf(e.Source), line)
 		}
@@ -468,28 +448,7 @@ func (d *daemon) take(b *tail.Batch) {
 			d.log.Warn(n.Text, "notice", n.Key) // status shows it as long as it holds
 		}
 	}
-	if d.batch.Marks == nil {
-		d.batch.Marks = map[string][]byte{}
-	}
-	d.batch.Marks[b.Input] = b.Mark
-	if b.CaughtUp {
-		d.caughtUp[b.Input] = true
-	}
-}
-
-func (d *daemon) parserLocked(input string) *maillog.Parser {
-	p := d.parsers[input]
-	if p == nil {
-		p = maillog.New(maillog.Options{Seed: d.seed, MTA: d.mtas[input], Traps: d.cfg.Traps, Recipients: true})
-		if s, ok := d.pending["pending:"+input]; ok {
-			if err := p.Restore(s); err != nil {
-				d.log.Warn("restore what waits for its delivery", "input", input, "error", err)
-			}
-			delete(d.pending, "pending:"+input)
-		}
-		d.parsers[input] = p
-	}
-	return p
+	d.markLocked(b, at)
 }
 
 func (d *daemon) prefixOf(a netip.Addr) netip.Prefix { return sourcePrefix(a, d.cfg.Block.IPv6Prefix) }
@@ -670,13 +629,11 @@ func (d *daemon) commit() error {
 		}
 		b.Scores[string(k)] = slices.Clone(v)
 	})
-	for id := range b.Marks {
-		if p := d.parsers[id]; p != nil {
-			if b.Extra == nil {
-				b.Extra = map[string][]byte{}
-			}
-			b.Extra["pending:"+id] = p.Pending()
+	if len(b.Marks) > 0 {
+		if b.Extra == nil {
+			b.Extra = map[string][]byte{}
 		}
+		b.Extra["parser"] = d.parser.Pending()
 	}
 	if ranges, ok := d.senders.Save(); ok {
 		if b.Extra == nil {

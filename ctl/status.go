@@ -73,7 +73,14 @@ func (c *ctl) status(s *control.Status) {
 		if i.Lag > 0 {
 			t += fmt.Sprintf(", %d bytes behind", i.Lag)
 		}
-		p("input", "%s", t)
+		if i.LagSeconds >= 1 {
+			t += ", " + ago(time.Duration(i.LagSeconds*float64(time.Second))) + " behind"
+		}
+		if i.Of != "" {
+			p("", "%s", t)
+		} else {
+			p("input", "%s", t)
+		}
 		for _, more := range []string{i.Detail, i.LastError} {
 			if more != "" {
 				p("", "%s", more)

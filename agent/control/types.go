@@ -72,12 +72,16 @@ type Ports struct {
 // Input is one log that is read.
 type Input struct {
 	ID         string    `json:"id"`
+	Of         string    `json:"of,omitempty"` // the glob that it is a file of
 	State      string    `json:"state"`
 	Detail     string    `json:"detail,omitempty"`
 	Lag        int64     `json:"lag_bytes"`
+	LagSeconds float64   `json:"lag_seconds"` // how old the newest event is that was read, while there is more to read
 	Lines      uint64    `json:"lines"`
 	Truncated  uint64    `json:"truncated_lines,omitempty"`
 	Suppressed uint64    `json:"suppressed_messages,omitempty"`
+	Untrusted  uint64    `json:"untrusted_messages,omitempty"` // written by users who are not the MTA's, and ignored
+	Dropped    uint64    `json:"dropped_datagrams,omitempty"`
 	LastLine   time.Time `json:"last_line,omitzero"`
 	LastError  string    `json:"last_error,omitempty"`
 }

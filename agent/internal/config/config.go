@@ -7,7 +7,10 @@
 //	exempt: [192.0.2.26]          # local addresses that are not shielded, at most 16 of each family
 //	logs:                         # default: found by itself
 //	  - {file: /var/log/mail.log, mta: auto}  # or postfix exim sendmail opensmtpd dovecot courier
+//	  - {file: /var/log/exim4/*log}           # all files that match, those to come too
 //	  - {journal: "postfix@-.service"}
+//	  - {syslog: "unixgram:/run/mxshield/log", users: [syslog], group: mxshield}  # or udp:127.0.0.1:5514
+//	  - {stdin: true}
 //	block: {for: 72h, max: 168h, threshold: 100, half_life: 1h, ipv6_prefix: 64, private: false}
 //	weights: {unknown_recipient: 10}
 //	traps: [honeypot@example.org, "@old.example.org"]
@@ -69,10 +72,15 @@ type Config struct {
 	Cluster         *Cluster // nil: this node is alone
 }
 
-// Log is one input. File or Journal is set; without any Log the agent looks for one itself.
+// Log is one input. One of File, Journal, Syslog and Stdin is set; without any Log the agent looks for one itself.
 type Log struct {
-	File    string
+	File    string // absolute path, or a pattern of path/filepath.Match
 	Journal string
+	Syslog  string // address in Network: a path, or a loopback address and port
+	Network string // unixgram or udp
+	Users   []string
+	Group   string
+	Stdin   bool
 	MTA     maillog.MTA // Auto: told apart line by line
 }
 
@@ -118,10 +126,13 @@ type file struct {
 	} `yaml:"ports"`
 	Exempt []string `yaml:"exempt"`
 	Logs   []struct {
-		File    string `yaml:"file"`
-		Journal string `yaml:"journal"`
-		Syslog  string `yaml:"syslog"`
-		MTA     string `yaml:"mta"`
+		File    string   `yaml:"file"`
+		Journal string   `yaml:"journal"`
+		Syslog  string   `yaml:"syslog"`
+		Users   []string `yaml:"users"`
+		Group   string   `yaml:"group"`
+		Stdin   bool     `yaml:"stdin"`
+		MTA     string   `yaml:"mta"`
 	} `yaml:"logs"`
 	Block struct {
 		For        string   `yaml:"for"`
@@ -292,39 +303,7 @@ func (c *checker) check(f *file) {
 		}
 	}
 	c.exempt(f.Exempt)
-	for i, l := range f.Logs {
-		at := fmt.Sprintf("$.logs[%d]", i)
-		set := 0
-		for _, s := range []string{l.File, l.Journal, l.Syslog} {
-			if s != "" {
-				set++
-			}
-		}
-		switch {
-		case l.Syslog != "":
-			c.fault(at+".syslog", "read the file or the journal instead", "the syslog socket is not built in this version")
-		case set != 1:
-			c.fault(at, "for example {file: /var/log/mail.log} or {journal: \"postfix@-.service\"}", "needs one of file, journal")
-		case l.File != "" && !filepath.IsAbs(l.File):
-			c.fault(at+".file", "give the whole path", "%q is not absolute", l.File)
-		case l.File != "" && strings.ContainsAny(l.File, "*?["):
-			c.fault(at+".file", "name one file; rotated files are followed by themselves", "globs are not built in this version")
-		case strings.HasPrefix(l.Journal, "-"):
-			c.fault(at+".journal", "a unit name such as postfix@-.service", "%q is no unit name", l.Journal)
-		default:
-			if slices.ContainsFunc(cfg.Logs, func(o Log) bool { return o.File == l.File && o.Journal == l.Journal }) {
-				c.fault(at, "lines would count twice", "the same input stands there twice")
-			}
-			mta := maillog.Auto
-			if l.MTA != "" {
-				var ok bool
-				if mta, ok = maillog.ParseMTA(l.MTA); !ok {
-					c.fault(at+".mta", "auto, postfix, exim, sendmail, opensmtpd, dovecot or courier", "%.40q is unknown", l.MTA)
-				}
-			}
-			cfg.Logs = append(cfg.Logs, Log{l.File, l.Journal, mta})
-		}
-	}
+	c.logs(f)
 	c.block(f)
 	for name, w := range f.Weights {
 		k, ok := maillog.ParseKind(name)

@@ -36,8 +36,8 @@
 // # Lines that belong together
 //
 // One failed login makes up to four lines (Postfix, Dovecot's auth process and its worker or PAM, its login process) and
-// counts once: the others are Other. See logins. A Parser knows only its own lines, so for this Postfix and Dovecot must
-// be read from one input. OpenSMTPD's and part of Sendmail's verdict lines have no address and need the lines before
+// counts once: the others are Other. See logins. A Parser knows only its own lines, so one Parser must read the logs of
+// Postfix and Dovecot, and those of Exim: see Switch. OpenSMTPD's and part of Sendmail's verdict lines have no address and need the lines before
 // them. "last message repeated N times" is N more of the line before it, "message repeated N times: [ msg]" N events.
 //
 // # Recipients

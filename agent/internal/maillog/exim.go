@@ -30,7 +30,7 @@ func (p *Parser) exim(h *header, e *Event) bool {
 	if !h.eximMessage(p, m, e) {
 		return false
 	}
-	if h.mta != Exim && p.twice.seen(p, h, m, e) {
+	if h.mta != Exim && p.twice.seen(p, h, m, e) || h.mta == Exim && p.several && p.copied(h, m, e) {
 		e.Kind, e.Count, e.User = Other, 1, 0
 	}
 	return true
@@ -698,14 +698,10 @@ type twice struct {
 }
 
 func (t *twice) seen(p *Parser, h *header, m []byte, e *Event) bool {
-	switch e.Kind {
-	case Connect, Disconnect, Delivered, AuthSuccess, LostConnection, Other:
+	if !refusal(e.Kind) || !p.when(h, e) {
 		return false
 	}
-	if !p.when(h, e) {
-		return false
-	}
-	sum, now := max(1, hash(p.seed, m[:min(len(m), 512)], false)^hash(^p.seed, h.pid, false)), e.Time.Unix()
+	sum, now := p.eximSum(h, m), e.Time.Unix()
 	for i := range t.sum {
 		if t.sum[i] == sum && now-t.at[i] <= 1 && t.at[i]-now <= 1 {
 			t.sum[i] = 0
@@ -715,4 +711,49 @@ func (t *twice) seen(p *Parser, h *header, m []byte, e *Event) bool {
 	t.sum[t.next], t.at[t.next] = sum, now
 	t.next = (t.next + 1) % len(t.sum)
 	return false
+}
+
+// refusal says that Exim may write events of this kind to two logs.
+func refusal(k Kind) bool {
+	switch k {
+	case Connect, Disconnect, Delivered, AuthSuccess, LostConnection, Other:
+		return false
+	}
+	return true
+}
+
+func (p *Parser) eximSum(h *header, m []byte) uint64 {
+	return max(1, hash(p.seed, m[:min(len(m), 512)], false)^hash(^p.seed, h.pid, false))
+}
+
+// copyAge is how long, in seconds of the log, a refusal that only one log has is stored over a restart.
+const copyAge = 60
+
+// copied tells whether a refusal in one of Exim's own files stood in another one before, within a second. Each copy takes
+// one original back, so that the same refusal twice in the main log and twice in the reject log counts twice. The files
+// are read in turns, and one may be ahead by MaxPending refusals: beyond that they count in both.
+func (p *Parser) copied(h *header, m []byte, e *Event) bool {
+	if !refusal(e.Kind) || !p.when(h, e) {
+		return false
+	}
+	t, sum, now := &p.copies, p.eximSum(h, m), e.Time.Unix()
+	i, ok := t.find(sum)
+	if !ok {
+		t.addNumbers(sum, 1, p.from.id, now)
+		return false
+	}
+	w := &t.ring[t.index[i]-1]
+	switch n, by := w.numbers(); {
+	case now-w.at > 1 || w.at-now > 1:
+		t.addNumbers(sum, 1, p.from.id, now)
+		return false
+	case by == p.from.id:
+		t.addNumbers(sum, n+1, by, now)
+		return false
+	case n <= 1:
+		t.drop(i)
+	default:
+		w.setNumbers(n-1, by)
+	}
+	return true
 }

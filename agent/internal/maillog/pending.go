@@ -115,6 +115,22 @@ func (t *pending) addNumber(key uint64, n int, trap bool, at int64) {
 	t.add(key, netip.AddrFrom16(a), at, trap)
 }
 
+// addNumbers and so on are for a table of two numbers.
+func (t *pending) addNumbers(key uint64, n int, m uint32, at int64) {
+	var w waiting
+	w.setNumbers(n, m)
+	t.add(key, netip.AddrFrom16(w.addr), at, false)
+}
+
+func (w *waiting) numbers() (int, uint32) {
+	return w.number(), binary.LittleEndian.Uint32(w.addr[4:])
+}
+
+func (w *waiting) setNumbers(n int, m uint32) {
+	binary.LittleEndian.PutUint32(w.addr[:], uint32(min(n, 1e6)))
+	binary.LittleEndian.PutUint32(w.addr[4:], m)
+}
+
 func (w *waiting) source() netip.Addr { return netip.AddrFrom16(w.addr).Unmap() }
 
 // drop frees slot i of the index and what it points to, and moves later entries of the run up.
@@ -134,8 +150,9 @@ func (t *pending) drop(i int) {
 // The bytes of Pending: "mxq" and the version, a check of the seed (8), the count (4), then per entry, table by table and
 // the oldest first: key (8), address (16), seconds since 1970 (8), flags (1). Little endian. The flags are 1 for
 // submission, 128 for quiet, and twice the number of the table: 0 messages of Postfix, 1 sessions of OpenSMTPD, 2 messages
-// of Sendmail, whose address is the number of recipients refused, 3 accepted messages whose recipients are still to come.
-// Version 1 had table 0 only, version 2 the first three; both are still read.
+// of Sendmail, whose address is the number of recipients refused, 3 accepted messages whose recipients are still to come,
+// 4 refusals of Exim, whose address is how often which log has them. What follows the entries is told in state.go.
+// Version 1 had table 0 only, version 2 the first three and nothing behind them; both are still read.
 const (
 	pendingMagic = "mxq\x03"
 	pendingQuiet = 0x80
@@ -149,14 +166,15 @@ const transitStored = 60
 
 var errPending = errors.New("not a table of pending queue ids")
 
-func (p *Parser) tables() [4]*pending {
-	return [4]*pending{&p.pending, &p.sessions, &p.refused, &p.transit}
+func (p *Parser) tables() [5]*pending {
+	return [5]*pending{&p.pending, &p.sessions, &p.refused, &p.transit, &p.copies}
 }
 
-// Pending returns what waits for a later line, for storing together with the position in the log: accepted recipients
-// whose message has not come yet, open sessions of OpenSMTPD, recipients refused by Sendmail, messages on their way to
-// their recipients (of the last minute). It leaves out what is too
-// old. A server at work has a few dozen, 33 bytes each; sessions that never send a message stay in it for PendingAge.
+// Pending returns what a later line may have to do with, for storing together with the positions in the logs: accepted
+// recipients whose message has not come yet, open sessions of OpenSMTPD, recipients refused by Sendmail, messages on their
+// way to their recipients (of the last minute), failed logins and refusals that have counted, the last line of each log. It
+// leaves out what is too old. A server at work has a few dozen of the first, 33 bytes each; sessions that never send a
+// message stay in it for PendingAge.
 func (p *Parser) Pending() []byte {
 	b := make([]byte, pendingHead, 1024)
 	copy(b, pendingMagic)
@@ -183,12 +201,12 @@ func (p *Parser) Pending() []byte {
 		}
 	}
 	binary.LittleEndian.PutUint32(b[12:], count)
-	return b
+	return p.appendState(b)
 }
 
-// Restore replaces the tables by those that Pending made. Damaged ones, or ones made under another seed, are an error
-// and change nothing: then the messages that were under way bring no credit and the open sessions no events, and that
-// is all.
+// Restore replaces what the Parser remembers by what Pending made. Damaged bytes, or ones made under another seed, are
+// an error and change nothing: then the messages that were under way bring no credit, the open sessions no events, and
+// a failed login of the last minutes may count twice, and that is all.
 func (p *Parser) Restore(b []byte) error {
 	if len(b) < pendingHead {
 		return errPending
@@ -202,11 +220,20 @@ func (p *Parser) Restore(b []byte) error {
 	if binary.LittleEndian.Uint64(b[4:]) != p.seedCheck() {
 		return fmt.Errorf("%w of this host: the seed is another", errPending)
 	}
-	n := uint64(binary.LittleEndian.Uint32(b[12:]))
+	n, magic := uint64(binary.LittleEndian.Uint32(b[12:])), string(b[:4])
 	b = b[pendingHead:]
-	if uint64(len(b)) != n*uint64(pendingEntry) {
+	size := n * uint64(pendingEntry)
+	if uint64(len(b)) < size || magic != pendingMagic && uint64(len(b)) != size {
 		return fmt.Errorf("%w: %d bytes for %d entries", errPending, len(b), n)
 	}
+	var more state
+	if magic == pendingMagic {
+		var ok bool
+		if more, ok = readState(b[size:]); !ok {
+			return fmt.Errorf("%w: damaged behind its entries", errPending)
+		}
+	}
+	b = b[:size]
 	var sizes [len(tables)]int
 	for e := b; len(e) > 0; e = e[pendingEntry:] {
 		a, table := netip.AddrFrom16([16]byte(e[8:24])).Unmap(), e[32]&^pendingQuiet>>1
@@ -231,6 +258,7 @@ func (p *Parser) Restore(b []byte) error {
 			p.hush(tables[i], key)
 		}
 	}
+	p.restoreState(&more)
 	return nil
 }
 
