@@ -41,6 +41,7 @@ const (
 	brokenVarExemptV6       = "exempt_v6"
 	brokenVarExemptsV4      = "exempts_v4"
 	brokenVarExemptsV6      = "exempts_v6"
+	brokenVarPortBits       = "port_bits"
 	brokenVarPorts          = "ports"
 )
 
@@ -123,6 +124,7 @@ type brokenVariableSpecs struct {
 	ExemptV6      *ebpf.VariableSpec `ebpf:"exempt_v6"`
 	ExemptsV4     *ebpf.VariableSpec `ebpf:"exempts_v4"`
 	ExemptsV6     *ebpf.VariableSpec `ebpf:"exempts_v6"`
+	PortBits      *ebpf.VariableSpec `ebpf:"port_bits"`
 	Ports         *ebpf.VariableSpec `ebpf:"ports"`
 }
 
@@ -187,6 +189,7 @@ type brokenVariables struct {
 	ExemptV6      *ebpf.Variable `ebpf:"exempt_v6"`
 	ExemptsV4     *ebpf.Variable `ebpf:"exempts_v4"`
 	ExemptsV6     *ebpf.Variable `ebpf:"exempts_v6"`
+	PortBits      *ebpf.Variable `ebpf:"port_bits"`
 	Ports         *ebpf.Variable `ebpf:"ports"`
 }
 

@@ -106,6 +106,7 @@ const (
 	hashVarExemptV6       = "exempt_v6"
 	hashVarExemptsV4      = "exempts_v4"
 	hashVarExemptsV6      = "exempts_v6"
+	hashVarPortBits       = "port_bits"
 	hashVarPorts          = "ports"
 )
 
@@ -183,6 +184,7 @@ type hashVariableSpecs struct {
 	ExemptV6      *ebpf.VariableSpec `ebpf:"exempt_v6"`
 	ExemptsV4     *ebpf.VariableSpec `ebpf:"exempts_v4"`
 	ExemptsV6     *ebpf.VariableSpec `ebpf:"exempts_v6"`
+	PortBits      *ebpf.VariableSpec `ebpf:"port_bits"`
 	Ports         *ebpf.VariableSpec `ebpf:"ports"`
 }
 
@@ -240,6 +242,7 @@ type hashVariables struct {
 	ExemptV6      *ebpf.Variable `ebpf:"exempt_v6"`
 	ExemptsV4     *ebpf.Variable `ebpf:"exempts_v4"`
 	ExemptsV6     *ebpf.Variable `ebpf:"exempts_v6"`
+	PortBits      *ebpf.Variable `ebpf:"port_bits"`
 	Ports         *ebpf.Variable `ebpf:"ports"`
 }
 

@@ -35,10 +35,8 @@ func loadStress(t testing.TB, s *Shield, load func() (*ebpf.CollectionSpec, erro
 	for name, m := range s.gen.maps {
 		spec.Maps[name].MaxEntries = m.MaxEntries()
 	}
-	ports, err := portTable(s.opts)
-	must(t, err)
 	must(t, errors.Join(
-		spec.Variables["ports"].Set(ports),
+		setPorts(spec, s.opts),
 		spec.Variables["clock"].Set(s.jiffies.constants()),
 		spec.Variables["bench_what"].Set(uint32(4)),
 		spec.Variables["bench_size"].Set(uint32(blocked)),
