@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"runtime"
 	"slices"
@@ -90,11 +91,11 @@ func benchSource(x uint32) uint32 {
 func filledShield(tb testing.TB, size int) (*Shield, time.Duration) {
 	s := openTest(tb, Options{MaxExact: size, Log: slog.New(slog.DiscardHandler)})
 	start := time.Now()
-	for i := range size {
-		if err := s.Set(sourcePrefix(uint32(i)), ScopeAll, time.Time{}); err != nil {
-			tb.Fatal(err)
+	s.SetMany(size, func(yield func(netip.Prefix, uint8, time.Time) bool) {
+		for i := range size {
+			yield(sourcePrefix(uint32(i)), ScopeAll, time.Time{})
 		}
-	}
+	}, func(_ netip.Prefix, err error) { tb.Fatal(err) })
 	return s, time.Since(start)
 }
 
