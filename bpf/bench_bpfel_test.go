@@ -35,6 +35,7 @@ const (
 	benchVarBenchMissed    = "bench_missed"
 	benchVarBenchRun       = "bench_run"
 	benchVarBenchSize      = "bench_size"
+	benchVarBenchV6        = "bench_v6"
 	benchVarBenchWhat      = "bench_what"
 	benchVarClock          = "clock"
 	benchVarExemptV4       = "exempt_v4"
@@ -118,6 +119,7 @@ type benchVariableSpecs struct {
 	BenchMissed   *ebpf.VariableSpec `ebpf:"bench_missed"`
 	BenchRun      *ebpf.VariableSpec `ebpf:"bench_run"`
 	BenchSize     *ebpf.VariableSpec `ebpf:"bench_size"`
+	BenchV6       *ebpf.VariableSpec `ebpf:"bench_v6"`
 	BenchWhat     *ebpf.VariableSpec `ebpf:"bench_what"`
 	Clock         *ebpf.VariableSpec `ebpf:"clock"`
 	ExemptV4      *ebpf.VariableSpec `ebpf:"exempt_v4"`
@@ -183,6 +185,7 @@ type benchVariables struct {
 	BenchMissed   *ebpf.Variable `ebpf:"bench_missed"`
 	BenchRun      *ebpf.Variable `ebpf:"bench_run"`
 	BenchSize     *ebpf.Variable `ebpf:"bench_size"`
+	BenchV6       *ebpf.Variable `ebpf:"bench_v6"`
 	BenchWhat     *ebpf.Variable `ebpf:"bench_what"`
 	Clock         *ebpf.Variable `ebpf:"clock"`
 	ExemptV4      *ebpf.Variable `ebpf:"exempt_v4"`

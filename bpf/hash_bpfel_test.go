@@ -101,6 +101,7 @@ const (
 	hashVarBenchMissed    = "bench_missed"
 	hashVarBenchRun       = "bench_run"
 	hashVarBenchSize      = "bench_size"
+	hashVarBenchV6        = "bench_v6"
 	hashVarBenchWhat      = "bench_what"
 	hashVarExemptV4       = "exempt_v4"
 	hashVarExemptV6       = "exempt_v6"
@@ -179,6 +180,7 @@ type hashVariableSpecs struct {
 	BenchMissed   *ebpf.VariableSpec `ebpf:"bench_missed"`
 	BenchRun      *ebpf.VariableSpec `ebpf:"bench_run"`
 	BenchSize     *ebpf.VariableSpec `ebpf:"bench_size"`
+	BenchV6       *ebpf.VariableSpec `ebpf:"bench_v6"`
 	BenchWhat     *ebpf.VariableSpec `ebpf:"bench_what"`
 	ExemptV4      *ebpf.VariableSpec `ebpf:"exempt_v4"`
 	ExemptV6      *ebpf.VariableSpec `ebpf:"exempt_v6"`
@@ -237,6 +239,7 @@ type hashVariables struct {
 	BenchMissed   *ebpf.Variable `ebpf:"bench_missed"`
 	BenchRun      *ebpf.Variable `ebpf:"bench_run"`
 	BenchSize     *ebpf.Variable `ebpf:"bench_size"`
+	BenchV6       *ebpf.Variable `ebpf:"bench_v6"`
 	BenchWhat     *ebpf.Variable `ebpf:"bench_what"`
 	ExemptV4      *ebpf.Variable `ebpf:"exempt_v4"`
 	ExemptV6      *ebpf.Variable `ebpf:"exempt_v6"`

@@ -57,8 +57,6 @@ func (x *stressed) run(t testing.TB, n uint32) (missed, hurt uint64) {
 	return missed, hurt
 }
 
-func sourcePrefix(i uint32) netip.Prefix { return exactV4Prefix(benchSource(i)) }
-
 // shove moves an entry to its other line, if there is a slot.
 func (x *exactTable) shove(key uint64) bool {
 	line, slot, ok := x.find(key)
