@@ -31,13 +31,14 @@ import (
 // thread, and the median of the rounds is told. Size 10M takes minutes and 4 GB, and is only run with MXSHIELD_BENCH_10M
 // set ("lpm": with the trie too). `make bench` makes tables of this.
 //
-// What was found on the way (1M, Xeon of 2023 and Zen 3, both virtual), so that nobody has to look again:
+// What was found on the way (1M, a virtual Xeon with 260 MB of shared cache, busy; differences of 3% are noise there):
 //
-//   - A hit is one line from memory and the page walk to it. Without the filter it costs 8% less (the processor fetches
-//     word and line at once), without the count of drops 3% less, with a plain ++ for it 3% less.
-//   - Fetching the second line early changes nothing: seven of eight entries are in their first one. Looking at both lines
-//     without a branch costs 4% more.
-//   - Arrays are of 4 kB pages whatever their size, as nothing in BPF asks for larger ones; that would be the next factor.
+//   - Without the filter a hit costs 8% less (the processor seems to fetch word and line at once), without the count of
+//     drops, or with a plain ++ for it, 3% less.
+//   - Fetching the second line early changes nothing. Looking at both lines without a branch costs 4% more.
+//   - So what is left of a hit is the one line. Arrays are of 4 kB pages whatever their size, and nothing in BPF asks for
+//     larger ones; a denser line, or such pages, should be the next factor, and nobody has measured it.
+//   - SetMany takes the same time with chunks of 32 to 512, and more with 2048.
 func BenchmarkVerdict(b *testing.B) {
 	needKernel(b)
 	for _, size := range benchSizes() {
