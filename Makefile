@@ -58,8 +58,11 @@ generate: go ## make the BPF objects and their Go anew (needs clang-19 and llvm-
 check-generated: go ## fail if generate would change what is committed
 	bpf/check-generated.sh
 
-bench: go ## benchmarks; compare ratios within one run, not figures of two machines
-	"$(GO)" test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./agent/... ./bpf/... ./gossip/...
+bench: go ## benchmarks, and their ratios as Markdown tables (root; also in bin/bench.md)
+	@mkdir -p bin
+	"$(GO)" test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 1200s -p 1 ./agent/... ./bpf/... ./gossip/... | "$(GO)" run ./scripts/bench >bin/bench.md
+	@cat bin/bench.md
+	$(call give_back,bin)
 
 fuzz: go ## run every fuzzer for FUZZTIME (5m) each
 	scripts/fuzz.sh $(FUZZTIME)

@@ -34,6 +34,13 @@ type Sink interface {
 	Remove(p netip.Prefix) error
 }
 
+// A Sink may know a cheaper way to take many.
+type manySink interface {
+	// SetMany is Set for all that entries yields, in that order; about is how many those are, or 0. What goes wrong is
+	// told to failed, for each prefix.
+	SetMany(about int, entries func(yield func(p netip.Prefix, scope uint8, until time.Time) bool), failed func(p netip.Prefix, err error))
+}
+
 // Options of a Table.
 type Options struct {
 	Origin string // this node's name, 1 to 255 bytes
@@ -521,7 +528,6 @@ func (t *Table) ResyncEach(each func(yield func(Enforced) bool) error, now time.
 	var ops []op
 	// Nearly all that is missing are single addresses and /64s with nothing inside: their order does not matter, so
 	// they go at once, and a list of a million is spared.
-	single := make([]op, 1)
 	seen := make([]uint64, t.nodes.used/64+1) // by number of the prefix's first node
 	rules := map[pkey]bool{}                  // never-block rules without a node
 	done := func(k pkey) bool {
@@ -535,7 +541,9 @@ func (t *Table) ResyncEach(each func(yield func(Enforced) bool) error, now time.
 		seen[i/64] |= 1 << (i % 64)
 		return was
 	}
+	have := 0
 	err = each(func(e Enforced) bool {
+		have++
 		k := keyOf(e.Prefix)
 		o := t.wantedLocked(k, at)
 		_, rule := t.never.rules[k]
@@ -553,30 +561,33 @@ func (t *Table) ResyncEach(each func(yield func(Enforced) bool) error, now time.
 	if err != nil {
 		return 0, err
 	}
-	missing := func(k pkey) bool {
-		v := t.verdictLocked(k, at)
-		t.settleLocked(k, v, at)
-		if !done(k) {
+	n, serr := t.sinkEachLocked(t.nodes.live-have, func(yield func(op) bool) {
+		missing := func(k pkey) bool {
+			v := t.verdictLocked(k, at)
+			t.settleLocked(k, v, at)
+			if done(k) {
+				return true
+			}
 			switch o := t.opLocked(k, v, at); {
 			case o.remove:
 			case o.scope != ScopeNone && t.aloneLocked(k):
-				single[0] = o
-				n, serr := t.sinkLocked(single)
-				if changed += n; err == nil {
-					err = serr
-				}
+				return yield(o)
 			default:
 				ops = append(ops, o)
 			}
+			return true
 		}
-		return true
-	}
-	t.walkLocked(missing)
-	for k := range t.never.rules {
-		missing(k)
+		t.walkLocked(missing)
+		for k := range t.never.rules {
+			missing(k)
+		}
+	})
+	changed += n
+	if err == nil {
+		err = serr
 	}
 	t.uncounted, t.counted = false, at
-	n, serr := t.sinkLocked(ops)
+	n, serr = t.sinkLocked(ops)
 	if err == nil {
 		err = serr
 	}
@@ -730,25 +741,57 @@ func (t *Table) sinkLocked(ops []op) (n int, first error) {
 		}
 		return int(a.key.bits) - int(b.key.bits)
 	})
-	for i := range ops {
-		o := &ops[i]
-		p := o.key.prefix()
-		var err error
-		if o.remove {
-			err = t.sink.Remove(p)
-		} else {
-			err = t.sink.Set(p, uint8(o.scope), time32(o.until))
+	sets := sort.Search(len(ops), func(i int) bool { return ops[i].remove })
+	_, first = t.sinkEachLocked(sets, func(yield func(op) bool) {
+		for _, o := range ops[:sets] {
+			yield(o)
 		}
-		if err != nil {
-			t.unsunk[o.key] = err
-			if first == nil {
-				first = err
-			}
-		} else {
-			delete(t.unsunk, o.key)
+	})
+	for i := range ops[sets:] {
+		k := ops[sets+i].key
+		if err := t.sunkLocked(k, t.sink.Remove(k.prefix())); first == nil {
+			first = err
 		}
 	}
 	return len(ops), first
+}
+
+// sinkEachLocked hands on what ops yields, all of it to be Set, and returns how many those were.
+func (t *Table) sinkEachLocked(about int, ops func(yield func(op) bool)) (n int, first error) {
+	many, ok := t.sink.(manySink)
+	if !ok || about < 16 {
+		ops(func(o op) bool {
+			n++
+			if err := t.sunkLocked(o.key, t.sink.Set(o.key.prefix(), uint8(o.scope), time32(o.until))); first == nil {
+				first = err
+			}
+			return true
+		})
+		return n, first
+	}
+	many.SetMany(about, func(yield func(netip.Prefix, uint8, time.Time) bool) {
+		ops(func(o op) bool {
+			n++
+			delete(t.unsunk, o.key)
+			return yield(o.key.prefix(), uint8(o.scope), time32(o.until))
+		})
+	}, func(p netip.Prefix, err error) {
+		_ = t.sunkLocked(keyOf(p), err)
+		if first == nil {
+			first = err
+		}
+	})
+	return n, first
+}
+
+// sunkLocked remembers whether the Sink took k.
+func (t *Table) sunkLocked(k pkey, err error) error {
+	if err != nil {
+		t.unsunk[k] = err
+	} else {
+		delete(t.unsunk, k)
+	}
+	return err
 }
 
 // Newest returns the time of the newest stamp, zero if there is none.

@@ -542,6 +542,78 @@ func TestSinkFailureIsRetried(t *testing.T) {
 	}
 }
 
+// manyLPM takes many at once, as late as it may.
+type manyLPM struct {
+	*lpm
+	calls  int
+	refuse netip.Prefix
+}
+
+func (m *manyLPM) SetMany(_ int, entries func(func(netip.Prefix, uint8, time.Time) bool), failed func(netip.Prefix, error)) {
+	m.calls++
+	var all []Enforced
+	entries(func(p netip.Prefix, scope uint8, until time.Time) bool {
+		all = append(all, Enforced{p, scope, until})
+		return true
+	})
+	for _, e := range all {
+		err := m.Set(e.Prefix, e.Scope, e.Until)
+		if e.Prefix == m.refuse {
+			delete(m.set, e.Prefix)
+			err = errors.New("no room")
+		}
+		if err != nil {
+			failed(e.Prefix, err)
+		}
+	}
+}
+
+// A Sink that takes many at once holds the same after a resync, in an order as safe, and what it refuses is tried again.
+func TestResyncMany(t *testing.T) {
+	at := t0.Add(time.Minute)
+	one, many := newLPM(), &manyLPM{lpm: newLPM(), refuse: pfx("198.51.100.3")}
+	for _, sink := range []Sink{one, many} {
+		tab := New(Options{Origin: "mx1", Sink: sink})
+		set := func() map[netip.Prefix]Enforced {
+			if sink == Sink(one) {
+				return one.set
+			}
+			return many.set
+		}
+		for i := range 40 {
+			apply(t, tab, auto(fmt.Sprintf("198.51.100.%d", i), Dictionary, time.Hour, t0), t0)
+		}
+		apply(t, tab, manual("203.0.113.0/24", time.Time{}), t0)
+		apply(t, tab, Entry{Prefix: pfx("203.0.113.7"), Kind: Clear, Until: t0.Add(time.Hour)}, t0)
+		clear(set())
+		one.ops, many.ops = nil, nil
+		n, err := tab.Resync(nil, at, true)
+		if wantErr := sink != Sink(one); n != 42 || (err != nil) != wantErr {
+			t.Errorf("%T: %d changes, %v; want 42", sink, n, err)
+		}
+		if sink == Sink(one) {
+			continue
+		}
+		if many.calls == 0 || tab.Count(at).Unenforced != 1 {
+			t.Errorf("SetMany was called %d times, %d are counted as refused, want 1", many.calls, tab.Count(at).Unenforced)
+		}
+		hole, drop := slices.Index(many.ops, "set 203.0.113.7/32 0"), slices.Index(many.ops, "set 203.0.113.0/24 3")
+		if hole < 0 || drop < hole {
+			t.Errorf("the block goes in before the hole in it: %q", many.ops[len(many.ops)-3:])
+		}
+		many.refuse = netip.Prefix{}
+		tab.Expire(at.Add(time.Second))
+		if tab.Count(at).Unenforced != 0 || len(many.set) != len(one.set) {
+			t.Errorf("%d prefixes are set, want %d", len(many.set), len(one.set))
+		}
+		for p, e := range one.set {
+			if many.set[p] != e {
+				t.Errorf("%s: %v, want %v", p, many.set[p], e)
+			}
+		}
+	}
+}
+
 func TestFull(t *testing.T) {
 	tab := New(Options{Origin: "mx1", MaxEntries: 3})
 	for i := range 3 {
