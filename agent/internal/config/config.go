@@ -463,7 +463,7 @@ func (c *checker) block(f *file) {
 // weighable says whether a kind of event can count against a source at all.
 func weighable(k maillog.Kind) bool {
 	switch k {
-	case maillog.None, maillog.Connect, maillog.Disconnect, maillog.Delivered, maillog.AuthSuccess:
+	case maillog.None, maillog.Connect, maillog.Disconnect, maillog.Delivered, maillog.AuthSuccess, maillog.DNSListed:
 		return false
 	}
 	return true

@@ -82,6 +82,7 @@ const (
 	Delivered
 	LostConnection
 	Other
+	DNSListed // not from lines: what DNS lists say of a source
 	NumKinds
 )
 
@@ -91,6 +92,7 @@ var kindNames = [NumKinds]string{
 	NoRDNS: "no_rdns", HeloReject: "helo_reject", SenderReject: "sender_reject", Pregreet: "pregreet",
 	ProtocolError: "protocol_error", TooManyErrors: "too_many_errors", RateLimit: "rate_limit", Greylisted: "greylisted",
 	SpamReject: "spam_reject", Delivered: "delivered", LostConnection: "lost_connection", Other: "other",
+	DNSListed: "dns_listed",
 }
 
 // String returns the kind's name as it stands in config keys and JSON.

@@ -276,14 +276,14 @@ type counts struct {
 	n           [evidenceKinds - 1]uint16
 }
 
-const evidenceKinds = 15
+const evidenceKinds = 16
 
 // evidenceSlot says where a kind is counted; 0 is nowhere.
 var evidenceSlot = [maillog.NumKinds]uint8{
 	maillog.UnknownRecipient: 1, maillog.DNSBLReject: 2, maillog.RelayDenied: 3, maillog.AuthFailure: 4,
 	maillog.NoRDNS: 5, maillog.HeloReject: 6, maillog.SenderReject: 7, maillog.Pregreet: 8, maillog.ProtocolError: 9,
 	maillog.TooManyErrors: 10, maillog.RateLimit: 11, maillog.Greylisted: 12, maillog.SpamReject: 13,
-	maillog.LostConnection: 14,
+	maillog.LostConnection: 14, maillog.DNSListed: 15,
 }
 
 func (e *evidence) init(limit int) { e.sets = make([][4]counts, max(64, limit/100)) }

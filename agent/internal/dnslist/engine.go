@@ -1,0 +1,592 @@
+// Package dnslist asks DNS lists (DNSBL and DNSWL, RFC 5782) about sources, and believes them only as far as they can be
+// checked. It knows nothing of scores: it says what the lists say, in points.
+//
+// # Asking
+//
+// Ask takes a source from the log path and never waits: the source goes into a bounded queue, unless it was asked about
+// within the TTL of the answer (an LRU of bounded size; IPv6 by /64). Workers ask all lists about it, and for its reverse
+// names, and hand over a Finding. Each list has a rate and a daily budget (IPv6 may use half of it); what is over it is
+// not asked, and counts as not known.
+//
+// # Codes
+//
+// An answer counts only by the list's table of codes; a code that is not in it counts nothing. Answers outside 127/8, error
+// codes (127.255.255.x, 127.0.0.255, ...), SERVFAIL, REFUSED and silence say nothing about a source, and the first three
+// of them suspend the list.
+//
+// # Trust, but verify
+//
+//   - Before first use, every 15 minutes, and after a suspension, the test entries of RFC 5782 are asked for: 127.0.0.2 must
+//     be listed, 127.0.0.1 and a random address of 127/8 must not; for IPv6 ::ffff:127.0.0.2 and so on. A list that has no
+//     IPv6 test entry is not asked about IPv6.
+//   - A yes counts only if the list said no to a random address of 127/8 within the last minute.
+//   - The breaker suspends a list for half an hour that lists half of the sources from which mail was accepted (five at
+//     least), or 95% of the last 64 to 128 sources while no other list agrees, or welcomes as many.
+//   - A suspended list is retried after 1 min, doubling to 1 h. What it said before is forgotten.
+//
+// # Secrets
+//
+// A list's key (Spamhaus DQS) stands in no name, error, status or log: errors are told by resolve's Words, which have no name.
+package dnslist
+
+import (
+	"container/list"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/mxshield/mxshield/agent/internal/resolve"
+)
+
+// Resolver is the part of resolve.Resolver that is used here.
+type Resolver interface {
+	Lookup(ctx context.Context, name string, qtype uint16) (resolve.Answer, error)
+	Fresh(ctx context.Context, name string, qtype uint16) (resolve.Answer, error)
+	FCrDNS(ctx context.Context, a netip.Addr) resolve.Names
+}
+
+// Options is what NewEngine needs. Lists (with their keys loaded) and Resolver must be set.
+type Options struct {
+	Lists    []List
+	Resolver Resolver
+	Found    func(Finding)         // called by the workers, several at a time
+	Known    func(netip.Addr) bool // whether mail of a source was accepted before; called by the workers
+	Private  bool                  // ask about private addresses too
+	Queue    int                   // sources that wait: 10,000
+	Workers  int                   // 32
+	Sources  int                   // that are remembered: 32,768, about 500 bytes each
+	Timeout  time.Duration         // for all questions about one source: 5 s
+	Now      func() time.Time
+	Log      *slog.Logger
+}
+
+// A Listing is what one list says of a source.
+type Listing struct {
+	Zone   string       `json:"zone"` // never holds a key
+	Codes  []netip.Addr `json:"codes"`
+	Points float64      `json:"points"` // negative: welcome
+	Words  string       `json:"words,omitempty"`
+	TXT    string       `json:"txt,omitempty"` // the list's text, at most 500 bytes; from outside: quote it
+}
+
+// A Finding is what is known about a source.
+type Finding struct {
+	Source   netip.Addr    `json:"source"`
+	Listings []Listing     `json:"listings,omitempty"`
+	Sum      float64       `json:"sum"` // of all points
+	RDNS     resolve.State `json:"rdns"`
+	Names    []string      `json:"names,omitempty"`   // verified ones
+	Unknown  []string      `json:"unknown,omitempty"` // lists that could not be asked, and why
+	TTL      time.Duration `json:"ttl"`               // how long it is believed
+	Rejects  int           `json:"-"`                 // dnsbl_reject lines that waited for it
+}
+
+// Bounds of how long a Finding is believed (postscreen's are the same).
+const (
+	ttlLeast   = time.Minute
+	ttlMost    = time.Hour
+	ttlUnknown = 2 * time.Minute  // if a list could not be asked
+	ttlOff     = 10 * time.Minute // if a list is suspended
+	maxRejects = 1000
+)
+
+// Listed says whether a list speaks against the source.
+func (f *Finding) Listed() bool {
+	for i := range f.Listings {
+		if f.Listings[i].Points > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// Words says it to a person: "zen.spamhaus.org (SBL, XBL) +140".
+func (f *Finding) Words() string {
+	var w []string
+	for _, l := range f.Listings {
+		if l.Points == 0 {
+			continue
+		}
+		s := l.Zone
+		if l.Words != "" {
+			s += " (" + l.Words + ")"
+		}
+		w = append(w, fmt.Sprintf("%s %+g", s, l.Points))
+	}
+	return strings.Join(w, ", ")
+}
+
+// Engine asks. Make it with NewEngine; Run does the work.
+type Engine struct {
+	o     Options
+	zones []*zone
+	queue chan netip.Addr
+
+	mu      sync.Mutex
+	m       map[netip.Addr]*list.Element
+	lru     *list.List // of *source
+	epoch   uint64     // raised when a list is suspended: older findings confirm nothing
+	asked   uint64
+	dropped uint64
+	done    uint64
+}
+
+// source is what is remembered of one.
+type source struct {
+	key     netip.Addr
+	until   time.Time
+	pending bool
+	rejects int
+	epoch   uint64
+	found   Finding
+}
+
+// NewEngine checks the options. It starts nothing.
+func NewEngine(o Options) *Engine {
+	def := func(n *int, v int) {
+		if *n <= 0 {
+			*n = v
+		}
+	}
+	def(&o.Queue, 10_000)
+	def(&o.Workers, 32)
+	def(&o.Sources, 32_768)
+	if o.Timeout <= 0 {
+		o.Timeout = 5 * time.Second
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Found == nil {
+		o.Found = func(Finding) {}
+	}
+	if o.Known == nil {
+		o.Known = func(netip.Addr) bool { return false }
+	}
+	e := &Engine{o: o, queue: make(chan netip.Addr, o.Queue), m: map[netip.Addr]*list.Element{}, lru: list.New()}
+	for _, l := range o.Lists {
+		if l.Rate <= 0 {
+			l.Rate = DefaultRate
+		}
+		if l.Daily <= 0 {
+			l.Daily = DefaultDaily
+		}
+		z := &zone{List: l, e: e}
+		for i := range z.fam {
+			z.fam[i].state = New
+		}
+		e.zones = append(e.zones, z)
+	}
+	return e
+}
+
+// Run asks until ctx ends.
+func (e *Engine) Run(ctx context.Context) error {
+	var all sync.WaitGroup
+	for range e.o.Workers {
+		all.Go(func() {
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case a := <-e.queue:
+					e.work(ctx, a)
+				}
+			}
+		})
+	}
+	all.Go(func() {
+		tick := time.NewTicker(10 * time.Second)
+		defer tick.Stop()
+		for {
+			for _, z := range e.zones {
+				for fam := range z.fam {
+					if z.due(fam, e.o.Now()) {
+						all.Go(func() {
+							ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+							defer cancel()
+							z.probe(ctx, fam)
+						})
+					}
+				}
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	all.Wait()
+	return nil
+}
+
+// key is what a source is remembered as: IPv6 by /64, for lists list no less, and an attacker has 2^64 addresses there.
+func key(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return a
+	}
+	p, _ := a.Prefix(64)
+	return p.Addr()
+}
+
+var cgnat = netip.MustParsePrefix("100.64.0.0/10")
+
+// askable says whether lists can know an address.
+func (e *Engine) askable(a netip.Addr) bool {
+	if !a.IsValid() || !a.IsGlobalUnicast() || a.Is4() && a.As4()[0] == 0 {
+		return false
+	}
+	return e.o.Private || !a.IsPrivate() && !cgnat.Contains(a)
+}
+
+// Ask wants to know about a source. It never waits. It reports whether the source will be asked about now.
+func (e *Engine) Ask(a netip.Addr) bool {
+	a = a.Unmap().WithZone("")
+	if !e.askable(a) {
+		return false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.askLocked(a, e.o.Now()) != nil
+}
+
+// askLocked queues a source that nothing is known about, and returns its memory if it is queued.
+func (e *Engine) askLocked(a netip.Addr, now time.Time) *source {
+	k := key(a)
+	if el := e.m[k]; el != nil {
+		s := el.Value.(*source)
+		outdated := s.epoch != e.epoch && s.found.Listed()
+		if s.pending || !outdated && now.Before(s.until) && s.until.Sub(now) <= ttlMost {
+			return nil
+		}
+		e.lru.MoveToFront(el)
+		if !e.pushLocked(a) {
+			return nil
+		}
+		s.pending = true
+		return s
+	}
+	if !e.pushLocked(a) {
+		return nil
+	}
+	s := &source{key: k, pending: true}
+	e.m[k] = e.lru.PushFront(s)
+	for len(e.m) > e.o.Sources {
+		delete(e.m, e.lru.Remove(e.lru.Back()).(*source).key)
+	}
+	return s
+}
+
+func (e *Engine) pushLocked(a netip.Addr) bool {
+	select {
+	case e.queue <- a:
+		e.asked++
+		return true
+	default:
+		e.dropped++
+		return false
+	}
+}
+
+// Rejected notes n lines by which the MTA says that a list made it refuse a source. It says whether that is confirmed by what
+// the lists told us; if they are still to tell, the lines wait for the Finding (Rejects).
+func (e *Engine) Rejected(a netip.Addr, n int) (confirmed bool) {
+	a = a.Unmap().WithZone("")
+	if !e.askable(a) {
+		return false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := e.o.Now()
+	el := e.m[key(a)]
+	if el != nil {
+		if s := el.Value.(*source); !s.pending && e.validLocked(s, now) {
+			return s.found.Listed()
+		}
+	}
+	s := e.askLocked(a, now)
+	if s == nil && el != nil && el.Value.(*source).pending {
+		s = el.Value.(*source)
+	}
+	if s != nil {
+		s.rejects = min(s.rejects+n, maxRejects)
+	}
+	return false
+}
+
+func (e *Engine) validLocked(s *source, now time.Time) bool {
+	return s.found.Source.IsValid() && s.epoch == e.epoch && now.Before(s.until) && s.until.Sub(now) <= ttlMost
+}
+
+// Recent returns what was found out about a source, if that still holds.
+func (e *Engine) Recent(a netip.Addr) (Finding, bool) {
+	a = a.Unmap().WithZone("")
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if el := e.m[key(a)]; a.IsValid() && el != nil {
+		if s := el.Value.(*source); e.validLocked(s, e.o.Now()) {
+			return s.found, true
+		}
+	}
+	return Finding{}, false
+}
+
+// forget makes all findings so far confirm nothing: a list that had a part in them is in error.
+func (e *Engine) forget() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.epoch++
+}
+
+func (e *Engine) work(ctx context.Context, a netip.Addr) {
+	e.mu.Lock()
+	epoch := e.epoch
+	e.mu.Unlock()
+	f := e.check(ctx, a, false)
+	if ctx.Err() != nil {
+		return
+	}
+	e.mu.Lock()
+	e.done++
+	el := e.m[key(a)]
+	if el == nil {
+		s := &source{key: key(a)}
+		el = e.lru.PushFront(s)
+		e.m[s.key] = el
+		for len(e.m) > e.o.Sources {
+			delete(e.m, e.lru.Remove(e.lru.Back()).(*source).key)
+		}
+	}
+	s := el.Value.(*source)
+	s.pending, s.until = false, e.o.Now().Add(f.TTL)
+	f.Rejects, s.rejects = s.rejects, 0
+	s.found, s.epoch = f, epoch
+	s.found.Rejects, s.found.Unknown = 0, nil
+	stale := e.epoch != epoch
+	e.mu.Unlock()
+	if stale && f.Listed() {
+		return // a list was suspended meanwhile; perhaps it is one of these: the next event asks again
+	}
+	e.o.Found(f)
+}
+
+// Check asks now, with the lists' texts, and waits for the answer. It is for people: it neither counts nor is remembered.
+func (e *Engine) Check(ctx context.Context, a netip.Addr) Finding {
+	return e.check(ctx, a.Unmap().WithZone(""), true)
+}
+
+// check asks all lists and the reverse DNS about one source.
+func (e *Engine) check(ctx context.Context, a netip.Addr, people bool) Finding {
+	ctx, cancel := context.WithTimeout(ctx, e.o.Timeout)
+	defer cancel()
+	outs := make([]outcome, len(e.zones))
+	var all sync.WaitGroup
+	for i, z := range e.zones {
+		all.Go(func() { outs[i] = z.about(ctx, a) })
+	}
+	names := e.o.Resolver.FCrDNS(ctx, a)
+	all.Wait()
+
+	f := Finding{Source: a, TTL: ttlMost, RDNS: names.State, Names: names.Verified}
+	against, listings := 0, make([]*Listing, len(outs))
+	for i, o := range outs {
+		z := e.zones[i]
+		switch {
+		case o.err != nil:
+			f.Unknown = append(f.Unknown, z.Name+": "+o.err.Words())
+			f.TTL = min(f.TTL, ttlUnknown)
+		case o.reason != "":
+			f.Unknown = append(f.Unknown, z.Name+": "+o.reason)
+			if o.off {
+				f.TTL = min(f.TTL, ttlOff)
+			} else {
+				f.TTL = min(f.TTL, ttlUnknown)
+			}
+		default:
+			f.TTL = min(f.TTL, o.ttl)
+		}
+		if len(o.codes) == 0 {
+			continue
+		}
+		l := Listing{Zone: z.Name, Codes: o.codes}
+		l.Points, l.Words = z.Points(o.codes)
+		if l.Points > 0 {
+			against++
+		}
+		listings[i] = &l
+	}
+	known := e.o.Known(a)
+	for i, o := range outs {
+		if o.err != nil || o.reason != "" {
+			continue
+		}
+		z, l := e.zones[i], listings[i]
+		if !people {
+			m := mark{known: known}
+			if l != nil {
+				m.yes, m.welcome, m.agreed = l.Points > 0, l.Points < 0, against > 1
+			}
+			if reason, hint := z.tally(m); reason != "" {
+				z.suspend(-1, reason, hint, breakerOut)
+				f.Unknown = append(f.Unknown, z.Name+": "+reason)
+				continue
+			}
+		}
+		if l == nil {
+			continue
+		}
+		if people {
+			l.TXT = z.txt(ctx, a)
+		}
+		f.Listings = append(f.Listings, *l)
+		f.Sum += l.Points
+	}
+	f.TTL = max(ttlLeast, min(f.TTL, ttlMost))
+	return f
+}
+
+// about asks one list about a source.
+func (z *zone) about(ctx context.Context, a netip.Addr) outcome {
+	fam := famOf(a)
+	if !z.ready(ctx, fam) {
+		z.mu.Lock()
+		defer z.mu.Unlock()
+		z.skipped++
+		f := &z.fam[fam]
+		switch f.state {
+		case Unsupported:
+			return outcome{clean: true, ttl: ttlMost}
+		case Suspended:
+			return outcome{reason: "suspended: " + f.reason, off: true}
+		}
+		return outcome{reason: "not tested yet"}
+	}
+	o := z.query(ctx, a, false)
+	switch {
+	case o.err != nil:
+		if o.err.Kind == resolve.Stopped {
+			return o // our own bounds
+		}
+		z.mu.Lock()
+		z.errs++
+		z.streak++
+		bad := z.streak >= maxErrors
+		z.mu.Unlock()
+		if bad {
+			z.suspend(-1, fmt.Sprintf("%d queries in a row failed, the last one: %s", maxErrors, o.err.Words()), o.err.HintText(), 0)
+		}
+		return o
+	case o.reason != "":
+		z.mu.Lock()
+		z.errs++
+		z.mu.Unlock()
+		z.suspend(-1, o.reason, o.hint, 0)
+		return o
+	}
+	z.mu.Lock()
+	z.streak = 0
+	z.mu.Unlock()
+	if p, _ := z.Points(o.codes); p != 0 && !z.believe(ctx, fam) {
+		return outcome{reason: "its answer is not believed"}
+	}
+	return o
+}
+
+// tally counts an answer, for status and for the breaker.
+func (z *zone) tally(m mark) (reason, hint string) {
+	z.mu.Lock()
+	z.asked++
+	if m.yes {
+		z.listed++
+	}
+	if m.welcome {
+		z.welcomed++
+	}
+	z.mu.Unlock()
+	return z.count(m)
+}
+
+// txt asks for the list's reason.
+func (z *zone) txt(ctx context.Context, a netip.Addr) string {
+	if _, ok := z.take(famOf(a), false); !ok {
+		return ""
+	}
+	ans, err := z.e.o.Resolver.Lookup(ctx, queryName(a, z.suffix()), dns.TypeTXT)
+	if err != nil {
+		return ""
+	}
+	var w []string
+	for _, rr := range ans.Records[:min(len(ans.Records), 4)] {
+		if t, ok := rr.(*dns.TXT); ok {
+			w = append(w, strings.Join(t.Txt, ""))
+		}
+	}
+	s := z.redact(strings.Join(w, "; "))
+	return s[:min(len(s), 500)]
+}
+
+// Status is what the engine does, for people.
+type Status struct {
+	Asked   uint64       `json:"asked"`   // sources
+	Done    uint64       `json:"done"`    // sources
+	Waiting int          `json:"waiting"` // sources
+	Dropped uint64       `json:"dropped"` // sources, because too many waited
+	Known   int          `json:"known"`   // sources that are remembered
+	Zones   []ZoneStatus `json:"zones"`
+}
+
+// ZoneStatus is one list's share.
+type ZoneStatus struct {
+	Zone     string       `json:"zone"`
+	IPv4     FamilyStatus `json:"ipv4"`
+	IPv6     FamilyStatus `json:"ipv6"`
+	Asked    uint64       `json:"asked"` // sources
+	Listed   uint64       `json:"listed"`
+	Welcomed uint64       `json:"welcomed"`
+	Errors   uint64       `json:"errors"`
+	Skipped  uint64       `json:"skipped"` // sources, because of the rate, the budget, or a suspension
+	Left     int          `json:"left"`    // queries of today's budget
+	Millis   float64      `json:"ms"`      // how long answers take, smoothed
+}
+
+// FamilyStatus is the state of a list for IPv4 or IPv6.
+type FamilyStatus struct {
+	State  State     `json:"state"`
+	Reason string    `json:"reason,omitempty"`
+	Hint   string    `json:"hint,omitempty"`
+	Since  time.Time `json:"since,omitzero"`
+	Next   time.Time `json:"next,omitzero"` // test
+}
+
+// Status collects it.
+func (e *Engine) Status() Status {
+	e.mu.Lock()
+	s := Status{Asked: e.asked, Done: e.done, Waiting: len(e.queue), Dropped: e.dropped, Known: len(e.m), Zones: []ZoneStatus{}}
+	e.mu.Unlock()
+	for _, z := range e.zones {
+		z.mu.Lock()
+		fam := func(f *family) FamilyStatus {
+			return FamilyStatus{State: f.state, Reason: f.reason, Hint: f.hint, Since: f.since, Next: f.next}
+		}
+		left := z.Daily
+		if z.day == e.o.Now().Unix()/86400 {
+			left -= z.used[0] + z.used[1]
+		}
+		s.Zones = append(s.Zones, ZoneStatus{
+			Zone: z.Name, IPv4: fam(&z.fam[0]), IPv6: fam(&z.fam[1]), Asked: z.asked, Listed: z.listed, Welcomed: z.welcomed,
+			Errors: z.errs, Skipped: z.skipped, Left: left, Millis: z.millis,
+		})
+		z.mu.Unlock()
+	}
+	return s
+}
