@@ -99,6 +99,7 @@ func newReplay(cfg *config.Config, o replayOptions, in io.Reader, stdout, stderr
 		parser: maillog.New(maillog.Options{MTA: o.mta}), weights: cfg.Weights,
 		table: block.New(block.Options{Origin: "replay"}), blocked: map[netip.Prefix]*replayBlock{}, spared: map[netip.Prefix]string{},
 	}
+	r.weights[maillog.DNSBLReject] = 0 // nobody is asked whether it is true
 	if o.trust {
 		r.weights[maillog.DNSBLReject] = trustedList
 	}

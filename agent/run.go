@@ -55,9 +55,10 @@ type daemon struct {
 	shield  *bpf.Shield     // nil in a dry run
 	ender   *sessions.Ender // nil in a dry run
 	inputs  []tail.Input
-	mtas    map[string]maillog.MTA // by input; those without an entry are told apart line by line
-	nets    []netip.Prefix         // Postfix mynetworks; only serve and the housekeeper use it and the next
-	asked   bool                   // Postfix has answered; until then what the state file knows of mynetworks holds
+	dnsParts
+	mtas  map[string]maillog.MTA // by input; those without an entry are told apart line by line
+	nets  []netip.Prefix         // Postfix mynetworks; only serve and the housekeeper use it and the next
+	asked bool                   // Postfix has answered; until then what the state file knows of mynetworks holds
 
 	mu       sync.Mutex // guards what follows
 	scorer   *verdict.Scorer
@@ -118,6 +119,9 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	}
 	defer d.store.Close()
 	d.openInputs(ctx)
+	if err := d.openDNS(); err != nil {
+		return err
+	}
 	d.refreshNever(ctx, true)
 	if err := d.resync(false); err != nil {
 		d.warn("kernel", "not every block is in the kernel", err)
@@ -129,7 +133,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var all sync.WaitGroup
-	failed := make(chan error, len(d.inputs)+5)
+	failed := make(chan error, len(d.inputs)+6)
 	start := func(f func() error) {
 		all.Go(func() {
 			if err := f(); err != nil && ctx.Err() == nil {
@@ -147,6 +151,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 		start(func() error { bpf.Watch(ctx, log, d.follow); return nil })
 	}
 	start(func() error { return d.readLines(ctx, lines) })
+	start(func() error { return d.runDNS(ctx) })
 	start(func() error { return d.keepHouse(ctx, hup) })
 	start(func() error { return control.NewServer(d, log).Run(ctx, listener) })
 	committed := make(chan struct{})
@@ -277,7 +282,7 @@ func (d *daemon) openState() error {
 		d.seed = binary.BigEndian.Uint64(b[:])
 		d.batch.Extra = map[string][]byte{"seed": b[:]}
 	}
-	d.scorer = verdict.New(scoring(d.cfg, d.cfg.Weights, d.seed))
+	d.scorer = verdict.New(scoring(d.cfg, liveWeights(d.cfg.Weights), d.seed))
 	for i, k := range keys {
 		if err := d.scorer.Load(k, vals[i]); err != nil {
 			reject(err)
@@ -450,6 +455,9 @@ func (d *daemon) take(b *tail.Batch) {
 		if d.cfg.Weights[e.Kind] > 0 {
 			d.samples.Add(d.prefixOf(e.Source), line)
 		}
+		if d.lookedUpLocked(&e, now) {
+			continue
+		}
 		if v, ok := d.scorer.Observe(&e, now); ok {
 			d.judgeLocked(&v, e.Source, now)
 		}
@@ -495,6 +503,9 @@ func sourcePrefix(a netip.Addr, bits6 int) netip.Prefix {
 
 // judgeLocked enters a verdict into the table.
 func (d *daemon) judgeLocked(v *verdict.Verdict, source netip.Addr, now time.Time) {
+	if !d.heedListsLocked(v, source, now) {
+		return
+	}
 	words := v.Evidence.Words()
 	// Our own network: the neighbours in it, backup and monitoring among them, are not to be cut off for one of them.
 	if wide := v.Prefix; d.holdsOwnLocked(wide) {

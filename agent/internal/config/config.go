@@ -11,6 +11,9 @@
 //	block: {for: 72h, max: 168h, threshold: 100, half_life: 1h, ipv6_prefix: 64, private: false}
 //	weights: {unknown_recipient: 10}
 //	allow: [192.0.2.0/24]
+//	dns:
+//	  resolvers: [127.0.0.1]      # default: /etc/resolv.conf
+//	  lists: [{zone: zen.spamhaus.org}, {zone: bl.example.net, codes: {"127.0.0.2": 60}}, "bl.example.org=127.0.0.[2..11]*2"]
 //	state: /var/lib/mxshield/state.db
 //	socket: /run/mxshield/control.sock
 //	pins: /sys/fs/bpf/mxshield
@@ -60,6 +63,7 @@ type Config struct {
 	Socket          string
 	Pins            string
 	DryRun          bool
+	DNS             DNS
 }
 
 // Log is one input. File or Journal is set; without any Log the agent looks for one itself.
@@ -129,19 +133,24 @@ type file struct {
 	State   string             `yaml:"state"`
 	Socket  string             `yaml:"socket"`
 	Pins    string             `yaml:"pins"`
+	DNS     *dnsFile           `yaml:"dns"`
 	DryRun  bool               `yaml:"dry_run"`
 
 	// Planned and not built yet: there so that the error can say so.
 	Traps   any `yaml:"traps"`
-	DNS     any `yaml:"dns"`
 	Cluster any `yaml:"cluster"`
 	Limits  any `yaml:"limits"`
 	Metrics any `yaml:"metrics"`
 }
 
+// confirmedReject is what an MTA's refusal because of a list counts, once the agent's own query has confirmed it. Others count
+// nothing: an MTA logs the errors of lists as listings.
+const confirmedReject = 20
+
 // Default returns the configuration of an empty file.
 func Default() *Config {
 	v := verdict.DefaultConfig()
+	v.Weights[maillog.DNSBLReject] = confirmedReject
 	return &Config{
 		Interfaces: []string{"auto"}, Attach: "auto",
 		MXPorts: []uint16{25}, SubmissionPorts: []uint16{465, 587},
@@ -239,7 +248,7 @@ func (c *checker) check(f *file) {
 		key, what string
 		val       any
 	}{
-		{"traps", "trap recipients", f.Traps}, {"dns", "DNS lists", f.DNS},
+		{"traps", "trap recipients", f.Traps},
 		{"cluster", "the cluster", f.Cluster}, {"limits", "the new-connection limit", f.Limits}, {"metrics", "the metrics endpoint", f.Metrics},
 	} {
 		if u.val != nil {
@@ -317,6 +326,7 @@ func (c *checker) check(f *file) {
 		}
 	}
 	c.block(f)
+	c.dns(f.DNS)
 	for name, w := range f.Weights {
 		k, ok := maillog.ParseKind(name)
 		switch at := "$.weights." + name; {
@@ -326,8 +336,6 @@ func (c *checker) check(f *file) {
 			c.fault(at, "it is no offence", "%s has no weight", name)
 		case math.IsNaN(w) || w < 0 || w > 10000:
 			c.fault(at, "0 to 10000; 0 ignores the kind", "%v is out of range", w)
-		case k == maillog.DNSBLReject && w != 0:
-			c.fault(at, "an MTA logs list errors as listings; a line counts once the agent's own query confirms it, which is not built in this version", "must be 0")
 		default:
 			cfg.Weights[k] = w
 		}

@@ -57,6 +57,7 @@ type Options struct {
 	Resolver Resolver
 	Found    func(Finding)         // called by the workers, several at a time
 	Known    func(netip.Addr) bool // whether mail of a source was accepted before; called by the workers
+	Skip     func(netip.Addr) bool // whether a source need not be asked about; called by the workers
 	Private  bool                  // ask about private addresses too
 	Queue    int                   // sources that wait: 10,000
 	Workers  int                   // 32
@@ -168,6 +169,9 @@ func NewEngine(o Options) *Engine {
 	}
 	if o.Found == nil {
 		o.Found = func(Finding) {}
+	}
+	if o.Skip == nil {
+		o.Skip = func(netip.Addr) bool { return false }
 	}
 	if o.Known == nil {
 		o.Known = func(netip.Addr) bool { return false }
@@ -352,7 +356,10 @@ func (e *Engine) work(ctx context.Context, a netip.Addr) {
 	e.mu.Lock()
 	epoch := e.epoch
 	e.mu.Unlock()
-	f := e.check(ctx, a, false)
+	f, skip := Finding{TTL: ttlOff}, e.o.Skip(a)
+	if !skip {
+		f = e.check(ctx, a, false)
+	}
 	if ctx.Err() != nil {
 		return
 	}
@@ -374,7 +381,7 @@ func (e *Engine) work(ctx context.Context, a netip.Addr) {
 	s.found.Rejects, s.found.Unknown = 0, nil
 	stale := e.epoch != epoch
 	e.mu.Unlock()
-	if stale && f.Listed() {
+	if skip || stale && f.Listed() {
 		return // a list was suspended meanwhile; perhaps it is one of these: the next event asks again
 	}
 	e.o.Found(f)

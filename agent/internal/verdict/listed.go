@@ -70,3 +70,32 @@ func (s *Scorer) fill(source netip.Addr, c block.Cause, k maillog.Kind, points f
 	r.offend(c, add, math.Max(add/perOffence, 0.1))
 	return s.judge(slot, key, r, k, mail+auth, at, at, now)
 }
+
+// Confirmed takes in n refusals by the MTA because of a list, of which the agent knows by a query of its own that they are right:
+// points each.
+func (s *Scorer) Confirmed(source netip.Addr, n int, points float64, now time.Time) (Verdict, bool) {
+	if !source.IsValid() || !(points > 0) {
+		return Verdict{}, false
+	}
+	n = min(max(n, 1), maxCount)
+	at := unix(now)
+	key := s.key(source)
+	slot, known := s.lookup(key)
+	if !known {
+		slot = s.insert(key, at)
+	}
+	r := s.rec(slot)
+	s.touch(slot, r, false)
+	r.meet(at)
+	s.forward(r, at, at)
+	if s.alarms.suspended(maillog.DNSBLReject, at) {
+		return Verdict{}, false
+	}
+	if s.raw(r) < s.calm {
+		s.begin(slot, r)
+	}
+	s.evidence.add(slot, s.hash(key), maillog.DNSBLReject, n, at)
+	mail, auth := s.score(r)
+	r.offend(block.DNSBL, min(points, 1e6)*float64(n), float64(n))
+	return s.judge(slot, key, r, maillog.DNSBLReject, mail+auth, at, at, now)
+}
