@@ -32,6 +32,7 @@ package dnslist
 import (
 	"container/list"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -186,7 +187,7 @@ func NewEngine(o Options) *Engine {
 		}
 		z := &zone{List: l, e: e}
 		for i := range z.fam {
-			z.fam[i].state = New
+			z.fam[i].state, z.fam[i].tested = New, make(chan struct{})
 		}
 		e.zones = append(e.zones, z)
 	}
@@ -216,7 +217,7 @@ func (e *Engine) Run(ctx context.Context) error {
 				for fam := range z.fam {
 					if z.due(fam, e.o.Now()) {
 						all.Go(func() {
-							ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+							ctx, cancel := context.WithTimeout(ctx, probeTime)
 							defer cancel()
 							z.probe(ctx, fam)
 						})
@@ -481,8 +482,8 @@ func (z *zone) about(ctx context.Context, a netip.Addr) outcome {
 	o := z.query(ctx, a, false)
 	switch {
 	case o.err != nil:
-		if o.err.Kind == resolve.Stopped {
-			return o // our own bounds
+		if errors.Is(o.err, errBudget) || errors.Is(ctx.Err(), context.Canceled) {
+			return o // not the list's fault
 		}
 		z.mu.Lock()
 		z.errs++

@@ -24,7 +24,8 @@ const (
 	backoffFirst = time.Minute
 	backoffMost  = time.Hour
 	breakerOut   = 30 * time.Minute
-	maxErrors    = 5 // failed queries in a row
+	probeTime    = 30 * time.Second // for all questions of a test
+	maxErrors    = 5                // failed queries in a row
 	maxAnswers   = 16
 
 	window       = 128 // sources looked back on by the breaker
@@ -60,7 +61,8 @@ type family struct {
 	next         time.Time // of the next probe
 	backoff      time.Duration
 	canary       time.Time // of the last good one
-	testing      chan struct{}
+	testing      bool
+	tested       chan struct{} // closed after the first test
 }
 
 // zone is a list at work.
@@ -94,6 +96,18 @@ func famOf(a netip.Addr) int {
 		return 0
 	}
 	return 1
+}
+
+// settled lets those go on who wait for the first test. The zone's lock is held.
+func (f *family) settled() {
+	if f.state == New {
+		return
+	}
+	select {
+	case <-f.tested:
+	default:
+		close(f.tested)
+	}
 }
 
 // outcome of one query, before it is believed.
@@ -258,6 +272,7 @@ func (z *zone) suspend(fam int, reason, hint string, out time.Duration) {
 			f.next = now.Add(out)
 		}
 		f.state, f.reason, f.hint, f.canary = Suspended, reason, hint, time.Time{}
+		f.settled()
 	}
 	z.streak, z.seenN = 0, 0
 	z.mu.Unlock()
@@ -267,33 +282,17 @@ func (z *zone) suspend(fam int, reason, hint string, out time.Duration) {
 	}
 }
 
-// ready says whether the list may be asked for addresses of a family, and tests it first if nobody did.
+// ready says whether the list may be asked for addresses of a family. The first test is waited for.
 func (z *zone) ready(ctx context.Context, fam int) bool {
-	for {
-		z.mu.Lock()
-		f := &z.fam[fam]
-		switch {
-		case f.testing != nil && f.state == New:
-			ch := f.testing
-			z.mu.Unlock()
-			select {
-			case <-ch:
-				continue
-			case <-ctx.Done():
-				return false
-			}
-		case f.state == New:
-			z.mu.Unlock()
-			z.probe(ctx, fam)
-			if ctx.Err() != nil {
-				return false
-			}
-			continue
-		}
-		ok := f.state == OK
-		z.mu.Unlock()
-		return ok
+	f := &z.fam[fam]
+	select {
+	case <-f.tested:
+	case <-ctx.Done():
+		return false
 	}
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return f.state == OK
 }
 
 // due says whether it is time for a probe.
@@ -301,7 +300,7 @@ func (z *zone) due(fam int, now time.Time) bool {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	f := &z.fam[fam]
-	return f.testing == nil && (f.state == New || !now.Before(f.next) || f.next.Sub(now) > backoffMost)
+	return !f.testing && (f.state == New || !now.Before(f.next) || f.next.Sub(now) > backoffMost)
 }
 
 // probe tests the list both ways (RFC 5782 5): what must be listed is, what must not be is not, a random address of 127/8
@@ -309,22 +308,21 @@ func (z *zone) due(fam int, now time.Time) bool {
 func (z *zone) probe(ctx context.Context, fam int) {
 	z.mu.Lock()
 	f := &z.fam[fam]
-	if f.testing != nil {
+	if f.testing {
 		z.mu.Unlock()
 		return
 	}
-	done := make(chan struct{})
-	f.testing = done
+	f.testing = true
 	was := f.state
 	z.mu.Unlock()
 	defer func() {
 		z.mu.Lock()
-		f.testing = nil
+		f.testing = false
+		f.settled()
 		z.mu.Unlock()
-		close(done)
 	}()
 	reason, hint, unsupported := z.test(ctx, fam)
-	if ctx.Err() != nil && reason != "" {
+	if errors.Is(ctx.Err(), context.Canceled) && reason != "" {
 		return // the agent stops
 	}
 	if reason != "" {
