@@ -32,6 +32,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -53,6 +54,8 @@ type Options struct {
 	NegativeTTL time.Duration    // the longest for a negative answer: 1 h
 	MixCase     bool             // 0x20: vary the case of the question and want it back
 	Now         func() time.Time // time.Now
+	// Dial opens a connected socket, udp or tcp; default: net.Dialer. For other network namespaces.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // What is believed of one answer.
@@ -212,6 +215,9 @@ func New(o Options) (*Resolver, error) {
 	}
 	if o.ResolvConf == "" {
 		o.ResolvConf = "/etc/resolv.conf"
+	}
+	if o.Dial == nil {
+		o.Dial = (&net.Dialer{}).DialContext
 	}
 	if o.Now == nil {
 		o.Now = time.Now
