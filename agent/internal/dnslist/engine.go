@@ -30,7 +30,6 @@
 package dnslist
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -62,7 +61,7 @@ type Options struct {
 	Private  bool                  // ask about private addresses too
 	Queue    int                   // sources that wait: 10,000
 	Workers  int                   // 32
-	Sources  int                   // that are remembered: 32,768, about 500 bytes each
+	Sources  int                   // that are remembered: 32,768, about 300 bytes each
 	Timeout  time.Duration         // for all questions about one source: 5 s
 	Now      func() time.Time
 	Log      *slog.Logger
@@ -131,22 +130,11 @@ type Engine struct {
 	queue chan netip.Addr
 
 	mu      sync.Mutex
-	m       map[netip.Addr]*list.Element
-	lru     *list.List // of *source
-	epoch   uint64     // raised when a list is suspended: older findings confirm nothing
+	sources sources
+	epoch   uint32 // raised when a list is suspended: older findings confirm nothing
 	asked   uint64
 	dropped uint64
 	done    uint64
-}
-
-// source is what is remembered of one.
-type source struct {
-	key     netip.Addr
-	until   time.Time
-	pending bool
-	rejects int
-	epoch   uint64
-	found   Finding
 }
 
 // NewEngine checks the options. It starts nothing.
@@ -177,7 +165,7 @@ func NewEngine(o Options) *Engine {
 	if o.Known == nil {
 		o.Known = func(netip.Addr) bool { return false }
 	}
-	e := &Engine{o: o, queue: make(chan netip.Addr, o.Queue), m: map[netip.Addr]*list.Element{}, lru: list.New()}
+	e := &Engine{o: o, queue: make(chan netip.Addr, o.Queue), sources: newSources(o.Sources)}
 	for _, l := range o.Lists {
 		if l.Rate <= 0 {
 			l.Rate = DefaultRate
@@ -235,15 +223,6 @@ func (e *Engine) Run(ctx context.Context) error {
 	return nil
 }
 
-// key is what a source is remembered as: IPv6 by /64, for lists list no less, and an attacker has 2^64 addresses there.
-func key(a netip.Addr) netip.Addr {
-	if a.Is4() {
-		return a
-	}
-	p, _ := a.Prefix(64)
-	return p.Addr()
-}
-
 var cgnat = netip.MustParsePrefix("100.64.0.0/10")
 
 // askable says whether lists can know an address.
@@ -267,29 +246,30 @@ func (e *Engine) Ask(a netip.Addr) bool {
 
 // askLocked queues a source that nothing is known about, and returns its memory if it is queued.
 func (e *Engine) askLocked(a netip.Addr, now time.Time) *source {
-	k := key(a)
-	if el := e.m[k]; el != nil {
-		s := el.Value.(*source)
-		outdated := s.epoch != e.epoch && s.found.Listed()
-		if s.pending || !outdated && now.Before(s.until) && s.until.Sub(now) <= ttlMost {
+	k := keyOf(a)
+	s := e.sources.get(k)
+	if s != nil {
+		outdated := s.epoch != e.epoch && s.found != nil && s.found.Listed()
+		if s.pending || !outdated && s.holds(now) {
 			return nil
 		}
-		e.lru.MoveToFront(el)
-		if !e.pushLocked(a) {
-			return nil
-		}
-		s.pending = true
-		return s
 	}
 	if !e.pushLocked(a) {
 		return nil
 	}
-	s := &source{key: k, pending: true}
-	e.m[k] = e.lru.PushFront(s)
-	for len(e.m) > e.o.Sources {
-		delete(e.m, e.lru.Remove(e.lru.Back()).(*source).key)
+	if s == nil {
+		s = e.sources.add(k)
+	} else {
+		e.sources.touch(s)
 	}
+	s.pending = true
 	return s
+}
+
+// holds says whether what was found still holds. A clock that was set back must not prolong it.
+func (s *source) holds(now time.Time) bool {
+	left := s.until - now.Unix()
+	return left > 0 && left <= int64(ttlMost/time.Second)
 }
 
 func (e *Engine) pushLocked(a netip.Addr) bool {
@@ -313,24 +293,21 @@ func (e *Engine) Rejected(a netip.Addr, n int) (confirmed bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := e.o.Now()
-	el := e.m[key(a)]
-	if el != nil {
-		if s := el.Value.(*source); !s.pending && e.validLocked(s, now) {
-			return s.found.Listed()
-		}
+	s := e.sources.get(keyOf(a))
+	if s != nil && !s.pending && e.validLocked(s, now) {
+		return s.found.Listed()
 	}
-	s := e.askLocked(a, now)
-	if s == nil && el != nil && el.Value.(*source).pending {
-		s = el.Value.(*source)
+	if s == nil || !s.pending {
+		s = e.askLocked(a, now)
 	}
 	if s != nil {
-		s.rejects = min(s.rejects+n, maxRejects)
+		s.rejects = uint16(min(int(s.rejects)+n, maxRejects))
 	}
 	return false
 }
 
 func (e *Engine) validLocked(s *source, now time.Time) bool {
-	return s.found.Source.IsValid() && s.epoch == e.epoch && now.Before(s.until) && s.until.Sub(now) <= ttlMost
+	return s.found != nil && s.epoch == e.epoch && s.holds(now)
 }
 
 // Recent returns what was found out about a source, if that still holds.
@@ -338,10 +315,11 @@ func (e *Engine) Recent(a netip.Addr) (Finding, bool) {
 	a = a.Unmap().WithZone("")
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if el := e.m[key(a)]; a.IsValid() && el != nil {
-		if s := el.Value.(*source); e.validLocked(s, e.o.Now()) {
-			return s.found, true
-		}
+	if !a.IsValid() {
+		return Finding{}, false
+	}
+	if s := e.sources.get(keyOf(a)); s != nil && e.validLocked(s, e.o.Now()) {
+		return *s.found, true
 	}
 	return Finding{}, false
 }
@@ -366,20 +344,17 @@ func (e *Engine) work(ctx context.Context, a netip.Addr) {
 	}
 	e.mu.Lock()
 	e.done++
-	el := e.m[key(a)]
-	if el == nil {
-		s := &source{key: key(a)}
-		el = e.lru.PushFront(s)
-		e.m[s.key] = el
-		for len(e.m) > e.o.Sources {
-			delete(e.m, e.lru.Remove(e.lru.Back()).(*source).key)
-		}
+	s := e.sources.get(keyOf(a))
+	if s == nil { // pushed out meanwhile
+		s = e.sources.add(keyOf(a))
 	}
-	s := el.Value.(*source)
-	s.pending, s.until = false, e.o.Now().Add(f.TTL)
-	f.Rejects, s.rejects = s.rejects, 0
-	s.found, s.epoch = f, epoch
-	s.found.Rejects, s.found.Unknown = 0, nil
+	s.pending, s.until, s.epoch, s.found = false, e.o.Now().Add(f.TTL).Unix(), epoch, nil
+	f.Rejects, s.rejects = int(s.rejects), 0
+	if !skip {
+		kept := f
+		kept.Rejects, kept.Unknown = 0, nil
+		s.found = &kept
+	}
 	stale := e.epoch != epoch
 	e.mu.Unlock()
 	if skip || stale && f.Listed() {
@@ -579,7 +554,7 @@ type FamilyStatus struct {
 // Status collects it.
 func (e *Engine) Status() Status {
 	e.mu.Lock()
-	s := Status{Asked: e.asked, Done: e.done, Waiting: len(e.queue), Dropped: e.dropped, Known: len(e.m), Zones: []ZoneStatus{}}
+	s := Status{Asked: e.asked, Done: e.done, Waiting: len(e.queue), Dropped: e.dropped, Known: len(e.sources.m), Zones: []ZoneStatus{}}
 	e.mu.Unlock()
 	for _, z := range e.zones {
 		z.mu.Lock()

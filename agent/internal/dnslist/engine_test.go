@@ -533,9 +533,9 @@ func TestMemory(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	if n := after.HeapAlloc - before.HeapAlloc; after.HeapAlloc > before.HeapAlloc && n > 32<<20 {
-		t.Errorf("%d bytes for %d sources", n, len(e.m))
+		t.Errorf("%d bytes for %d sources", n, len(e.sources.m))
 	}
-	if len(e.m) != 32_768 {
-		t.Errorf("%d sources", len(e.m))
+	if len(e.sources.m) != 32_768 {
+		t.Errorf("%d sources", len(e.sources.m))
 	}
 }
