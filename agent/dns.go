@@ -73,7 +73,7 @@ func (d *daemon) lookedUpLocked(e *maillog.Event, now time.Time) (done bool) {
 	}
 	if e.Kind != maillog.DNSBLReject {
 		if e.Kind != maillog.Disconnect {
-			d.lists.Ask(e.Source)
+			d.lists.AskAt(e.Source, now)
 		}
 		return false
 	}

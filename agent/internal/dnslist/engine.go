@@ -131,6 +131,10 @@ type Engine struct {
 
 	mu      sync.Mutex
 	sources sources
+	recent  [2048]struct {
+		key    sourceKey
+		second int64
+	}
 	epoch   uint32 // raised when a list is suspended: older findings confirm nothing
 	asked   uint64
 	dropped uint64
@@ -234,14 +238,27 @@ func (e *Engine) askable(a netip.Addr) bool {
 }
 
 // Ask wants to know about a source. It never waits. It reports whether the source will be asked about now.
-func (e *Engine) Ask(a netip.Addr) bool {
+func (e *Engine) Ask(a netip.Addr) bool { return e.AskAt(a, e.o.Now()) }
+
+// AskAt is Ask at a time that the caller knows already.
+func (e *Engine) AskAt(a netip.Addr, now time.Time) bool {
 	a = a.Unmap().WithZone("")
-	if !e.askable(a) {
+	if !a.IsValid() {
 		return false
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.askLocked(a, e.o.Now()) != nil
+	// Most lines are about sources that were just seen: a small table beside the large one spares the way there.
+	k := keyOf(a)
+	r := &e.recent[(k.hi^k.lo*0x9e3779b97f4a7c15)>>53%uint64(len(e.recent))]
+	if r.key == k && r.second == now.Unix() {
+		return false
+	}
+	if !e.askable(a) {
+		return false
+	}
+	r.key, r.second = k, now.Unix()
+	return e.askLocked(a, now) != nil
 }
 
 // askLocked queues a source that nothing is known about, and returns its memory if it is queued.
