@@ -71,14 +71,15 @@ func (d *daemon) lookedUpLocked(e *maillog.Event, now time.Time) (done bool) {
 	if d.lists == nil || e.Submission { // people at home are on those lists, and log in
 		return false
 	}
+	// A line older than the window is history: a log that is read from its beginning must not spend the day's queries.
+	old := !e.Time.IsZero() && now.Sub(e.Time) > d.cfg.Block.HalfLife
 	if e.Kind != maillog.DNSBLReject {
-		if e.Kind != maillog.Disconnect {
+		if e.Kind != maillog.Disconnect && !old {
 			d.lists.AskAt(e.Source, now)
 		}
 		return false
 	}
-	// A line older than the window is history, and so is what the list said then.
-	if d.lists.Rejected(e.Source, e.Count) && (e.Time.IsZero() || now.Sub(e.Time) < d.cfg.Block.HalfLife) {
+	if !old && d.lists.Rejected(e.Source, e.Count) {
 		d.confirmedLocked(e.Source, e.Count, now)
 	}
 	return true

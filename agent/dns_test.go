@@ -184,6 +184,21 @@ func drops(d *daemon, a string) bool {
 	return d.table.Decide(netip.PrefixFrom(netip.MustParseAddr(a), 32), time.Now()).Drop
 }
 
+// What the log said hours ago is history: nobody is asked about it.
+func TestOldLinesAskNobody(t *testing.T) {
+	d := bareDaemon(t, hangs{make(chan struct{}, 1)}, "bl.example.net")
+	b := &tail.Batch{Input: "file:test", Read: time.Now()}
+	for _, ago := range []time.Duration{3 * time.Hour, 2 * time.Hour} {
+		for _, s := range []string{"connect from unknown[198.18.0.1]", rejected("198.18.0.1")} {
+			b.Lines = append(b.Lines, []byte(b.Read.Add(-ago).Format(time.RFC3339)+" mx postfix/smtpd[7]: "+s))
+		}
+	}
+	d.take(b)
+	if s := d.lists.Status(); s.Asked != 0 || d.events[maillog.DNSBLReject] != 2 {
+		t.Errorf("%+v", s)
+	}
+}
+
 // Who is welcome must offend twice as much.
 func TestWelcome(t *testing.T) {
 	r := listed{func(n string) string {
