@@ -80,6 +80,9 @@ func TestDNSFaults(t *testing.T) {
 			t.Errorf("%q: line %d: %v", x.text, e.Line, err)
 		}
 	}
+	if _, err := Parse("conf", []byte("dns:\n  lists:\n    - {zone: zen.spamhaus.org}\n    - {zone: zen.dq.spamhaus.net, key_file: /etc/key}\n")); err == nil || !strings.Contains(err.Error(), "count twice") {
+		t.Errorf("ZEN twice: %v", err)
+	}
 	const key = "secretkeyabcdefgh"
 	for _, text := range []string{"zone: " + key + ".zen.dq.spamhaus.net", key + ".zen.dq.spamhaus.net=127.0.0.2"} {
 		if _, err := Parse("conf", []byte("dns:\n  lists:\n    - "+text+"\n")); err == nil || strings.Contains(err.Error(), key) || !strings.Contains(err.Error(), "secret") {
