@@ -128,6 +128,7 @@ type Engine struct {
 	o     Options
 	zones []*zone
 	queue chan netip.Addr
+	rdns  chan struct{} // slots
 
 	mu      sync.Mutex
 	sources sources
@@ -169,7 +170,7 @@ func NewEngine(o Options) *Engine {
 	if o.Known == nil {
 		o.Known = func(netip.Addr) bool { return false }
 	}
-	e := &Engine{o: o, queue: make(chan netip.Addr, o.Queue), sources: newSources(o.Sources)}
+	e := &Engine{o: o, queue: make(chan netip.Addr, o.Queue), rdns: make(chan struct{}, rdnsSlots), sources: newSources(o.Sources)}
 	for _, l := range o.Lists {
 		if l.Rate <= 0 {
 			l.Rate = DefaultRate
@@ -394,7 +395,7 @@ func (e *Engine) check(ctx context.Context, a netip.Addr, people bool) Finding {
 	for i, z := range e.zones {
 		all.Go(func() { outs[i] = z.about(ctx, a) })
 	}
-	names := e.o.Resolver.FCrDNS(ctx, a)
+	names := e.names(ctx, a, people)
 	all.Wait()
 
 	f := Finding{Source: a, TTL: ttlMost, RDNS: names.State, Names: names.Verified}
@@ -455,6 +456,28 @@ func (e *Engine) check(ctx context.Context, a netip.Addr, people bool) Finding {
 	return f
 }
 
+// Reverse zones belong to the sources: one that never answers must not keep the lists from being asked. Few are asked at once, for
+// a short time; who finds no place has no known name, which counts nothing.
+const (
+	rdnsSlots = 16
+	rdnsTime  = 2 * time.Second
+)
+
+func (e *Engine) names(ctx context.Context, a netip.Addr, people bool) resolve.Names {
+	if !people {
+		select {
+		case e.rdns <- struct{}{}:
+			defer func() { <-e.rdns }()
+		default:
+			return resolve.Names{State: resolve.StateTemporary, Err: resolve.ErrBusy}
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, rdnsTime)
+		defer cancel()
+	}
+	return e.o.Resolver.FCrDNS(ctx, a)
+}
+
 // about asks one list about a source.
 func (z *zone) about(ctx context.Context, a netip.Addr) outcome {
 	fam := famOf(a)
@@ -474,7 +497,7 @@ func (z *zone) about(ctx context.Context, a netip.Addr) outcome {
 	o := z.query(ctx, a, false)
 	switch {
 	case o.err != nil:
-		if errors.Is(o.err, errBudget) || errors.Is(ctx.Err(), context.Canceled) {
+		if errors.Is(o.err, errBudget) || errors.Is(o.err, resolve.ErrBusy) || errors.Is(ctx.Err(), context.Canceled) {
 			return o // not the list's fault
 		}
 		z.mu.Lock()

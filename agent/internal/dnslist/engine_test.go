@@ -67,7 +67,10 @@ func (f *fakeDNS) Fresh(ctx context.Context, name string, qtype uint16) (resolve
 	return f.Lookup(ctx, name, qtype)
 }
 
-func (f *fakeDNS) FCrDNS(context.Context, netip.Addr) resolve.Names {
+func (f *fakeDNS) FCrDNS(ctx context.Context, _ netip.Addr) resolve.Names {
+	if f.rdns == resolve.StateTemporary {
+		<-ctx.Done()
+	}
 	return resolve.Names{State: f.rdns}
 }
 
@@ -477,6 +480,34 @@ func TestSlowList(t *testing.T) {
 		synctest.Wait()
 		if n := len(b.findings()); n != 100 {
 			t.Errorf("%d findings", n)
+		}
+	})
+}
+
+// Sources whose reverse zones never answer do not keep the lists from being asked.
+func TestSlowNames(t *testing.T) {
+	f := &fakeDNS{answer: good("bl.example.net", map[string]string{"9.2.0.192": "127.0.0.2"}), rdns: resolve.StateTemporary}
+	l, err := ParseSite(site)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Rate = 10_000
+	bubble(t, Options{Lists: []List{l}, Queue: 100_000}, f, nil, func(t *testing.T, b *bench) {
+		for i := range 5000 {
+			b.Ask(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}))
+		}
+		b.Ask(addr("192.0.2.9"))
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		g := b.findings()
+		n := 0
+		for _, x := range g {
+			if x.Listed() {
+				n++
+			}
+		}
+		if z := b.Status().Zones[0]; len(g) != 5001 || n != 1 || z.IPv4.State != OK || z.Errors != 0 {
+			t.Errorf("%d findings, %d listed, %+v", len(g), n, z)
 		}
 	})
 }

@@ -158,6 +158,9 @@ func (e *Error) HintText() string {
 	return ""
 }
 
+// ErrBusy stands in a Stopped error when too many queries were in flight: the question was never sent.
+var ErrBusy = errors.New("too many queries in flight")
+
 // Temporary says whether err is a temporary failure of a lookup.
 func Temporary(err error) bool {
 	var e *Error
@@ -275,7 +278,7 @@ func (r *Resolver) lookup(ctx context.Context, name string, qtype uint16, fresh 
 		select {
 		case r.slots <- struct{}{}:
 		case <-ctx.Done():
-			return Answer{}, stopped(ctx.Err())
+			return Answer{}, stopped(ErrBusy)
 		case <-r.ctx.Done():
 			return Answer{}, stopped(nil)
 		}
