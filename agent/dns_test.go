@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -247,5 +250,25 @@ func BenchmarkTake(b *testing.B) {
 			b.ReportMetric(float64(took[0].Nanoseconds())/float64(b.N)/10_000, "ns/line-without")
 			b.ReportMetric(float64(took[1].Nanoseconds())/float64(b.N)/10_000, "ns/line-with")
 		})
+	}
+}
+
+// replay --trust-lists takes the MTA's word for a listing, but never a list's error for one.
+func TestReplayTrustsNoErrors(t *testing.T) {
+	var b strings.Builder
+	for i := range 20 {
+		for _, x := range []struct{ a, more string }{{"198.18.0.1", ""}, {"198.18.0.2", "; Error: open resolver; https://check.spamhaus.org/returnc/pub/192.0.2.53"}} {
+			fmt.Fprintf(&b, "2026-03-02T10:00:%02dZ mx postfix/smtpd[7]: %s\n", i, strings.Replace(rejected(x.a), "; from=", x.more+"; from=", 1))
+		}
+	}
+	path := filepath.Join(t.TempDir(), "mail.log")
+	if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, _, code := runReplay(t, "--trust-lists", path); code != 0 || !strings.Contains(out, "198.18.0.1  dnsbl") || strings.Contains(out, "198.18.0.2") {
+		t.Errorf("exit %d\n%s", code, out)
+	}
+	if out, _, _ := runReplay(t, path); strings.Contains(out, "198.18.0") {
+		t.Errorf("without the flag:\n%s", out)
 	}
 }
