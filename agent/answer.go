@@ -86,6 +86,7 @@ func (d *daemon) Status() control.Status {
 	if d.storeErr != nil {
 		s.State.Error = d.storeErr.Error()
 	}
+	d.dnsStatus(&s, warnings)
 	maps.Copy(warnings, d.warnings)
 	for _, k := range slices.Sorted(maps.Keys(warnings)) {
 		s.Warnings = append(s.Warnings, warnings[k])
@@ -152,6 +153,7 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 	off := d.off
 	d.mu.Unlock()
 	w.Words = whyWords(&w, now)
+	w.Lists = d.whyLists(p.Addr())
 	if !p.IsSingleIP() {
 		inside, n := d.table.Inside(p, 5, now)
 		w.Entries = append(w.Entries, inside...)

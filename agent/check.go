@@ -85,6 +85,12 @@ func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) 
 	for _, n := range append(notes, more...) {
 		p("", "note: %s", n)
 	}
+	for _, l := range cfg.DNS.Lists {
+		p("list", "%s, at most %d queries a day", l.Name, l.Daily)
+		if err := l.LoadKey(); err != nil {
+			faults = append(faults, err)
+		}
+	}
 	p("state", "%s", cfg.State)
 	p("socket", "%s", cfg.Socket)
 	p("pins", "%s", cfg.Pins)

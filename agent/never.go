@@ -167,6 +167,9 @@ func neverRules(cfg *config.Config, nets []netip.Prefix) (list []block.Never, no
 	for _, a := range resolvers("/etc/resolv.conf") {
 		add(a, "resolver")
 	}
+	for _, r := range cfg.DNS.Resolvers {
+		add(r.Addr(), "resolver")
+	}
 	list = append(list, block.BuiltinNever(cfg.Block.Private)...)
 	for _, p := range nets {
 		min := widestNets6

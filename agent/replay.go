@@ -94,6 +94,7 @@ func newReplay(cfg *config.Config, o replayOptions, in io.Reader, stdout, stderr
 		parser: maillog.New(maillog.Options{MTA: o.mta, Several: len(o.files) > 1, Traps: cfg.Traps, Recipients: !o.events}), weights: cfg.Weights,
 		table: block.New(block.Options{Origin: "replay"}), blocked: map[netip.Prefix]*replayBlock{}, spared: map[netip.Prefix]string{},
 	}
+	r.weights[maillog.DNSBLReject] = 0 // nobody is asked whether it is true
 	if o.trust {
 		r.weights[maillog.DNSBLReject] = trustedList
 	}

@@ -25,7 +25,6 @@ import (
 	"github.com/mxshield/mxshield/agent/control"
 	"github.com/mxshield/mxshield/agent/internal/config"
 	"github.com/mxshield/mxshield/agent/internal/maillog"
-	"github.com/mxshield/mxshield/agent/internal/resolve"
 	"github.com/mxshield/mxshield/agent/internal/senders"
 	"github.com/mxshield/mxshield/agent/internal/sessions"
 	"github.com/mxshield/mxshield/agent/internal/store"
@@ -47,22 +46,22 @@ const (
 
 // daemon is the running agent. Lines flow one way: tail -> maillog -> verdict -> block.Table -> bpf.
 type daemon struct {
-	cfg      *config.Config
-	log      *slog.Logger
-	node     string
-	started  time.Time
-	reload   func() (*config.Config, error)
-	table    *block.Table
-	store    *store.Store
-	shield   *bpf.Shield     // nil in a dry run
-	ender    *sessions.Ender // nil in a dry run
-	resolver *resolve.Resolver
-	senders  *senders.Set  // allows by name
-	ranges   chan struct{} // tells the housekeeper that senders has new ranges
-	inputs   []tail.Input
-	mtas     map[string]maillog.MTA // by input; those without an entry are told apart line by line
-	nets     []netip.Prefix         // Postfix mynetworks; only serve and the housekeeper use it and the next
-	asked    bool                   // Postfix has answered; until then what the state file knows of mynetworks holds
+	cfg     *config.Config
+	log     *slog.Logger
+	node    string
+	started time.Time
+	reload  func() (*config.Config, error)
+	table   *block.Table
+	store   *store.Store
+	shield  *bpf.Shield     // nil in a dry run
+	ender   *sessions.Ender // nil in a dry run
+	dnsParts
+	senders *senders.Set  // allows by name
+	ranges  chan struct{} // tells the housekeeper that senders has new ranges
+	inputs  []tail.Input
+	mtas    map[string]maillog.MTA // by input; those without an entry are told apart line by line
+	nets    []netip.Prefix         // Postfix mynetworks; only serve and the housekeeper use it and the next
+	asked   bool                   // Postfix has answered; until then what the state file knows of mynetworks holds
 
 	mu       sync.Mutex // guards what follows
 	scorer   *verdict.Scorer
@@ -123,10 +122,9 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 		return err
 	}
 	defer d.store.Close()
-	if d.resolver, err = resolve.New(resolve.Options{}); err != nil {
+	if err := d.openDNS(); err != nil {
 		return err
 	}
-	defer d.resolver.Close()
 	d.openSenders()
 	marks := d.marks()
 	d.openInputs(ctx, marks)
@@ -160,6 +158,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	}
 	start(func() error { return d.keepSenders(ctx) })
 	start(func() error { return d.readLines(ctx, lines) })
+	start(func() error { return d.runDNS(ctx) })
 	start(func() error { return d.keepHouse(ctx, hup) })
 	start(func() error { return control.NewServer(d, log).Run(ctx, listener) })
 	committed := make(chan struct{})
@@ -290,7 +289,7 @@ func (d *daemon) openState() error {
 		d.seed = binary.BigEndian.Uint64(b[:])
 		d.batch.Extra = map[string][]byte{"seed": b[:]}
 	}
-	d.scorer = verdict.New(scoring(d.cfg, d.cfg.Weights, d.seed))
+	d.scorer = verdict.New(scoring(d.cfg, liveWeights(d.cfg.Weights), d.seed))
 	for i, k := range keys {
 		if err := d.scorer.Load(k, vals[i]); err != nil {
 			reject(err)
@@ -441,6 +440,9 @@ func (d *daemon) take(b *tail.Batch) {
 		if d.cfg.Weights[e.Kind] > 0 {
 			d.samples.Add(d.prefixOf(e.Source), line)
 		}
+		if d.lookedUpLocked(&e, now) {
+			continue
+		}
 		if v, ok := d.scorer.Observe(&e, now); ok {
 			d.judgeLocked(&v, e.Source, now)
 		}
@@ -465,6 +467,9 @@ func sourcePrefix(a netip.Addr, bits6 int) netip.Prefix {
 
 // judgeLocked enters a verdict into the table.
 func (d *daemon) judgeLocked(v *verdict.Verdict, source netip.Addr, now time.Time) {
+	if !d.heedListsLocked(v, source, now) {
+		return
+	}
 	words := v.Evidence.Words()
 	// Our own network: the neighbours in it, backup and monitoring among them, are not to be cut off for one of them.
 	if wide := v.Prefix; d.holdsOwnLocked(wide) {

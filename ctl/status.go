@@ -87,6 +87,9 @@ func (c *ctl) status(s *control.Status) {
 			}
 		}
 	}
+	if s.DNS != nil {
+		c.dnsLists(s.DNS, p)
+	}
 	p("sources", "%d with a score", s.Sources)
 	p("state", "%s, %d kB", s.State.Path, s.State.Bytes/1024)
 	if s.State.Error != "" {
@@ -112,6 +115,27 @@ func (c *ctl) status(s *control.Status) {
 	}
 	for _, w := range s.Warnings {
 		p("WARNING", "%s", w)
+	}
+}
+
+// dnsLists prints a line per DNS list.
+func (c *ctl) dnsLists(d *control.DNS, p func(name, format string, a ...any)) {
+	for _, l := range d.Lists {
+		t := fmt.Sprintf("%s, %s, asked %d, listed %d, errors %d, skipped %d, %d queries left today, %.0f ms", l.Zone, l.IPv4, l.Asked, l.Listed, l.Errors, l.Skipped, l.Left, l.Millis)
+		if l.IPv6 != l.IPv4 {
+			t += ", IPv6 " + l.IPv6
+		}
+		p("list", "%s", t)
+	}
+	for _, r := range d.Resolvers {
+		state := "ok"
+		if r.Down {
+			state = "DOWN: " + r.Why
+		}
+		p("resolver", "%s, %s, %.0f ms, %d failures", r.Server, state, r.Millis, r.Failures)
+	}
+	if d.Dropped > 0 {
+		p("", "%d sources were not asked about: too many at once", d.Dropped)
 	}
 }
 

@@ -47,6 +47,7 @@ type Status struct {
 	State      State             `json:"state"`
 	Never      []block.Never     `json:"never"` // without those of the allows by name
 	Senders    []Sender          `json:"senders,omitempty"`
+	DNS        *DNS              `json:"dns,omitempty"` // set: lists are asked
 	Warnings   []string          `json:"warnings,omitempty"`
 }
 
@@ -126,6 +127,7 @@ type Why struct {
 	// Evidence is what the log said about the source up to the block; Known what is known of it now.
 	Evidence *Evidence `json:"evidence,omitempty"`
 	Known    *Evidence `json:"known,omitempty"`
+	Lists    string    `json:"lists,omitempty"` // what DNS lists said of the source lately
 	History  []Audit   `json:"history,omitempty"`
 	Unblock  string    `json:"unblock,omitempty"` // what an unblock would do
 	Warnings []string  `json:"warnings,omitempty"`

@@ -16,6 +16,9 @@
 //	traps: [honeypot@example.org, "@old.example.org"]
 //	allow: [192.0.2.0/24, "spf:example.org", "domain:example.net"]
 //	big_senders: true             # allow the shipped list of providers too
+//	dns:
+//	  resolvers: [127.0.0.1]      # default: /etc/resolv.conf
+//	  lists: [{zone: zen.spamhaus.org}, {zone: bl.example.net, codes: {"127.0.0.2": 60}}, "bl.example.org=127.0.0.[2..11]*2"]
 //	state: /var/lib/mxshield/state.db
 //	socket: /run/mxshield/control.sock
 //	pins: /sys/fs/bpf/mxshield
@@ -70,6 +73,7 @@ type Config struct {
 	Pins            string
 	DryRun          bool
 	Cluster         *Cluster // nil: this node is alone
+	DNS             DNS
 }
 
 // Log is one input. One of File, Journal, Syslog and Stdin is set; without any Log the agent looks for one itself.
@@ -149,18 +153,23 @@ type file struct {
 	State   string             `yaml:"state"`
 	Socket  string             `yaml:"socket"`
 	Pins    string             `yaml:"pins"`
+	DNS     *dnsFile           `yaml:"dns"`
 	DryRun  bool               `yaml:"dry_run"`
 	Cluster *clusterFile       `yaml:"cluster"`
 
 	// Planned and not built yet: there so that the error can say so.
-	DNS     any `yaml:"dns"`
 	Limits  any `yaml:"limits"`
 	Metrics any `yaml:"metrics"`
 }
 
+// confirmedReject is what an MTA's refusal because of a list counts, once the agent's own query has confirmed it. Others count
+// nothing: an MTA logs the errors of lists as listings.
+const confirmedReject = 20
+
 // Default returns the configuration of an empty file.
 func Default() *Config {
 	v := verdict.DefaultConfig()
+	v.Weights[maillog.DNSBLReject] = confirmedReject
 	return &Config{
 		Interfaces: []string{"auto"}, Attach: "auto",
 		MXPorts: []uint16{25}, SubmissionPorts: []uint16{465, 587},
@@ -259,7 +268,6 @@ func (c *checker) check(f *file) {
 		key, what string
 		val       any
 	}{
-		{"dns", "DNS lists", f.DNS},
 		{"limits", "the new-connection limit", f.Limits}, {"metrics", "the metrics endpoint", f.Metrics},
 	} {
 		if u.val != nil {
@@ -305,6 +313,7 @@ func (c *checker) check(f *file) {
 	c.exempt(f.Exempt)
 	c.logs(f)
 	c.block(f)
+	c.dns(f.DNS)
 	for name, w := range f.Weights {
 		k, ok := maillog.ParseKind(name)
 		switch at := "$.weights." + name; {
@@ -314,8 +323,6 @@ func (c *checker) check(f *file) {
 			c.fault(at, "it is no offence", "%s has no weight", name)
 		case math.IsNaN(w) || w < 0 || w > 10000:
 			c.fault(at, "0 to 10000; 0 ignores the kind", "%v is out of range", w)
-		case k == maillog.DNSBLReject && w != 0:
-			c.fault(at, "an MTA logs list errors as listings; a line counts once the agent's own query confirms it, which is not built in this version", "must be 0")
 		default:
 			cfg.Weights[k] = w
 		}
@@ -487,7 +494,7 @@ func (c *checker) block(f *file) {
 // weighable says whether a kind of event can count against a source at all.
 func weighable(k maillog.Kind) bool {
 	switch k {
-	case maillog.None, maillog.Connect, maillog.Disconnect, maillog.Delivered, maillog.AuthSuccess, maillog.Recipient:
+	case maillog.None, maillog.Connect, maillog.Disconnect, maillog.Delivered, maillog.AuthSuccess, maillog.Recipient, maillog.DNSListed:
 		return false
 	}
 	return true

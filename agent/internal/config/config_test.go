@@ -37,7 +37,7 @@ func TestSampleIsDefault(t *testing.T) {
 	}
 	var y []string
 	for line := range strings.Lines(string(b)) {
-		if l, ok := strings.CutPrefix(line, "# "); ok && (strings.Contains(l, ":") && !strings.Contains(l, "Every key") || strings.HasPrefix(l, "  ")) && !strings.HasPrefix(l, "`") && !strings.HasPrefix(l, "allow:") && !strings.HasPrefix(l, "exempt:") && !strings.HasPrefix(l, "logs:") && !strings.HasPrefix(l, "  -") {
+		if l, ok := strings.CutPrefix(line, "# "); ok && (strings.Contains(l, ":") && !strings.Contains(l, "Every key") || strings.HasPrefix(l, "  ")) && !strings.HasPrefix(l, "`") && !strings.HasPrefix(l, "allow:") && !strings.HasPrefix(l, "dns:") && !strings.HasPrefix(l, "exempt:") && !strings.HasPrefix(l, "logs:") && !strings.HasPrefix(l, "  -") {
 			y = append(y, l)
 		}
 	}
@@ -105,7 +105,7 @@ func TestFaults(t *testing.T) {
 		{"dry_run: maybe\n", 1, ""},
 		{"# x\nfoo: 1\n", 2, "foo"},
 		{"block:\n  fro: 1h\n", 2, "fro"},
-		{"dns:\n  lists: []\n", 0, "not built"},
+		{"dns:\n  own: [192.0.2.1]\n", 2, "not built"},
 		{"traps: [a@example.org, nobody]\n", 1, "no domain"},
 		{"traps:\n  - a@example.org\n  - \"a b@example.org\"\n", 3, "not a trap recipient"},
 		{"traps: [\"*@example.org\"]\n", 1, "a * stands only"},
@@ -148,7 +148,7 @@ func TestFaults(t *testing.T) {
 		{"block:\n  threshold: .nan\n", 2, "out of range"},
 		{"block:\n  ipv6_prefix: 128\n", 2, "out of range"},
 		{"weights:\n  sneezing: 1\n", 2, "sneezing"},
-		{"weights:\n  dnsbl_reject: 1\n", 2, "must be 0"},
+		{"weights:\n  dns_listed: 1\n", 2, "no weight"},
 		{"weights:\n  pregreet: -1\n", 2, "out of range"},
 		{"weights:\n  delivered: 1\n", 2, "no weight"},
 		{"allow:\n  - 192.0.2.0/33\n", 2, "neither"},

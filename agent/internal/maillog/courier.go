@@ -199,7 +199,7 @@ func courierReply(b []byte) Kind {
 	case within(text, "user") && within(text, "unknown"), within(text, "no such user"):
 		return UnknownRecipient
 	case within(text, "spamhaus"), within(text, "blacklist"), within(text, "blocklist"), within(text, "dnsbl"), within(text, "rbl"), within(text, "http:"), within(text, "https:"):
-		return DNSBLReject
+		return listing(text)
 	case has(b, "500"), has(b, "501"), has(b, "502"), has(b, "503"), has(b, "504"):
 		return ProtocolError
 	case has(b, "517"), within(text, "sender"):

@@ -91,6 +91,7 @@ const (
 	Other
 	Trap      // mail to a trap recipient, see Traps
 	Recipient // one recipient got a message of the source: see Options.Recipients
+	DNSListed // not from lines: what DNS lists say of a source
 	NumKinds
 )
 
@@ -101,6 +102,7 @@ var kindNames = [NumKinds]string{
 	ProtocolError: "protocol_error", TooManyErrors: "too_many_errors", RateLimit: "rate_limit", Greylisted: "greylisted",
 	SpamReject: "spam_reject", Delivered: "delivered", LostConnection: "lost_connection", Other: "other",
 	Trap: "trap", Recipient: "recipient",
+	DNSListed: "dns_listed",
 }
 
 // String returns the kind's name as it stands in config keys and JSON.

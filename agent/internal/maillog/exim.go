@@ -402,7 +402,7 @@ func eximText(text []byte, hard bool) Kind {
 		return RelayDenied
 	case within(text, "listed at "), within(text, "listed in "), within(text, "black list"), within(text, "blacklist"), within(text, "blocklist"), within(text, "in an rbl"),
 		within(text, "dnsbl"), within(text, "email blocked by "), within(text, "spamhaus"):
-		return DNSBLReject
+		return listing(text)
 	case has(text, "Sender verify failed"), within(text, "sender verif"):
 		return SenderReject
 	case within(text, "reverse dns"), within(text, "host lookup failed"), within(text, "reverse lookup"), within(text, "no ptr"), within(text, "rdns"):

@@ -247,7 +247,7 @@ func failedCommand(command, result []byte) Kind {
 	case within(text, "rdns"), within(text, "reverse dns"), within(text, "fcrdns"):
 		return NoRDNS
 	case within(text, "dnsbl"), within(text, "blocklist"), within(text, "blacklist"), within(text, "spamhaus"), within(text, "rbl"):
-		return DNSBLReject
+		return listing(text)
 	case within(text, "relay"):
 		return RelayDenied
 	case within(text, "user unknown"), within(text, "unknown user"), within(text, "no such user"):

@@ -555,7 +555,7 @@ func postscreenReject(b []byte, e *Event) bool {
 	_, text := splitReply(r)
 	switch {
 	case has(text, "Service unavailable; client ["):
-		e.Kind = DNSBLReject
+		e.Kind = listing(text)
 	case len(r) > 0 && r[0] == '4' && has(text, "Service currently unavailable"):
 		e.Kind = Greylisted // first deep test: the client is to come back
 	case has(text, "Protocol error"):

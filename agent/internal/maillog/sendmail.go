@@ -198,7 +198,7 @@ func sendmailText(rc replyCode, text []byte) Kind {
 		return SenderReject
 	case within(text, "listed at"), within(text, "blacklist"), within(text, "blocklist"), within(text, "rbl"), within(text, "dnsbl"), within(text, "see http"),
 		within(text, "spamhaus"):
-		return DNSBLReject
+		return listing(text)
 	case within(text, "user unknown"), within(text, "unknown user"):
 		return UnknownRecipient
 	case within(text, "reverse dns"):

@@ -29,24 +29,20 @@ func newCache(max int) cache {
 	return cache{max: max, m: map[question]*list.Element{}, lru: list.New()}
 }
 
-func (c *cache) get(q question, now time.Time) (Answer, error, bool) { //nolint:revive // the error is part of what is cached
+// get returns what still holds of a name, nil for nothing.
+func (c *cache) get(q question, now time.Time) *cached {
 	el := c.m[q]
 	if el == nil {
-		return Answer{}, nil, false
+		return nil
 	}
 	e := el.Value.(*cached)
 	left := e.expires.Sub(now)
 	if left <= 0 || left > e.ttl { // more than the whole: the clock was set back
 		c.drop(el)
-		return Answer{}, nil, false
+		return nil
 	}
 	c.lru.MoveToFront(el)
-	if e.err != nil {
-		return Answer{}, e.err, true
-	}
-	a := e.ans
-	a.TTL, a.Cached, a.Took = left, true, 0
-	return a, nil, true
+	return e
 }
 
 func (c *cache) put(q question, a Answer, err *Error, now time.Time, ttl time.Duration) {

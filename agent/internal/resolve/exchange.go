@@ -113,7 +113,7 @@ func (r *Resolver) exchange(ctx context.Context, q question, s netip.AddrPort, n
 		return nil, &Error{Kind: BadName}
 	}
 	// A connected socket: the kernel lets in only what comes from the server's address and port.
-	conn, err := (&net.Dialer{}).DialContext(ctx, network, s.String())
+	conn, err := r.o.Dial(ctx, network, s.String())
 	if err != nil {
 		return nil, netError(err)
 	}

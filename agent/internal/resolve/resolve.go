@@ -32,6 +32,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -53,6 +54,8 @@ type Options struct {
 	NegativeTTL time.Duration    // the longest for a negative answer: 1 h
 	MixCase     bool             // 0x20: vary the case of the question and want it back
 	Now         func() time.Time // time.Now
+	// Dial opens a connected socket, udp or tcp; default: net.Dialer. For other network namespaces.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // What is believed of one answer.
@@ -155,6 +158,9 @@ func (e *Error) HintText() string {
 	return ""
 }
 
+// ErrBusy stands in a Stopped error when too many queries were in flight: the question was never sent.
+var ErrBusy = errors.New("too many queries in flight")
+
 // Temporary says whether err is a temporary failure of a lookup.
 func Temporary(err error) bool {
 	var e *Error
@@ -164,7 +170,7 @@ func Temporary(err error) bool {
 // Resolver asks DNS servers. Make it with New.
 type Resolver struct {
 	o      Options
-	ctx    context.Context //nolint:containedctx // ends what is in flight at Close, whoever asked for it
+	ctx    context.Context // ends what is in flight at Close, whoever asked for it
 	cancel context.CancelFunc
 	slots  chan struct{}
 	all    sync.WaitGroup
@@ -212,6 +218,9 @@ func New(o Options) (*Resolver, error) {
 	}
 	if o.ResolvConf == "" {
 		o.ResolvConf = "/etc/resolv.conf"
+	}
+	if o.Dial == nil {
+		o.Dial = (&net.Dialer{}).DialContext
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -261,7 +270,7 @@ func (r *Resolver) lookup(ctx context.Context, name string, qtype uint16, fresh 
 		return Answer{}, &Error{Kind: BadName, Name: clip(name), Type: qtype}
 	}
 	stopped := func(err error) error { return &Error{Kind: Stopped, Name: name, Type: qtype, Err: err} }
-	ans, err, f := r.joinLocked(q, fresh, false)
+	f, ans, err := r.join(q, fresh, false)
 	if f == nil && (err != nil || ans != nil) {
 		return deref(ans), err
 	}
@@ -269,12 +278,12 @@ func (r *Resolver) lookup(ctx context.Context, name string, qtype uint16, fresh 
 		select {
 		case r.slots <- struct{}{}:
 		case <-ctx.Done():
-			return Answer{}, stopped(ctx.Err())
+			return Answer{}, stopped(ErrBusy)
 		case <-r.ctx.Done():
 			return Answer{}, stopped(nil)
 		}
 		// While this waited for its turn another one may have asked.
-		if ans, err, f = r.joinLocked(q, fresh, true); f == nil {
+		if f, ans, err = r.join(q, fresh, true); f == nil {
 			if ans == nil && err == nil {
 				err = stopped(nil)
 			}
@@ -298,9 +307,9 @@ func deref(a *Answer) Answer {
 
 func clip(s string) string { return s[:min(len(s), 300)] }
 
-// joinLocked answers from the cache or returns the flight to wait for. With slot, the caller holds a slot: it starts the
-// flight if there is none, and the slot is given back if not. It takes the lock itself.
-func (r *Resolver) joinLocked(q question, fresh, slot bool) (*Answer, error, *flight) { //nolint:revive // the error belongs to the answer
+// join answers from the cache or returns the flight to wait for. With slot, the caller holds a slot: it starts the
+// flight if there is none, and the slot is given back if not.
+func (r *Resolver) join(q question, fresh, slot bool) (*flight, *Answer, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.o.Now()
@@ -311,20 +320,22 @@ func (r *Resolver) joinLocked(q question, fresh, slot bool) (*Answer, error, *fl
 	}
 	if r.closed {
 		give()
-		return nil, &Error{Kind: Stopped, Name: q.name, Type: q.qtype}, nil
+		return nil, nil, &Error{Kind: Stopped, Name: q.name, Type: q.qtype}
 	}
 	if f := r.flights[q]; f != nil {
 		give()
-		return nil, nil, f
+		return f, nil, nil
 	}
 	if !fresh {
-		if ans, err, ok := r.cache.get(q, now); ok {
+		if e := r.cache.get(q, now); e != nil {
 			r.hits++
 			give()
-			if err != nil {
-				return nil, err, nil
+			if e.err != nil {
+				return nil, nil, e.err
 			}
-			return &ans, nil, nil
+			a := e.ans
+			a.TTL, a.Cached, a.Took = e.expires.Sub(now), true, 0
+			return nil, &a, nil
 		}
 	}
 	if !slot {
@@ -343,7 +354,7 @@ func (r *Resolver) joinLocked(q question, fresh, slot bool) (*Answer, error, *fl
 		<-r.slots
 		r.land(q, f)
 	}()
-	return nil, nil, f
+	return f, nil, nil
 }
 
 // land puts what a flight brought into the cache and wakes those who wait.

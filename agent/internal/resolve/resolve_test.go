@@ -467,6 +467,27 @@ func TestConcurrency(t *testing.T) {
 	}
 }
 
+// Who finds no place is told so: the server is not to blame.
+func TestBusy(t *testing.T) {
+	asked, hold := make(chan struct{}, 1), make(chan struct{})
+	f := serve(t, func(w dns.ResponseWriter, q *dns.Msg) {
+		asked <- struct{}{}
+		<-hold
+		_ = w.WriteMsg(new(dns.Msg).SetRcode(q, dns.RcodeNameError))
+	})
+	r := resolver(t, Options{Concurrency: 1}, f)
+	var all sync.WaitGroup
+	all.Go(func() { _, _ = r.Lookup(t.Context(), "a.test", dns.TypeA) })
+	<-asked
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if _, err := r.Lookup(ctx, "b.test", dns.TypeA); !errors.Is(err, ErrBusy) || kind(err) != Stopped {
+		t.Error(err)
+	}
+	close(hold)
+	all.Wait()
+}
+
 func TestCache(t *testing.T) {
 	c := newClock()
 	f := serve(t, zone(t, "a.test. 300 IN A 127.0.0.2"))

@@ -295,17 +295,17 @@ type counts struct {
 	reach       reach // who got mail from it meanwhile
 }
 
-const evidenceKinds = 16
+const evidenceKinds = 17
 
 // evidenceSlot says where a kind is counted; 0 is nowhere.
 var evidenceSlot = [maillog.NumKinds]uint8{
 	maillog.UnknownRecipient: 1, maillog.DNSBLReject: 2, maillog.RelayDenied: 3, maillog.AuthFailure: 4,
 	maillog.NoRDNS: 5, maillog.HeloReject: 6, maillog.SenderReject: 7, maillog.Pregreet: 8, maillog.ProtocolError: 9,
 	maillog.TooManyErrors: 10, maillog.RateLimit: 11, maillog.Greylisted: 12, maillog.SpamReject: 13,
-	maillog.LostConnection: 14, maillog.Trap: 15,
+	maillog.LostConnection: 14, maillog.Trap: 15, maillog.DNSListed: 16,
 }
 
-func (e *evidence) init(limit int) { e.sets = make([]evidenceSet, max(64, limit/182)) }
+func (e *evidence) init(limit int) { e.sets = make([]evidenceSet, max(64, limit/194)) }
 
 func (e *evidence) set(h uint64) *evidenceSet {
 	hi, _ := bits.Mul64(h, uint64(len(e.sets)))

@@ -19,7 +19,8 @@
 //	helo_reject         2  a misconfigured host repeats it with each try, and must get in again once it is mended
 //	rate_limit          2  the limits are ours, and senders of real mail run into them
 //	no_rdns             0  comes with every connection of a host with a sloppy zone, and such hosts send real mail
-//	dnsbl_reject        0  a list that answers wrongly lists everybody; weighs once the agent asks for itself
+//	dnsbl_reject        0  a list that answers wrongly lists everybody; the agent weighs those that its own query confirms
+//	dns_listed          -  as many points as the lists' codes have, see Listed
 //	greylisted, lost_connection, connect, disconnect, other  0  honest hosts and monitors do these all day
 //
 // # The ratio guard
@@ -214,6 +215,7 @@ var causes = [maillog.NumKinds]block.Cause{
 	maillog.RelayDenied:      block.RelayProbe,
 	maillog.AuthFailure:      block.AuthBrute,
 	maillog.DNSBLReject:      block.DNSBL,
+	maillog.DNSListed:        block.DNSBL,
 	maillog.RateLimit:        block.Flood,
 	maillog.Connect:          block.Flood,
 	maillog.Trap:             block.Trap,
@@ -247,6 +249,7 @@ type Evidence struct {
 	Logins    uint32    `json:"logins,omitempty"` // successful ones, likewise
 	Parts     int       `json:"parts,omitempty"`  // of a /24, /56 or /48: hosts, /64s or /56s that offended
 	Names     int       `json:"names,omitempty"`  // distinct login names that failed, an estimate good to about 100
+	Lists     string    `json:"lists,omitempty"`  // what DNS lists say, if that was asked just then
 	First     time.Time `json:"first,omitzero"`   // first and last offence of the burst, whole seconds
 	Last      time.Time `json:"last,omitzero"`
 }
@@ -298,6 +301,7 @@ var kindWords = [maillog.NumKinds][2]string{
 	maillog.Connect:          {"connection", "connections"},
 	maillog.UnknownRecipient: {"unknown recipient", "unknown recipients"},
 	maillog.DNSBLReject:      {"DNSBL rejection", "DNSBL rejections"},
+	maillog.DNSListed:        {"listing by DNS lists", "listings by DNS lists"},
 	maillog.RelayDenied:      {"relay attempt", "relay attempts"},
 	maillog.AuthFailure:      {"failed login", "failed logins"},
 	maillog.NoRDNS:           {"connection without reverse name", "connections without reverse name"},
@@ -337,6 +341,9 @@ func (e Evidence) Words() string {
 	fmt.Fprintf(&b, "%d accepted", e.Accepted)
 	if e.Logins > 0 {
 		fmt.Fprintf(&b, ", %d logins", e.Logins)
+	}
+	if e.Lists != "" {
+		b.WriteString(", listed by " + e.Lists)
 	}
 	if !e.First.IsZero() {
 		fmt.Fprintf(&b, ", in %s", roughly(e.Last.Sub(e.First)))
