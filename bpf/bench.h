@@ -79,14 +79,15 @@ int mxshield_bench(struct xdp_md *ctx)
 			return XDP_PASS;
 		return XDP_DROP;
 	case BENCH_TABLE:
-		return count(shield(data, end)) ? XDP_DROP : XDP_PASS;
+		reason = judge(parse(data, end, &p), &p);
+		return settle(reason, &p, 0) ? XDP_DROP : XDP_PASS;
 	case BENCH_LPM:
 		reason = parse(data, end, &p);
 		if (reason == UNDECIDED) {
 			scope = port_scope(p.dst_port);
 			reason = scope ? BENCH_LPM_LOOKUP(&p, scope) : PASS_OTHER_PORT;
 		}
-		return count(reason) ? XDP_DROP : XDP_PASS;
+		return settle(reason, &p, 0) ? XDP_DROP : XDP_PASS;
 	}
 	return XDP_DROP;
 }

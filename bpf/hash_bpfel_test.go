@@ -55,22 +55,25 @@ type hashPort struct {
 type hashReason uint32
 
 const (
-	hashReasonPASS_NOT_IP       hashReason = 0
-	hashReasonPASS_MALFORMED    hashReason = 1
-	hashReasonPASS_TRUNCATED    hashReason = 2
-	hashReasonPASS_NOT_TCP      hashReason = 3
-	hashReasonPASS_FRAGMENT     hashReason = 4
-	hashReasonPASS_OTHER_PORT   hashReason = 5
-	hashReasonPASS_NOT_BLOCKED  hashReason = 6
-	hashReasonPASS_EXPIRED      hashReason = 7
-	hashReasonPASS_OUT_OF_SCOPE hashReason = 8
-	hashReasonPASS_HOLE         hashReason = 9
-	hashReasonPASS_EXT_HEADERS  hashReason = 10
-	hashReasonDROP_EXACT        hashReason = 11
-	hashReasonDROP_CIDR         hashReason = 12
-	hashReasonDROP_EXT_HEADERS  hashReason = 13
-	hashReasonPASS_EXEMPT       hashReason = 14
-	hashReasonREASONS           hashReason = 15
+	hashReasonPASS_NOT_IP         hashReason = 0
+	hashReasonPASS_MALFORMED      hashReason = 1
+	hashReasonPASS_TRUNCATED      hashReason = 2
+	hashReasonPASS_NOT_TCP        hashReason = 3
+	hashReasonPASS_FRAGMENT       hashReason = 4
+	hashReasonPASS_OTHER_PORT     hashReason = 5
+	hashReasonPASS_NOT_BLOCKED    hashReason = 6
+	hashReasonPASS_EXPIRED        hashReason = 7
+	hashReasonPASS_OUT_OF_SCOPE   hashReason = 8
+	hashReasonPASS_HOLE           hashReason = 9
+	hashReasonPASS_EXT_HEADERS    hashReason = 10
+	hashReasonDROP_EXACT          hashReason = 11
+	hashReasonDROP_CIDR           hashReason = 12
+	hashReasonDROP_EXT_HEADERS    hashReason = 13
+	hashReasonPASS_EXEMPT         hashReason = 14
+	hashReasonDROP_LIMITED_SOURCE hashReason = 15
+	hashReasonDROP_LIMITED_TOTAL  hashReason = 16
+	hashReasonDROP_HELD           hashReason = 17
+	hashReasonREASONS             hashReason = 18
 )
 
 type hashStateValue struct {
@@ -91,6 +94,8 @@ const (
 	hashMapCounters       = "counters"
 	hashMapExactV4        = "exact_v4"
 	hashMapExactV6        = "exact_v6"
+	hashMapSamples        = "samples"
+	hashMapSamplesLost    = "samples_lost"
 	hashMapState          = "state"
 	hashProgMxshieldBench = "mxshield_bench"
 	hashProgMxshieldTc    = "mxshield_tc"
@@ -106,6 +111,7 @@ const (
 	hashVarExemptV6       = "exempt_v6"
 	hashVarExemptsV4      = "exempts_v4"
 	hashVarExemptsV6      = "exempts_v6"
+	hashVarNewConnections = "new_connections"
 	hashVarPorts          = "ports"
 )
 
@@ -160,30 +166,33 @@ type hashProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type hashMapSpecs struct {
-	CidrV4   *ebpf.MapSpec `ebpf:"cidr_v4"`
-	CidrV6   *ebpf.MapSpec `ebpf:"cidr_v6"`
-	Counters *ebpf.MapSpec `ebpf:"counters"`
-	ExactV4  *ebpf.MapSpec `ebpf:"exact_v4"`
-	ExactV6  *ebpf.MapSpec `ebpf:"exact_v6"`
-	State    *ebpf.MapSpec `ebpf:"state"`
+	CidrV4      *ebpf.MapSpec `ebpf:"cidr_v4"`
+	CidrV6      *ebpf.MapSpec `ebpf:"cidr_v6"`
+	Counters    *ebpf.MapSpec `ebpf:"counters"`
+	ExactV4     *ebpf.MapSpec `ebpf:"exact_v4"`
+	ExactV6     *ebpf.MapSpec `ebpf:"exact_v6"`
+	Samples     *ebpf.MapSpec `ebpf:"samples"`
+	SamplesLost *ebpf.MapSpec `ebpf:"samples_lost"`
+	State       *ebpf.MapSpec `ebpf:"state"`
 }
 
 // hashVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type hashVariableSpecs struct {
-	BenchHurt     *ebpf.VariableSpec `ebpf:"bench_hurt"`
-	BenchInnocent *ebpf.VariableSpec `ebpf:"bench_innocent"`
-	BenchMiss     *ebpf.VariableSpec `ebpf:"bench_miss"`
-	BenchMissed   *ebpf.VariableSpec `ebpf:"bench_missed"`
-	BenchRun      *ebpf.VariableSpec `ebpf:"bench_run"`
-	BenchSize     *ebpf.VariableSpec `ebpf:"bench_size"`
-	BenchWhat     *ebpf.VariableSpec `ebpf:"bench_what"`
-	ExemptV4      *ebpf.VariableSpec `ebpf:"exempt_v4"`
-	ExemptV6      *ebpf.VariableSpec `ebpf:"exempt_v6"`
-	ExemptsV4     *ebpf.VariableSpec `ebpf:"exempts_v4"`
-	ExemptsV6     *ebpf.VariableSpec `ebpf:"exempts_v6"`
-	Ports         *ebpf.VariableSpec `ebpf:"ports"`
+	BenchHurt      *ebpf.VariableSpec `ebpf:"bench_hurt"`
+	BenchInnocent  *ebpf.VariableSpec `ebpf:"bench_innocent"`
+	BenchMiss      *ebpf.VariableSpec `ebpf:"bench_miss"`
+	BenchMissed    *ebpf.VariableSpec `ebpf:"bench_missed"`
+	BenchRun       *ebpf.VariableSpec `ebpf:"bench_run"`
+	BenchSize      *ebpf.VariableSpec `ebpf:"bench_size"`
+	BenchWhat      *ebpf.VariableSpec `ebpf:"bench_what"`
+	ExemptV4       *ebpf.VariableSpec `ebpf:"exempt_v4"`
+	ExemptV6       *ebpf.VariableSpec `ebpf:"exempt_v6"`
+	ExemptsV4      *ebpf.VariableSpec `ebpf:"exempts_v4"`
+	ExemptsV6      *ebpf.VariableSpec `ebpf:"exempts_v6"`
+	NewConnections *ebpf.VariableSpec `ebpf:"new_connections"`
+	Ports          *ebpf.VariableSpec `ebpf:"ports"`
 }
 
 // hashObjects contains all objects after they have been loaded into the kernel.
@@ -206,12 +215,14 @@ func (o *hashObjects) Close() error {
 //
 // It can be passed to loadHashObjects or ebpf.CollectionSpec.LoadAndAssign.
 type hashMaps struct {
-	CidrV4   *ebpf.Map `ebpf:"cidr_v4"`
-	CidrV6   *ebpf.Map `ebpf:"cidr_v6"`
-	Counters *ebpf.Map `ebpf:"counters"`
-	ExactV4  *ebpf.Map `ebpf:"exact_v4"`
-	ExactV6  *ebpf.Map `ebpf:"exact_v6"`
-	State    *ebpf.Map `ebpf:"state"`
+	CidrV4      *ebpf.Map `ebpf:"cidr_v4"`
+	CidrV6      *ebpf.Map `ebpf:"cidr_v6"`
+	Counters    *ebpf.Map `ebpf:"counters"`
+	ExactV4     *ebpf.Map `ebpf:"exact_v4"`
+	ExactV6     *ebpf.Map `ebpf:"exact_v6"`
+	Samples     *ebpf.Map `ebpf:"samples"`
+	SamplesLost *ebpf.Map `ebpf:"samples_lost"`
+	State       *ebpf.Map `ebpf:"state"`
 }
 
 func (m *hashMaps) Close() error {
@@ -221,6 +232,8 @@ func (m *hashMaps) Close() error {
 		m.Counters,
 		m.ExactV4,
 		m.ExactV6,
+		m.Samples,
+		m.SamplesLost,
 		m.State,
 	)
 }
@@ -229,18 +242,19 @@ func (m *hashMaps) Close() error {
 //
 // It can be passed to loadHashObjects or ebpf.CollectionSpec.LoadAndAssign.
 type hashVariables struct {
-	BenchHurt     *ebpf.Variable `ebpf:"bench_hurt"`
-	BenchInnocent *ebpf.Variable `ebpf:"bench_innocent"`
-	BenchMiss     *ebpf.Variable `ebpf:"bench_miss"`
-	BenchMissed   *ebpf.Variable `ebpf:"bench_missed"`
-	BenchRun      *ebpf.Variable `ebpf:"bench_run"`
-	BenchSize     *ebpf.Variable `ebpf:"bench_size"`
-	BenchWhat     *ebpf.Variable `ebpf:"bench_what"`
-	ExemptV4      *ebpf.Variable `ebpf:"exempt_v4"`
-	ExemptV6      *ebpf.Variable `ebpf:"exempt_v6"`
-	ExemptsV4     *ebpf.Variable `ebpf:"exempts_v4"`
-	ExemptsV6     *ebpf.Variable `ebpf:"exempts_v6"`
-	Ports         *ebpf.Variable `ebpf:"ports"`
+	BenchHurt      *ebpf.Variable `ebpf:"bench_hurt"`
+	BenchInnocent  *ebpf.Variable `ebpf:"bench_innocent"`
+	BenchMiss      *ebpf.Variable `ebpf:"bench_miss"`
+	BenchMissed    *ebpf.Variable `ebpf:"bench_missed"`
+	BenchRun       *ebpf.Variable `ebpf:"bench_run"`
+	BenchSize      *ebpf.Variable `ebpf:"bench_size"`
+	BenchWhat      *ebpf.Variable `ebpf:"bench_what"`
+	ExemptV4       *ebpf.Variable `ebpf:"exempt_v4"`
+	ExemptV6       *ebpf.Variable `ebpf:"exempt_v6"`
+	ExemptsV4      *ebpf.Variable `ebpf:"exempts_v4"`
+	ExemptsV6      *ebpf.Variable `ebpf:"exempts_v6"`
+	NewConnections *ebpf.Variable `ebpf:"new_connections"`
+	Ports          *ebpf.Variable `ebpf:"ports"`
 }
 
 // hashPrograms contains all programs after they have been loaded into the kernel.

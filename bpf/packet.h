@@ -25,7 +25,24 @@ struct packet {
 	__u16 dst_port;	/* network order; 0 if hidden */
 	__u8 ipv6;
 	__u8 hidden;	/* TCP ports out of reach behind extension headers */
+	__u8 flags;	/* of TCP; only read if something is asked about new connections */
 };
+
+/* 1 if something is asked about new connections (admit.h). Without that the verifier removes every trace of it. */
+volatile const __u32 new_connections;
+
+/*
+ * Flags that are out of reach are taken for a SYN: the header of a TCP packet is never shorter than 20 bytes, so this is
+ * broken, or it is a first fragment made so small that the flags are in the next one.
+ */
+static __always_inline void read_flags(struct packet *p, void *tcp, void *end)
+{
+	if (!new_connections)
+		return;
+	p->flags = TCP_SYN;
+	if (tcp + TCP_FLAGS + 1 <= end)
+		p->flags = *((__u8 *)tcp + TCP_FLAGS);
+}
 
 static __always_inline int is_vlan(__u16 proto)
 {
@@ -68,6 +85,7 @@ static __always_inline enum reason parse_ipv4(void *pos, void *end, struct packe
 	p->src[0] = ip->src;
 	p->dst[0] = ip->dst;
 	p->dst_port = tcp->dst;
+	read_flags(p, tcp, end);
 	return UNDECIDED;
 }
 
@@ -110,6 +128,7 @@ static __always_inline enum reason parse_ipv6(void *pos, void *end, struct packe
 				return UNDECIDED;
 			}
 			p->dst_port = tcp->dst;
+			read_flags(p, tcp, end);
 			return UNDECIDED;
 		}
 		/* Pass: mail is TCP. ESP and unknown headers end up here too. */

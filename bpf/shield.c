@@ -8,6 +8,7 @@
  * interfaces whose driver has no XDP, and runs at the tcx hook (6.6): later, on an skb, but without generic XDP's
  * copying of it.
  */
+#include "admit.h"
 #include "decide.h"
 #include "shield.h"
 #include "uapi.h"
@@ -24,8 +25,10 @@ int mxshield_xdp(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
+	struct packet p = {};
+	enum reason reason = judge(parse(data, end, &p), &p);
 
-	return count(shield(data, end)) ? XDP_DROP : XDP_PASS;
+	return settle(reason, &p, ctx->ingress_ifindex) ? XDP_DROP : XDP_PASS;
 }
 
 /* At this hook the outer VLAN tag has gone into the skb's metadata already; what is left is parsed as above. */
@@ -48,7 +51,7 @@ int mxshield_tc(struct __sk_buff *skb)
 		reason = parse(data, end, &p);
 	}
 	reason = judge(reason, &p);
-	return count(reason) ? TCX_DROP : TCX_NEXT;
+	return settle(reason, &p, skb->ifindex) ? TCX_DROP : TCX_NEXT;
 }
 
 /*

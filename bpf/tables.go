@@ -577,7 +577,7 @@ func full(size int, text string) error {
 	return hint(fmt.Errorf("%w (%d entries)", ErrFull, size), text+", or let blocks end earlier")
 }
 
-func put(m *ebpf.Map, key any, e *shieldCidrValue, ifFull string) error {
+func put(m *ebpf.Map, key, e any, ifFull string) error {
 	wait := 100 * time.Microsecond
 	for {
 		err := m.Put(key, e)
