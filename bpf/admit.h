@@ -6,38 +6,67 @@
  * are sources that are allowed. Ports behind too many extension headers may be the mail ports and the packet a SYN, so
  * they count as one: no session comes like that, and it would be the way round.
  *
- * Off, nothing of this is in the program: new_connections is a constant, and the verifier removes what it rules out.
+ * Off, nothing of this is in the program: new_connections is a constant, and the verifier removes what it rules out. On,
+ * it parses again, in functions of their own: so the flags and the addresses need not be carried along for it, which
+ * costs the packets of all the world.
  */
 #pragma once
 #include "hold.h"
 
-static __always_inline enum reason admit(const struct packet *p, enum reason reason)
+/* 1 if something is asked about new connections. */
+volatile const __u32 new_connections;
+
+/* The reasons for which a packet to a protected port passes, and may open a connection. */
+static __always_inline int may_open(enum reason reason)
 {
-	struct source key = {.net = {p->src[0], p->src[1]}, .ipv6 = p->ipv6};
+	_Static_assert(PASS_EXPIRED == PASS_NOT_BLOCKED + 1 && PASS_OUT_OF_SCOPE == PASS_NOT_BLOCKED + 2 &&
+		       PASS_HOLE == PASS_NOT_BLOCKED + 3 && PASS_EXT_HEADERS == PASS_NOT_BLOCKED + 4, "side by side");
+	return new_connections && reason >= PASS_NOT_BLOCKED && reason <= PASS_EXT_HEADERS;
+}
+
+static __always_inline __u32 admit(void *data, void *end, __u32 reason)
+{
+	struct source key = {};
 	struct admission_value *a;
+	struct packet p = {};
 	enum reason limited;
 	__u32 zero = 0;
 	__u64 now;
 
+	/* Pass: cannot happen, it went well a moment ago. */
+	if (parse_flags(data, end, &p) != UNDECIDED)
+		return reason;
 	/* Pass: an open session's, or nobody's. */
-	if (!p->hidden && (p->flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+	if (!p.hidden && (p.flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 		return reason;
 	a = bpf_map_lookup_elem(&admission, &zero);
 	/* Pass: cannot happen, as in decide(). */
 	if (!a)
 		return reason;
 	/* Pass: never limited, never held. */
-	if (is_allowed(p))
+	if (is_allowed(&p))
 		return reason;
 	now = a->frozen ? a->frozen : bpf_jiffies64();
-	if (!p->ipv6)
-		key.net[1] = 0;
+	key.ipv6 = p.ipv6;
+	key.net[0] = p.src[0];
+	key.net[1] = p.src[1]; /* IPv4: 0 */
 	limited = limit(&key, a, now);
 	if (limited)
 		return limited;
 	/* Drop: new here, and comes again in a second. */
-	if (hold_for.time && hold(&key, p, a, now))
+	if (hold_for.time && hold(&key, &p, a, now))
 		return DROP_HELD;
 	/* Pass: as the tables said. */
 	return reason;
+}
+
+/* As tell_drop_xdp and tell_drop_tc are. */
+__noinline __u32 admit_xdp(struct xdp_md *ctx, __u32 reason)
+{
+	return admit((void *)(long)ctx->data, (void *)(long)ctx->data_end, reason);
+}
+
+__noinline __u32 admit_tc(struct __sk_buff *skb, __u32 reason)
+{
+	return admit((void *)(long)skb->data, (void *)(long)skb->data_end, reason);
 }

@@ -57,6 +57,18 @@ static __always_inline int stress(void *data, void *end, struct ipv4hdr *ip)
 #define BENCH_LPM_LOOKUP(p, scope) PASS_NOT_BLOCKED
 #endif
 
+static __always_inline int settle(struct xdp_md *ctx, enum reason reason)
+{
+	__u64 nth;
+
+	if (may_open(reason))
+		reason = admit_xdp(ctx, reason);
+	nth = count(reason);
+	if (nth && is_sample(nth))
+		tell_drop_xdp(ctx, reason);
+	return nth ? XDP_DROP : XDP_PASS;
+}
+
 SEC("xdp")
 int mxshield_bench(struct xdp_md *ctx)
 {
@@ -79,15 +91,14 @@ int mxshield_bench(struct xdp_md *ctx)
 			return XDP_PASS;
 		return XDP_DROP;
 	case BENCH_TABLE:
-		reason = judge(parse(data, end, &p), &p);
-		return settle(reason, &p, 0) ? XDP_DROP : XDP_PASS;
+		return settle(ctx, shield(data, end));
 	case BENCH_LPM:
 		reason = parse(data, end, &p);
 		if (reason == UNDECIDED) {
 			scope = port_scope(p.dst_port);
 			reason = scope ? BENCH_LPM_LOOKUP(&p, scope) : PASS_OTHER_PORT;
 		}
-		return settle(reason, &p, 0) ? XDP_DROP : XDP_PASS;
+		return settle(ctx, reason);
 	}
 	return XDP_DROP;
 }

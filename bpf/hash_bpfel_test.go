@@ -111,7 +111,6 @@ const (
 	hashVarExemptV6       = "exempt_v6"
 	hashVarExemptsV4      = "exempts_v4"
 	hashVarExemptsV6      = "exempts_v6"
-	hashVarNewConnections = "new_connections"
 	hashVarPorts          = "ports"
 )
 
@@ -180,19 +179,18 @@ type hashMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type hashVariableSpecs struct {
-	BenchHurt      *ebpf.VariableSpec `ebpf:"bench_hurt"`
-	BenchInnocent  *ebpf.VariableSpec `ebpf:"bench_innocent"`
-	BenchMiss      *ebpf.VariableSpec `ebpf:"bench_miss"`
-	BenchMissed    *ebpf.VariableSpec `ebpf:"bench_missed"`
-	BenchRun       *ebpf.VariableSpec `ebpf:"bench_run"`
-	BenchSize      *ebpf.VariableSpec `ebpf:"bench_size"`
-	BenchWhat      *ebpf.VariableSpec `ebpf:"bench_what"`
-	ExemptV4       *ebpf.VariableSpec `ebpf:"exempt_v4"`
-	ExemptV6       *ebpf.VariableSpec `ebpf:"exempt_v6"`
-	ExemptsV4      *ebpf.VariableSpec `ebpf:"exempts_v4"`
-	ExemptsV6      *ebpf.VariableSpec `ebpf:"exempts_v6"`
-	NewConnections *ebpf.VariableSpec `ebpf:"new_connections"`
-	Ports          *ebpf.VariableSpec `ebpf:"ports"`
+	BenchHurt     *ebpf.VariableSpec `ebpf:"bench_hurt"`
+	BenchInnocent *ebpf.VariableSpec `ebpf:"bench_innocent"`
+	BenchMiss     *ebpf.VariableSpec `ebpf:"bench_miss"`
+	BenchMissed   *ebpf.VariableSpec `ebpf:"bench_missed"`
+	BenchRun      *ebpf.VariableSpec `ebpf:"bench_run"`
+	BenchSize     *ebpf.VariableSpec `ebpf:"bench_size"`
+	BenchWhat     *ebpf.VariableSpec `ebpf:"bench_what"`
+	ExemptV4      *ebpf.VariableSpec `ebpf:"exempt_v4"`
+	ExemptV6      *ebpf.VariableSpec `ebpf:"exempt_v6"`
+	ExemptsV4     *ebpf.VariableSpec `ebpf:"exempts_v4"`
+	ExemptsV6     *ebpf.VariableSpec `ebpf:"exempts_v6"`
+	Ports         *ebpf.VariableSpec `ebpf:"ports"`
 }
 
 // hashObjects contains all objects after they have been loaded into the kernel.
@@ -242,19 +240,18 @@ func (m *hashMaps) Close() error {
 //
 // It can be passed to loadHashObjects or ebpf.CollectionSpec.LoadAndAssign.
 type hashVariables struct {
-	BenchHurt      *ebpf.Variable `ebpf:"bench_hurt"`
-	BenchInnocent  *ebpf.Variable `ebpf:"bench_innocent"`
-	BenchMiss      *ebpf.Variable `ebpf:"bench_miss"`
-	BenchMissed    *ebpf.Variable `ebpf:"bench_missed"`
-	BenchRun       *ebpf.Variable `ebpf:"bench_run"`
-	BenchSize      *ebpf.Variable `ebpf:"bench_size"`
-	BenchWhat      *ebpf.Variable `ebpf:"bench_what"`
-	ExemptV4       *ebpf.Variable `ebpf:"exempt_v4"`
-	ExemptV6       *ebpf.Variable `ebpf:"exempt_v6"`
-	ExemptsV4      *ebpf.Variable `ebpf:"exempts_v4"`
-	ExemptsV6      *ebpf.Variable `ebpf:"exempts_v6"`
-	NewConnections *ebpf.Variable `ebpf:"new_connections"`
-	Ports          *ebpf.Variable `ebpf:"ports"`
+	BenchHurt     *ebpf.Variable `ebpf:"bench_hurt"`
+	BenchInnocent *ebpf.Variable `ebpf:"bench_innocent"`
+	BenchMiss     *ebpf.Variable `ebpf:"bench_miss"`
+	BenchMissed   *ebpf.Variable `ebpf:"bench_missed"`
+	BenchRun      *ebpf.Variable `ebpf:"bench_run"`
+	BenchSize     *ebpf.Variable `ebpf:"bench_size"`
+	BenchWhat     *ebpf.Variable `ebpf:"bench_what"`
+	ExemptV4      *ebpf.Variable `ebpf:"exempt_v4"`
+	ExemptV6      *ebpf.Variable `ebpf:"exempt_v6"`
+	ExemptsV4     *ebpf.Variable `ebpf:"exempts_v4"`
+	ExemptsV6     *ebpf.Variable `ebpf:"exempts_v6"`
+	Ports         *ebpf.Variable `ebpf:"ports"`
 }
 
 // hashPrograms contains all programs after they have been loaded into the kernel.

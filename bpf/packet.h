@@ -25,11 +25,8 @@ struct packet {
 	__u16 dst_port;	/* network order; 0 if hidden */
 	__u8 ipv6;
 	__u8 hidden;	/* TCP ports out of reach behind extension headers */
-	__u8 flags;	/* of TCP; only read if something is asked about new connections */
+	__u8 flags;	/* of TCP; by parse_flags() alone */
 };
-
-/* 1 if something is asked about new connections (admit.h). Without that the verifier removes every trace of it. */
-volatile const __u32 new_connections;
 
 /*
  * Flags that are out of reach are taken for a SYN: the header of a TCP packet is never shorter than 20 bytes, so this is
@@ -37,8 +34,6 @@ volatile const __u32 new_connections;
  */
 static __always_inline void read_flags(struct packet *p, void *tcp, void *end)
 {
-	if (!new_connections)
-		return;
 	p->flags = TCP_SYN;
 	if (tcp + TCP_FLAGS + 1 <= end)
 		p->flags = *((__u8 *)tcp + TCP_FLAGS);
@@ -56,7 +51,7 @@ static __always_inline int is_ext_header(__u8 next)
 	       next == NEXT_DEST_OPTS;
 }
 
-static __always_inline enum reason parse_ipv4(void *pos, void *end, struct packet *p)
+static __always_inline enum reason parse_ipv4(void *pos, void *end, struct packet *p, const int flags)
 {
 	struct ipv4hdr *ip = pos;
 	struct tcpports *tcp;
@@ -85,11 +80,12 @@ static __always_inline enum reason parse_ipv4(void *pos, void *end, struct packe
 	p->src[0] = ip->src;
 	p->dst[0] = ip->dst;
 	p->dst_port = tcp->dst;
-	read_flags(p, tcp, end);
+	if (flags)
+		read_flags(p, tcp, end);
 	return UNDECIDED;
 }
 
-static __always_inline enum reason parse_ipv6(void *pos, void *end, struct packet *p)
+static __always_inline enum reason parse_ipv6(void *pos, void *end, struct packet *p, const int flags)
 {
 	struct ipv6hdr *ip = pos;
 	__u8 next;
@@ -128,7 +124,8 @@ static __always_inline enum reason parse_ipv6(void *pos, void *end, struct packe
 				return UNDECIDED;
 			}
 			p->dst_port = tcp->dst;
-			read_flags(p, tcp, end);
+			if (flags)
+				read_flags(p, tcp, end);
 			return UNDECIDED;
 		}
 		/* Pass: mail is TCP. ESP and unknown headers end up here too. */
@@ -155,7 +152,8 @@ static __always_inline enum reason parse_ipv6(void *pos, void *end, struct packe
 	return PASS_TRUNCATED;
 }
 
-static __always_inline enum reason parse(void *data, void *end, struct packet *p)
+/* flags is known at compile time: what is not asked for is not in the code. */
+static __always_inline enum reason parse_with(void *data, void *end, struct packet *p, const int flags)
 {
 	struct ethhdr *eth = data;
 	void *pos = eth + 1;
@@ -180,9 +178,19 @@ static __always_inline enum reason parse(void *data, void *end, struct packet *p
 	}
 
 	if (proto == ETH_P_IP_BE)
-		return parse_ipv4(pos, end, p);
+		return parse_ipv4(pos, end, p, flags);
 	if (proto == ETH_P_IPV6_BE)
-		return parse_ipv6(pos, end, p);
+		return parse_ipv6(pos, end, p, flags);
 	/* Pass: ARP and friends, and what has three VLAN tags or more: no mail host terminates that. */
 	return PASS_NOT_IP;
+}
+
+static __always_inline enum reason parse(void *data, void *end, struct packet *p)
+{
+	return parse_with(data, end, p, 0);
+}
+
+static __always_inline enum reason parse_flags(void *data, void *end, struct packet *p)
+{
+	return parse_with(data, end, p, 1);
 }

@@ -10,6 +10,7 @@
  */
 #include "admit.h"
 #include "decide.h"
+#include "sample.h"
 #include "shield.h"
 #include "uapi.h"
 
@@ -25,10 +26,17 @@ int mxshield_xdp(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
-	struct packet p = {};
-	enum reason reason = judge(parse(data, end, &p), &p);
+	enum reason reason = shield(data, end);
+	__u64 nth;
 
-	return settle(reason, &p, ctx->ingress_ifindex) ? XDP_DROP : XDP_PASS;
+	if (may_open(reason))
+		reason = admit_xdp(ctx, reason);
+	nth = count(reason);
+	if (!nth)
+		return XDP_PASS;
+	if (is_sample(nth))
+		tell_drop_xdp(ctx, reason);
+	return XDP_DROP;
 }
 
 /* At this hook the outer VLAN tag has gone into the skb's metadata already; what is left is parsed as above. */
@@ -39,6 +47,7 @@ int mxshield_tc(struct __sk_buff *skb)
 	void *end = (void *)(long)skb->data_end;
 	struct packet p = {};
 	enum reason reason = parse(data, end, &p);
+	__u64 nth;
 
 	/*
 	 * Only the linear part can be read. Drivers put the headers there; when one does not, gather the packet and look
@@ -51,7 +60,14 @@ int mxshield_tc(struct __sk_buff *skb)
 		reason = parse(data, end, &p);
 	}
 	reason = judge(reason, &p);
-	return settle(reason, &p, skb->ifindex) ? TCX_DROP : TCX_NEXT;
+	if (may_open(reason))
+		reason = admit_tc(skb, reason);
+	nth = count(reason);
+	if (!nth)
+		return TCX_NEXT;
+	if (is_sample(nth))
+		tell_drop_tc(skb, reason);
+	return TCX_DROP;
 }
 
 /*

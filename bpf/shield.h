@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * The way of a packet through the shield. What decide() and admit() are, and on which tables, is the including file's
- * business: the shipped one, or one of the tests'.
+ * The way of a packet through the shield. What decide() is, and on which tables, is the including file's business:
+ * the shipped one, or one of the tests'.
  */
 #pragma once
 #include "classify.h"
 #include "exempt.h"
 #include "packet.h"
-#include "sample.h"
 
-/* From what parse() said to one reason: protected port -> not exempt -> exact -> CIDR -> new connection -> pass. */
+/* From what parse() said to one reason: protected port -> not exempt -> exact -> CIDR -> pass. */
 static __always_inline enum reason judge(enum reason reason, struct packet *p)
 {
 	__u8 scope = SCOPE_ALL;
@@ -28,13 +27,11 @@ static __always_inline enum reason judge(enum reason reason, struct packet *p)
 		return PASS_EXEMPT;
 	reason = decide(p, scope);
 	if (p->hidden)
-		reason = dropped(reason) ? DROP_EXT_HEADERS : PASS_EXT_HEADERS;
-	if (!new_connections || dropped(reason))
-		return reason;
-	return admit(p, reason);
+		return reason == DROP_EXACT || reason == DROP_CIDR ? DROP_EXT_HEADERS : PASS_EXT_HEADERS;
+	return reason;
 }
 
-/* One packet, one reason: Ethernet -> IP -> TCP -> protected port -> not exempt -> exact -> CIDR -> new -> pass. */
+/* One packet, one reason: Ethernet -> IP -> TCP -> protected port -> not exempt -> exact -> CIDR -> pass. */
 static __always_inline enum reason shield(void *data, void *end)
 {
 	struct packet p = {};
@@ -53,15 +50,4 @@ static __always_inline __u64 count(enum reason reason)
 	if (n)
 		nth = ++*n;
 	return dropped(reason) ? nth : 0;
-}
-
-/* The end of every packet: counted, now and then told to the agent. True if it is to be dropped. */
-static __always_inline int settle(enum reason reason, const struct packet *p, __u32 ifindex)
-{
-	__u64 nth = count(reason);
-
-	if (!nth)
-		return 0;
-	sample(nth, reason, p, ifindex);
-	return 1;
 }
