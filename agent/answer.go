@@ -30,7 +30,7 @@ func (d *daemon) Status() control.Status {
 		Interfaces: []control.Interface{}, Packets: map[string]uint64{}, Events: map[string]uint64{},
 		Ports:  control.Ports{MX: d.cfg.MXPorts, Submission: d.cfg.SubmissionPorts},
 		Blocks: d.table.Count(now), Never: d.table.Never(),
-		State: control.State{Path: d.store.Path(), Bytes: d.store.Size()},
+		State: control.State{Path: d.store.Path(), Bytes: d.store.Size()}, Limits: limits(d.cfg),
 	}
 	warnings := map[string]string{}
 	if d.shield != nil {

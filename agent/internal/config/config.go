@@ -11,6 +11,7 @@
 //	block: {for: 72h, max: 168h, threshold: 100, half_life: 1h, ipv6_prefix: 64, private: false}
 //	weights: {unknown_recipient: 10}
 //	allow: [192.0.2.0/24]
+//	limits: {syn_per_source: 0, syn_total: 0}  # new connections a second; 0 = no limit
 //	state: /var/lib/mxshield/state.db
 //	socket: /run/mxshield/control.sock
 //	pins: /sys/fs/bpf/mxshield
@@ -60,6 +61,7 @@ type Config struct {
 	Socket          string
 	Pins            string
 	DryRun          bool
+	Limits          Limits
 }
 
 // Log is one input. File or Journal is set; without any Log the agent looks for one itself.
@@ -75,6 +77,12 @@ type Block struct {
 	Threshold          float64
 	IPv6Prefix         int
 	Private            bool // private ranges may be blocked
+}
+
+// Limits are new connections (SYNs) a second to the protected ports; 0 is no limit.
+type Limits struct {
+	SYNPerSource int // from one IPv4 address or IPv6 /64
+	SYNTotal     int // from all sources together
 }
 
 // Allow is one line of the allow list.
@@ -130,12 +138,15 @@ type file struct {
 	Socket  string             `yaml:"socket"`
 	Pins    string             `yaml:"pins"`
 	DryRun  bool               `yaml:"dry_run"`
+	Limits  struct {
+		SYNPerSource int `yaml:"syn_per_source"`
+		SYNTotal     int `yaml:"syn_total"`
+	} `yaml:"limits"`
 
 	// Planned and not built yet: there so that the error can say so.
 	Traps   any `yaml:"traps"`
 	DNS     any `yaml:"dns"`
 	Cluster any `yaml:"cluster"`
-	Limits  any `yaml:"limits"`
 	Metrics any `yaml:"metrics"`
 }
 
@@ -240,7 +251,7 @@ func (c *checker) check(f *file) {
 		val       any
 	}{
 		{"traps", "trap recipients", f.Traps}, {"dns", "DNS lists", f.DNS},
-		{"cluster", "the cluster", f.Cluster}, {"limits", "the new-connection limit", f.Limits}, {"metrics", "the metrics endpoint", f.Metrics},
+		{"cluster", "the cluster", f.Cluster}, {"metrics", "the metrics endpoint", f.Metrics},
 	} {
 		if u.val != nil {
 			c.fault("$."+u.key, "take the key out; CHANGELOG.md says when it comes", "%s is not built in this version", u.what)
@@ -365,6 +376,7 @@ func (c *checker) check(f *file) {
 		c.fault("$.socket", "unix(7) allows 107 bytes", "the path has %d bytes", len(cfg.Socket))
 	}
 	cfg.DryRun = f.DryRun
+	c.limits(f)
 }
 
 func minAllow(p netip.Prefix) int {
