@@ -64,8 +64,9 @@ static __always_inline int settle(struct xdp_md *ctx, enum reason reason)
 	if (may_open(reason))
 		reason = admit_xdp(ctx, reason);
 	nth = count(reason);
-	if (nth && is_sample(nth))
+	if (nth && is_sample(nth)) {
 		tell_drop_xdp(ctx, reason);
+	}
 	return nth ? XDP_DROP : XDP_PASS;
 }
 

@@ -94,8 +94,6 @@ const (
 	hashMapCounters       = "counters"
 	hashMapExactV4        = "exact_v4"
 	hashMapExactV6        = "exact_v6"
-	hashMapSamples        = "samples"
-	hashMapSamplesLost    = "samples_lost"
 	hashMapState          = "state"
 	hashProgMxshieldBench = "mxshield_bench"
 	hashProgMxshieldTc    = "mxshield_tc"
@@ -165,14 +163,12 @@ type hashProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type hashMapSpecs struct {
-	CidrV4      *ebpf.MapSpec `ebpf:"cidr_v4"`
-	CidrV6      *ebpf.MapSpec `ebpf:"cidr_v6"`
-	Counters    *ebpf.MapSpec `ebpf:"counters"`
-	ExactV4     *ebpf.MapSpec `ebpf:"exact_v4"`
-	ExactV6     *ebpf.MapSpec `ebpf:"exact_v6"`
-	Samples     *ebpf.MapSpec `ebpf:"samples"`
-	SamplesLost *ebpf.MapSpec `ebpf:"samples_lost"`
-	State       *ebpf.MapSpec `ebpf:"state"`
+	CidrV4   *ebpf.MapSpec `ebpf:"cidr_v4"`
+	CidrV6   *ebpf.MapSpec `ebpf:"cidr_v6"`
+	Counters *ebpf.MapSpec `ebpf:"counters"`
+	ExactV4  *ebpf.MapSpec `ebpf:"exact_v4"`
+	ExactV6  *ebpf.MapSpec `ebpf:"exact_v6"`
+	State    *ebpf.MapSpec `ebpf:"state"`
 }
 
 // hashVariableSpecs contains global variables before they are loaded into the kernel.
@@ -213,14 +209,12 @@ func (o *hashObjects) Close() error {
 //
 // It can be passed to loadHashObjects or ebpf.CollectionSpec.LoadAndAssign.
 type hashMaps struct {
-	CidrV4      *ebpf.Map `ebpf:"cidr_v4"`
-	CidrV6      *ebpf.Map `ebpf:"cidr_v6"`
-	Counters    *ebpf.Map `ebpf:"counters"`
-	ExactV4     *ebpf.Map `ebpf:"exact_v4"`
-	ExactV6     *ebpf.Map `ebpf:"exact_v6"`
-	Samples     *ebpf.Map `ebpf:"samples"`
-	SamplesLost *ebpf.Map `ebpf:"samples_lost"`
-	State       *ebpf.Map `ebpf:"state"`
+	CidrV4   *ebpf.Map `ebpf:"cidr_v4"`
+	CidrV6   *ebpf.Map `ebpf:"cidr_v6"`
+	Counters *ebpf.Map `ebpf:"counters"`
+	ExactV4  *ebpf.Map `ebpf:"exact_v4"`
+	ExactV6  *ebpf.Map `ebpf:"exact_v6"`
+	State    *ebpf.Map `ebpf:"state"`
 }
 
 func (m *hashMaps) Close() error {
@@ -230,8 +224,6 @@ func (m *hashMaps) Close() error {
 		m.Counters,
 		m.ExactV4,
 		m.ExactV6,
-		m.Samples,
-		m.SamplesLost,
 		m.State,
 	)
 }
