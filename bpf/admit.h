@@ -6,9 +6,7 @@
  * are sources that are allowed. Ports behind too many extension headers may be the mail ports and the packet a SYN, so
  * they count as one: no session comes like that, and it would be the way round.
  *
- * Off, nothing of this is in the program: new_connections is a constant, and the verifier removes what it rules out. On,
- * it parses again, in functions of their own: so the flags and the addresses need not be carried along for it, which
- * costs the packets of all the world.
+ * Off, nothing of this is in the program: new_connections is a constant, and the verifier removes what it rules out.
  */
 #pragma once
 #include "hold.h"
@@ -24,49 +22,35 @@ static __always_inline int may_open(enum reason reason)
 	return new_connections && reason >= PASS_NOT_BLOCKED && reason <= PASS_EXT_HEADERS;
 }
 
-static __always_inline __u32 admit(void *data, void *end, __u32 reason)
+static __always_inline enum reason admit(void *data, void *end, const struct packet *p, enum reason reason)
 {
-	struct source key = {};
 	struct admission_value *a;
-	struct packet p = {};
+	struct source key = {};
+	struct origin o = {};
 	enum reason limited;
 	__u32 zero = 0;
 	__u64 now;
 
-	/* Pass: cannot happen, it went well a moment ago. */
-	if (parse_flags(data, end, &p) != UNDECIDED)
-		return reason;
 	/* Pass: an open session's, or nobody's. */
-	if (!p.hidden && (p.flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+	if (!read_origin(data, end, p, &o) || (o.flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 		return reason;
 	a = bpf_map_lookup_elem(&admission, &zero);
 	/* Pass: cannot happen, as in decide(). */
 	if (!a)
 		return reason;
 	/* Pass: never limited, never held. */
-	if (is_allowed(&p))
+	if (is_allowed(&o))
 		return reason;
 	now = a->frozen ? a->frozen : bpf_jiffies64();
-	key.ipv6 = p.ipv6;
-	key.net[0] = p.src[0];
-	key.net[1] = p.src[1]; /* IPv4: 0 */
+	key.ipv6 = o.ipv6;
+	key.net[0] = o.src[0];
+	key.net[1] = o.src[1]; /* IPv4: 0 */
 	limited = limit(&key, a, now);
 	if (limited)
 		return limited;
 	/* Drop: new here, and comes again in a second. */
-	if (hold_for.time && hold(&key, &p, a, now))
+	if (hold_for.time && hold(&key, &o, a, now))
 		return DROP_HELD;
 	/* Pass: as the tables said. */
 	return reason;
-}
-
-/* As tell_drop_xdp and tell_drop_tc are. */
-__noinline __u32 admit_xdp(struct xdp_md *ctx, __u32 reason)
-{
-	return admit((void *)(long)ctx->data, (void *)(long)ctx->data_end, reason);
-}
-
-__noinline __u32 admit_tc(struct __sk_buff *skb, __u32 reason)
-{
-	return admit((void *)(long)skb->data, (void *)(long)skb->data_end, reason);
 }

@@ -57,15 +57,16 @@ static __always_inline int stress(void *data, void *end, struct ipv4hdr *ip)
 #define BENCH_LPM_LOOKUP(p, scope) PASS_NOT_BLOCKED
 #endif
 
-static __always_inline int settle(struct xdp_md *ctx, enum reason reason)
+/* The end of every packet, as in shield.c. */
+static __always_inline int settle(struct xdp_md *ctx, const struct packet *p, enum reason reason)
 {
 	__u64 nth;
 
 	if (may_open(reason))
-		reason = admit_xdp(ctx, reason);
+		reason = admit(AGAIN(ctx->data), AGAIN(ctx->data_end), p, reason);
 	nth = count(reason);
 	if (nth && is_sample(nth)) {
-		tell_drop_xdp(ctx, reason);
+		tell_drop(AGAIN(ctx->data), AGAIN(ctx->data_end), p, reason, 0);
 	}
 	return nth ? XDP_DROP : XDP_PASS;
 }
@@ -92,14 +93,15 @@ int mxshield_bench(struct xdp_md *ctx)
 			return XDP_PASS;
 		return XDP_DROP;
 	case BENCH_TABLE:
-		return settle(ctx, shield(data, end));
+		reason = judge(parse(data, end, &p), &p);
+		return settle(ctx, &p, reason);
 	case BENCH_LPM:
 		reason = parse(data, end, &p);
 		if (reason == UNDECIDED) {
 			scope = port_scope(p.dst_port);
 			reason = scope ? BENCH_LPM_LOOKUP(&p, scope) : PASS_OTHER_PORT;
 		}
-		return settle(ctx, reason);
+		return settle(ctx, &p, reason);
 	}
 	return XDP_DROP;
 }

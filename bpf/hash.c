@@ -6,10 +6,10 @@
 #include "packet.h"
 
 /* It knew nothing of new connections and samples. */
-#define may_open(reason) ((void)ctx, 0)
-#define admit_xdp(ctx, reason) (reason)
+#define may_open(reason) 0
+#define admit(data, end, p, reason) (reason)
 #define is_sample(nth) 0
-#define tell_drop_xdp(ctx, reason)
+#define tell_drop(data, end, p, reason, ifindex) ((void)(data), (void)(end), (void)(p))
 #include "shield.h"
 
 static __always_inline enum reason lpm_lookup(struct packet *p, __u8 scope)

@@ -41,42 +41,27 @@ struct {
 
 static __always_inline int is_sample(__u64 nth) { return nth * 0x9e3779b97f4a7c15ULL >> (64 - SAMPLE_BITS) == 0; }
 
-static __always_inline void tell_drop(void *data, void *end, __u32 reason, __u32 ifindex)
+static __always_inline void tell_drop(void *data, void *end, const struct packet *p, enum reason reason, __u32 ifindex)
 {
 	struct drop_event e = {};
-	struct packet p = {};
+	struct origin o = {};
 	__u32 zero = 0;
 	__u64 *lost;
 
-	parse(data, end, &p);
+	if (!read_origin(data, end, p, &o))
+		return;
 	e.time = bpf_ktime_get_ns();
-	e.src[0] = p.src[0];
-	e.src[1] = p.src[1];
-	e.src[2] = p.src[2];
-	e.src[3] = p.src[3];
+	e.src[0] = o.src[0];
+	e.src[1] = o.src[1];
+	e.src[2] = o.src[2];
+	e.src[3] = o.src[3];
 	e.reason = reason;
 	e.ifindex = ifindex;
-	e.port = p.dst_port;
-	e.ipv6 = p.ipv6;
+	e.port = o.port;
+	e.ipv6 = o.ipv6;
 	if (!bpf_ringbuf_output(&samples, &e, sizeof(e), BPF_RB_NO_WAKEUP))
 		return;
 	lost = bpf_map_lookup_elem(&samples_lost, &zero);
 	if (lost)
 		__sync_fetch_and_add(lost, 1);
-}
-
-/*
- * Functions of their own, which parse again: so the addresses need not be kept for the sake of one packet in 1024. Not
- * static: the verifier then looks at them once, and not once for each way that leads here.
- */
-__noinline int tell_drop_xdp(struct xdp_md *ctx, __u32 reason)
-{
-	tell_drop((void *)(long)ctx->data, (void *)(long)ctx->data_end, reason, ctx->ingress_ifindex);
-	return 0;
-}
-
-__noinline int tell_drop_tc(struct __sk_buff *skb, __u32 reason)
-{
-	tell_drop((void *)(long)skb->data, (void *)(long)skb->data_end, reason, skb->ifindex);
-	return 0;
 }

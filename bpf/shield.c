@@ -26,16 +26,17 @@ int mxshield_xdp(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
-	enum reason reason = shield(data, end);
+	struct packet p = {};
+	enum reason reason = judge(parse(data, end, &p), &p);
 	__u64 nth;
 
 	if (may_open(reason))
-		reason = admit_xdp(ctx, reason);
+		reason = admit(AGAIN(ctx->data), AGAIN(ctx->data_end), &p, reason);
 	nth = count(reason);
 	if (!nth)
 		return XDP_PASS;
 	if (is_sample(nth))
-		tell_drop_xdp(ctx, reason);
+		tell_drop(AGAIN(ctx->data), AGAIN(ctx->data_end), &p, reason, ctx->ingress_ifindex);
 	return XDP_DROP;
 }
 
@@ -61,12 +62,12 @@ int mxshield_tc(struct __sk_buff *skb)
 	}
 	reason = judge(reason, &p);
 	if (may_open(reason))
-		reason = admit_tc(skb, reason);
+		reason = admit(AGAIN(skb->data), AGAIN(skb->data_end), &p, reason);
 	nth = count(reason);
 	if (!nth)
 		return TCX_NEXT;
 	if (is_sample(nth))
-		tell_drop_tc(skb, reason);
+		tell_drop(AGAIN(skb->data), AGAIN(skb->data_end), &p, reason, skb->ifindex);
 	return TCX_DROP;
 }
 
