@@ -54,15 +54,15 @@ struct {
 	__type(value, __u32);
 } allowed SEC(".maps");
 
-static __always_inline int is_allowed(const struct origin *o)
+static __always_inline int is_allowed(const struct packet *p)
 {
-	struct allowed_key key = {.bits = 32 + 128, .ipv6 = o->ipv6};
+	struct allowed_key key = {.bits = 32 + 128, .ipv6 = p->ipv6};
 
-	if (!o->ipv6)
+	if (!p->ipv6)
 		key.bits = 32 + 32;
-	key.addr[0] = o->src[0];
-	key.addr[1] = o->src[1];
-	key.addr[2] = o->src[2];
-	key.addr[3] = o->src[3];
+	key.addr[0] = p->src[0];
+	key.addr[1] = p->src[1];
+	key.addr[2] = p->src[2];
+	key.addr[3] = p->src[3];
 	return bpf_map_lookup_elem(&allowed, &key) != 0;
 }

@@ -6,7 +6,9 @@
  * are sources that are allowed. Ports behind too many extension headers may be the mail ports and the packet a SYN, so
  * they count as one: no session comes like that, and it would be the way round.
  *
- * Off, nothing of this is in the program: new_connections is a constant, and the verifier removes what it rules out.
+ * Off, nothing of this is in the program: new_connections is a constant, and the verifier removes what it rules out. On,
+ * the packet is parsed again: so flags and addresses need not be carried along for it, which costs the packets of all
+ * the world.
  */
 #pragma once
 #include "hold.h"
@@ -22,35 +24,39 @@ static __always_inline int may_open(enum reason reason)
 	return new_connections && reason >= PASS_NOT_BLOCKED && reason <= PASS_EXT_HEADERS;
 }
 
-static __always_inline enum reason admit(void *data, void *end, const struct packet *p, enum reason reason)
+/* Why it is dropped after all; 0 if it passes as the tables said. */
+static __always_inline enum reason refuse(void *data, void *end)
 {
-	struct admission_value *a;
 	struct source key = {};
-	struct origin o = {};
+	struct admission_value *a;
+	struct packet p = {};
 	enum reason limited;
 	__u32 zero = 0;
 	__u64 now;
 
+	/* Pass: cannot happen, it went well a moment ago. */
+	if (parse_flags(data, end, &p) != UNDECIDED)
+		return 0;
 	/* Pass: an open session's, or nobody's. */
-	if (!read_origin(data, end, p, &o) || (o.flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
-		return reason;
+	if (!p.hidden && (p.flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+		return 0;
 	a = bpf_map_lookup_elem(&admission, &zero);
 	/* Pass: cannot happen, as in decide(). */
 	if (!a)
-		return reason;
+		return 0;
 	/* Pass: never limited, never held. */
-	if (is_allowed(&o))
-		return reason;
+	if (is_allowed(&p))
+		return 0;
 	now = a->frozen ? a->frozen : bpf_jiffies64();
-	key.ipv6 = o.ipv6;
-	key.net[0] = o.src[0];
-	key.net[1] = o.src[1]; /* IPv4: 0 */
+	key.ipv6 = p.ipv6;
+	key.net[0] = p.src[0];
+	key.net[1] = p.src[1]; /* IPv4: 0 */
 	limited = limit(&key, a, now);
 	if (limited)
 		return limited;
 	/* Drop: new here, and comes again in a second. */
-	if (hold_for.time && hold(&key, &o, a, now))
+	if (hold_for.time && hold(&key, &p, a, now))
 		return DROP_HELD;
 	/* Pass: as the tables said. */
-	return reason;
+	return 0;
 }

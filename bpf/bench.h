@@ -58,15 +58,18 @@ static __always_inline int stress(void *data, void *end, struct ipv4hdr *ip)
 #endif
 
 /* The end of every packet, as in shield.c. */
-static __always_inline int settle(struct xdp_md *ctx, const struct packet *p, enum reason reason)
+static __always_inline int settle(struct xdp_md *ctx, enum reason reason)
 {
+	enum reason refused = 0;
 	__u64 nth;
 
 	if (may_open(reason))
-		reason = admit(AGAIN(ctx->data), AGAIN(ctx->data_end), p, reason);
+		refused = refuse(AGAIN(ctx->data), AGAIN(ctx->data_end));
+	if (refused)
+		reason = refused;
 	nth = count(reason);
 	if (nth && is_sample(nth)) {
-		tell_drop(AGAIN(ctx->data), AGAIN(ctx->data_end), p, reason, 0);
+		tell_drop(AGAIN(ctx->data), AGAIN(ctx->data_end), reason, 0);
 	}
 	return nth ? XDP_DROP : XDP_PASS;
 }
@@ -93,15 +96,14 @@ int mxshield_bench(struct xdp_md *ctx)
 			return XDP_PASS;
 		return XDP_DROP;
 	case BENCH_TABLE:
-		reason = judge(parse(data, end, &p), &p);
-		return settle(ctx, &p, reason);
+		return settle(ctx, shield(data, end));
 	case BENCH_LPM:
 		reason = parse(data, end, &p);
 		if (reason == UNDECIDED) {
 			scope = port_scope(p.dst_port);
 			reason = scope ? BENCH_LPM_LOOKUP(&p, scope) : PASS_OTHER_PORT;
 		}
-		return settle(ctx, &p, reason);
+		return settle(ctx, reason);
 	}
 	return XDP_DROP;
 }

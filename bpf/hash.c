@@ -7,9 +7,9 @@
 
 /* It knew nothing of new connections and samples. */
 #define may_open(reason) 0
-#define admit(data, end, p, reason) (reason)
+#define refuse(data, end) 0
 #define is_sample(nth) 0
-#define tell_drop(data, end, p, reason, ifindex) ((void)(data), (void)(end), (void)(p))
+#define tell_drop(data, end, reason, ifindex) ((void)(data), (void)(end))
 #include "shield.h"
 
 static __always_inline enum reason lpm_lookup(struct packet *p, __u8 scope)

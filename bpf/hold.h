@@ -54,7 +54,7 @@ struct {
 } firsts SEC(".maps");
 
 /* True if the packet is to be dropped this time. */
-static __always_inline int hold(const struct source *key, const struct origin *o, struct admission_value *a, __u64 now)
+static __always_inline int hold(const struct source *key, const struct packet *p, struct admission_value *a, __u64 now)
 {
 	struct seen_value *seen_at, fresh = {.last = now, .until = now + hold_for.time};
 	struct first_event e = {};
@@ -76,11 +76,11 @@ static __always_inline int hold(const struct source *key, const struct origin *o
 	/* Pass: enough new ones for this second. */
 	if (spent(&a->asked, &hold_budget, scaled))
 		return 0;
-	e.src[0] = o->src[0];
-	e.src[1] = o->src[1];
-	e.src[2] = o->src[2];
-	e.src[3] = o->src[3];
-	e.ipv6 = o->ipv6;
+	e.src[0] = p->src[0];
+	e.src[1] = p->src[1];
+	e.src[2] = p->src[2];
+	e.src[3] = p->src[3];
+	e.ipv6 = p->ipv6;
 	/* Pass: the agent does not keep up. */
 	if (bpf_ringbuf_output(&firsts, &e, sizeof(e), 0)) {
 		__sync_fetch_and_add(&a->untold, 1);

@@ -25,15 +25,18 @@ struct packet {
 	__u16 dst_port;	/* network order; 0 if hidden */
 	__u8 ipv6;
 	__u8 hidden;	/* TCP ports out of reach behind extension headers */
-	__u16 l3, l4;	/* where the IP and TCP headers are, in bytes from the first one of the packet; no l4 if hidden */
+	__u8 flags;	/* of TCP; by parse_flags() alone */
 };
 
-/* The distance of two places, as a number that nobody knows before: ways that differ in nothing else stay one to the
- * verifier. */
-static __always_inline __u16 distance(void *from, void *to)
+/*
+ * Flags that are out of reach are taken for a SYN: the header of a TCP packet is never shorter than 20 bytes, so this is
+ * broken, or it is a first fragment made so small that the flags are in the next one.
+ */
+static __always_inline void read_flags(struct packet *p, void *tcp, void *end)
 {
-	barrier_var(to);
-	return to - from;
+	p->flags = TCP_SYN;
+	if (tcp + TCP_FLAGS + 1 <= end)
+		p->flags = *((__u8 *)tcp + TCP_FLAGS);
 }
 
 static __always_inline int is_vlan(__u16 proto)
@@ -48,7 +51,7 @@ static __always_inline int is_ext_header(__u8 next)
 	       next == NEXT_DEST_OPTS;
 }
 
-static __always_inline enum reason parse_ipv4(void *data, void *pos, void *end, struct packet *p)
+static __always_inline enum reason parse_ipv4(void *pos, void *end, struct packet *p, const int flags)
 {
 	struct ipv4hdr *ip = pos;
 	struct tcpports *tcp;
@@ -77,11 +80,12 @@ static __always_inline enum reason parse_ipv4(void *data, void *pos, void *end, 
 	p->src[0] = ip->src;
 	p->dst[0] = ip->dst;
 	p->dst_port = tcp->dst;
-	p->l4 = distance(data, tcp);
+	if (flags)
+		read_flags(p, tcp, end);
 	return UNDECIDED;
 }
 
-static __always_inline enum reason parse_ipv6(void *data, void *pos, void *end, struct packet *p)
+static __always_inline enum reason parse_ipv6(void *pos, void *end, struct packet *p, const int flags)
 {
 	struct ipv6hdr *ip = pos;
 	__u8 next;
@@ -120,7 +124,8 @@ static __always_inline enum reason parse_ipv6(void *data, void *pos, void *end, 
 				return UNDECIDED;
 			}
 			p->dst_port = tcp->dst;
-			p->l4 = distance(data, tcp);
+			if (flags)
+				read_flags(p, tcp, end);
 			return UNDECIDED;
 		}
 		/* Pass: mail is TCP. ESP and unknown headers end up here too. */
@@ -147,7 +152,8 @@ static __always_inline enum reason parse_ipv6(void *data, void *pos, void *end, 
 	return PASS_TRUNCATED;
 }
 
-static __always_inline enum reason parse(void *data, void *end, struct packet *p)
+/* flags is known at compile time: what is not asked for is not in the code. */
+static __always_inline enum reason parse_with(void *data, void *end, struct packet *p, const int flags)
 {
 	struct ethhdr *eth = data;
 	void *pos = eth + 1;
@@ -171,57 +177,26 @@ static __always_inline enum reason parse(void *data, void *end, struct packet *p
 		pos = tag + 1;
 	}
 
-	p->l3 = distance(data, pos);
-	p->l4 = p->l3;
 	if (proto == ETH_P_IP_BE)
-		return parse_ipv4(data, pos, end, p);
+		return parse_ipv4(pos, end, p, flags);
 	if (proto == ETH_P_IPV6_BE)
-		return parse_ipv6(data, pos, end, p);
+		return parse_ipv6(pos, end, p, flags);
 	/* Pass: ARP and friends, and what has three VLAN tags or more: no mail host terminates that. */
 	return PASS_NOT_IP;
 }
 
-/* A place from the context, read anew: kept over the look-ups it would be many different ones to the verifier. */
+/*
+ * A place from the context, read anew. To the verifier a place that is kept over the look-ups would be another one on
+ * each way there, and it would go all ways to the end.
+ */
 #define AGAIN(place) ((void *)(long)*(volatile __u32 *)&(place))
 
-/* What the seldom used paths want to know of a packet that was parsed. */
-struct origin {
-	__u32 src[4];	/* network order; IPv4 uses src[0] */
-	__u16 port;	/* destination, network order; 0 if hidden */
-	__u8 flags;	/* of TCP */
-	__u8 ipv6;
-};
-
-/*
- * Read again from the packet: two offsets are all that the packets of all the world carry along for it, where addresses
- * and flags would have to be kept on the stack. The masks tell the verifier what parse() knew. False cannot happen.
- *
- * Flags that are out of reach are taken for a SYN: the header of a TCP packet is never shorter than 20 bytes, so this is
- * broken, or it is a first fragment made so small that the flags are in the next one. So are those of hidden packets.
- */
-static __always_inline int read_origin(void *data, void *end, const struct packet *p, struct origin *o)
+static __always_inline enum reason parse(void *data, void *end, struct packet *p)
 {
-	void *ip = data + (p->l3 & 31);
-	void *tcp = data + (p->l4 & 0x3fff);
+	return parse_with(data, end, p, 0);
+}
 
-	o->flags = TCP_SYN;
-	if (ip + sizeof(struct ipv4hdr) > end)
-		return 0;
-	if (*(__u8 *)ip >> 4 == 4) {
-		o->src[0] = ((struct ipv4hdr *)ip)->src;
-	} else {
-		if (ip + sizeof(struct ipv6hdr) > end)
-			return 0;
-		o->ipv6 = 1;
-		o->src[0] = ((struct ipv6hdr *)ip)->src[0];
-		o->src[1] = ((struct ipv6hdr *)ip)->src[1];
-		o->src[2] = ((struct ipv6hdr *)ip)->src[2];
-		o->src[3] = ((struct ipv6hdr *)ip)->src[3];
-	}
-	if (p->hidden || tcp + sizeof(struct tcpports) > end)
-		return 1;
-	o->port = ((struct tcpports *)tcp)->dst;
-	if (tcp + TCP_FLAGS + 1 <= end)
-		o->flags = *((__u8 *)tcp + TCP_FLAGS);
-	return 1;
+static __always_inline enum reason parse_flags(void *data, void *end, struct packet *p)
+{
+	return parse_with(data, end, p, 1);
 }

@@ -26,17 +26,19 @@ int mxshield_xdp(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
-	struct packet p = {};
-	enum reason reason = judge(parse(data, end, &p), &p);
+	enum reason reason = shield(data, end);
+	enum reason refused = 0;
 	__u64 nth;
 
 	if (may_open(reason))
-		reason = admit(AGAIN(ctx->data), AGAIN(ctx->data_end), &p, reason);
+		refused = refuse(AGAIN(ctx->data), AGAIN(ctx->data_end));
+	if (refused)
+		reason = refused;
 	nth = count(reason);
 	if (!nth)
 		return XDP_PASS;
 	if (is_sample(nth))
-		tell_drop(AGAIN(ctx->data), AGAIN(ctx->data_end), &p, reason, ctx->ingress_ifindex);
+		tell_drop(AGAIN(ctx->data), AGAIN(ctx->data_end), reason, ctx->ingress_ifindex);
 	return XDP_DROP;
 }
 
@@ -48,6 +50,7 @@ int mxshield_tc(struct __sk_buff *skb)
 	void *end = (void *)(long)skb->data_end;
 	struct packet p = {};
 	enum reason reason = parse(data, end, &p);
+	enum reason refused = 0;
 	__u64 nth;
 
 	/*
@@ -62,12 +65,14 @@ int mxshield_tc(struct __sk_buff *skb)
 	}
 	reason = judge(reason, &p);
 	if (may_open(reason))
-		reason = admit(AGAIN(skb->data), AGAIN(skb->data_end), &p, reason);
+		refused = refuse(AGAIN(skb->data), AGAIN(skb->data_end));
+	if (refused)
+		reason = refused;
 	nth = count(reason);
 	if (!nth)
 		return TCX_NEXT;
 	if (is_sample(nth))
-		tell_drop(AGAIN(skb->data), AGAIN(skb->data_end), &p, reason, skb->ifindex);
+		tell_drop(AGAIN(skb->data), AGAIN(skb->data_end), reason, skb->ifindex);
 	return TCX_DROP;
 }
 
