@@ -31,7 +31,7 @@ func (d *daemon) Status() control.Status {
 		Ports:  control.Ports{MX: d.cfg.MXPorts, Submission: d.cfg.SubmissionPorts},
 		Blocks: d.table.Count(now), Senders: d.senderStatus(),
 		Never: slices.DeleteFunc(d.table.Never(), func(n block.Never) bool { return n.Sender }),
-		State: control.State{Path: d.store.Path(), Bytes: d.store.Size()},
+		State: control.State{Path: d.store.Path(), Bytes: d.store.Size()}, Limits: limits(d.cfg),
 	}
 	warnings := map[string]string{}
 	if d.shield != nil {

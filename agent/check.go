@@ -41,6 +41,17 @@ func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) 
 	if len(cfg.Exempt) > 0 {
 		p("exempt", "%v: packets to these local addresses are never dropped", cfg.Exempt)
 	}
+	for _, l := range []struct {
+		what      string
+		n, atOnce int
+	}{
+		{"from one source (IPv4 address, IPv6 /64)", cfg.Limits.SYNPerSource, bpf.SourceBurst * cfg.Limits.SYNPerSource},
+		{"from all sources together", cfg.Limits.SYNTotal, bpf.TotalBurst * cfg.Limits.SYNTotal},
+	} {
+		if l.n > 0 {
+			p("limit", "%d new connections a second %s, %d at once after silence; allowed sources and open sessions are not counted", l.n, l.what, l.atOnce)
+		}
+	}
 	if len(cfg.Logs) == 0 {
 		found, err := tail.Discover(ctx, tail.DiscoverOptions{})
 		if err != nil {

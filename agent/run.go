@@ -29,6 +29,7 @@ import (
 	"github.com/mxshield/mxshield/agent/internal/sessions"
 	"github.com/mxshield/mxshield/agent/internal/store"
 	"github.com/mxshield/mxshield/agent/internal/tail"
+	"github.com/mxshield/mxshield/agent/internal/talkers"
 	"github.com/mxshield/mxshield/agent/internal/verdict"
 	"github.com/mxshield/mxshield/bpf"
 )
@@ -81,6 +82,9 @@ type daemon struct {
 	swept    time.Time            // when told was last cleared of old ones
 	second   int64                // for the limit on log lines of blocks
 	blocks   int
+
+	talkersMu sync.Mutex
+	talkers   *talkers.Talkers
 
 	attachMu sync.Mutex // off and on, and whoever attaches, wait for each other; taken before mu
 	commitMu sync.Mutex // one commit at a time
@@ -155,6 +159,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	if d.shield != nil {
 		start(func() error { return d.ender.Run(ctx) })
 		start(func() error { bpf.Watch(ctx, log, d.follow); return nil })
+		start(func() error { d.watchDrops(ctx); return nil })
 	}
 	start(func() error { return d.keepSenders(ctx) })
 	start(func() error { return d.readLines(ctx, lines) })
@@ -215,6 +220,7 @@ func (d *daemon) openShield() error {
 	s, err := bpf.Open(bpf.Options{
 		Pins: d.cfg.Pins, Interfaces: d.cfg.Interfaces, Attach: bpf.Mode(d.cfg.Attach),
 		MXPorts: d.cfg.MXPorts, SubmissionPorts: d.cfg.SubmissionPorts, Exempt: d.cfg.Exempt, Log: d.log,
+		SYNPerSource: d.cfg.Limits.SYNPerSource, SYNTotal: d.cfg.Limits.SYNTotal,
 	})
 	if err != nil {
 		return err

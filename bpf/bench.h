@@ -62,6 +62,23 @@ static __always_inline int stress(void *data, void *end, struct ipv4hdr *ip)
 #define BENCH_RANDOM_WORD(x) (x)
 #endif
 
+/* The end of every packet, as in shield.c. */
+static __always_inline int settle(struct xdp_md *ctx, enum reason reason)
+{
+	enum reason refused = 0;
+	__u64 nth;
+
+	if (may_open(reason))
+		refused = refuse(AGAIN(ctx->data), AGAIN(ctx->data_end));
+	if (refused)
+		reason = refused;
+	nth = count(reason);
+	if (nth && is_sample(nth)) {
+		tell_drop(AGAIN(ctx->data), AGAIN(ctx->data_end), reason, 0);
+	}
+	return nth ? XDP_DROP : XDP_PASS;
+}
+
 SEC("xdp")
 int mxshield_bench(struct xdp_md *ctx)
 {
@@ -103,14 +120,14 @@ int mxshield_bench(struct xdp_md *ctx)
 		bench_run += (__u32)BENCH_RANDOM_WORD(src) & 1;
 		return XDP_DROP;
 	case BENCH_TABLE:
-		return count(shield(data, end)) ? XDP_DROP : XDP_PASS;
+		return settle(ctx, shield(data, end));
 	case BENCH_LPM:
 		reason = parse(data, end, &p);
 		if (reason == UNDECIDED) {
 			scope = port_scope(p.dst_port);
 			reason = scope ? BENCH_LPM_LOOKUP(&p, scope) : PASS_OTHER_PORT;
 		}
-		return count(reason) ? XDP_DROP : XDP_PASS;
+		return settle(ctx, reason);
 	}
 	return XDP_DROP;
 }

@@ -16,14 +16,21 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	brokenMapAdmission      = "admission"
+	brokenMapAllowed        = "allowed"
 	brokenMapBloomV4        = "bloom_v4"
 	brokenMapBloomV6        = "bloom_v6"
+	brokenMapBuckets        = "buckets"
 	brokenMapCidrNear       = "cidr_near"
 	brokenMapCidrV4         = "cidr_v4"
 	brokenMapCidrV6         = "cidr_v6"
 	brokenMapCounters       = "counters"
 	brokenMapExactV4        = "exact_v4"
 	brokenMapExactV6        = "exact_v6"
+	brokenMapFirsts         = "firsts"
+	brokenMapSamples        = "samples"
+	brokenMapSamplesLost    = "samples_lost"
+	brokenMapSeen           = "seen"
 	brokenMapState          = "state"
 	brokenProgMxshieldBench = "mxshield_bench"
 	brokenProgMxshieldClock = "mxshield_clock"
@@ -42,6 +49,11 @@ const (
 	brokenVarExemptV6       = "exempt_v6"
 	brokenVarExemptsV4      = "exempts_v4"
 	brokenVarExemptsV6      = "exempts_v6"
+	brokenVarHoldBudget     = "hold_budget"
+	brokenVarHoldFor        = "hold_for"
+	brokenVarLimitSource    = "limit_source"
+	brokenVarLimitTotal     = "limit_total"
+	brokenVarNewConnections = "new_connections"
 	brokenVarPortBits       = "port_bits"
 	brokenVarPorts          = "ports"
 )
@@ -98,36 +110,48 @@ type brokenProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type brokenMapSpecs struct {
-	BloomV4  *ebpf.MapSpec `ebpf:"bloom_v4"`
-	BloomV6  *ebpf.MapSpec `ebpf:"bloom_v6"`
-	CidrNear *ebpf.MapSpec `ebpf:"cidr_near"`
-	CidrV4   *ebpf.MapSpec `ebpf:"cidr_v4"`
-	CidrV6   *ebpf.MapSpec `ebpf:"cidr_v6"`
-	Counters *ebpf.MapSpec `ebpf:"counters"`
-	ExactV4  *ebpf.MapSpec `ebpf:"exact_v4"`
-	ExactV6  *ebpf.MapSpec `ebpf:"exact_v6"`
-	State    *ebpf.MapSpec `ebpf:"state"`
+	Admission   *ebpf.MapSpec `ebpf:"admission"`
+	Allowed     *ebpf.MapSpec `ebpf:"allowed"`
+	BloomV4     *ebpf.MapSpec `ebpf:"bloom_v4"`
+	BloomV6     *ebpf.MapSpec `ebpf:"bloom_v6"`
+	Buckets     *ebpf.MapSpec `ebpf:"buckets"`
+	CidrNear    *ebpf.MapSpec `ebpf:"cidr_near"`
+	CidrV4      *ebpf.MapSpec `ebpf:"cidr_v4"`
+	CidrV6      *ebpf.MapSpec `ebpf:"cidr_v6"`
+	Counters    *ebpf.MapSpec `ebpf:"counters"`
+	ExactV4     *ebpf.MapSpec `ebpf:"exact_v4"`
+	ExactV6     *ebpf.MapSpec `ebpf:"exact_v6"`
+	Firsts      *ebpf.MapSpec `ebpf:"firsts"`
+	Samples     *ebpf.MapSpec `ebpf:"samples"`
+	SamplesLost *ebpf.MapSpec `ebpf:"samples_lost"`
+	Seen        *ebpf.MapSpec `ebpf:"seen"`
+	State       *ebpf.MapSpec `ebpf:"state"`
 }
 
 // brokenVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type brokenVariableSpecs struct {
-	BenchHurt     *ebpf.VariableSpec `ebpf:"bench_hurt"`
-	BenchInnocent *ebpf.VariableSpec `ebpf:"bench_innocent"`
-	BenchMiss     *ebpf.VariableSpec `ebpf:"bench_miss"`
-	BenchMissed   *ebpf.VariableSpec `ebpf:"bench_missed"`
-	BenchRun      *ebpf.VariableSpec `ebpf:"bench_run"`
-	BenchSize     *ebpf.VariableSpec `ebpf:"bench_size"`
-	BenchV6       *ebpf.VariableSpec `ebpf:"bench_v6"`
-	BenchWhat     *ebpf.VariableSpec `ebpf:"bench_what"`
-	Clock         *ebpf.VariableSpec `ebpf:"clock"`
-	ExemptV4      *ebpf.VariableSpec `ebpf:"exempt_v4"`
-	ExemptV6      *ebpf.VariableSpec `ebpf:"exempt_v6"`
-	ExemptsV4     *ebpf.VariableSpec `ebpf:"exempts_v4"`
-	ExemptsV6     *ebpf.VariableSpec `ebpf:"exempts_v6"`
-	PortBits      *ebpf.VariableSpec `ebpf:"port_bits"`
-	Ports         *ebpf.VariableSpec `ebpf:"ports"`
+	BenchHurt      *ebpf.VariableSpec `ebpf:"bench_hurt"`
+	BenchInnocent  *ebpf.VariableSpec `ebpf:"bench_innocent"`
+	BenchMiss      *ebpf.VariableSpec `ebpf:"bench_miss"`
+	BenchMissed    *ebpf.VariableSpec `ebpf:"bench_missed"`
+	BenchRun       *ebpf.VariableSpec `ebpf:"bench_run"`
+	BenchSize      *ebpf.VariableSpec `ebpf:"bench_size"`
+	BenchV6        *ebpf.VariableSpec `ebpf:"bench_v6"`
+	BenchWhat      *ebpf.VariableSpec `ebpf:"bench_what"`
+	Clock          *ebpf.VariableSpec `ebpf:"clock"`
+	ExemptV4       *ebpf.VariableSpec `ebpf:"exempt_v4"`
+	ExemptV6       *ebpf.VariableSpec `ebpf:"exempt_v6"`
+	ExemptsV4      *ebpf.VariableSpec `ebpf:"exempts_v4"`
+	ExemptsV6      *ebpf.VariableSpec `ebpf:"exempts_v6"`
+	HoldBudget     *ebpf.VariableSpec `ebpf:"hold_budget"`
+	HoldFor        *ebpf.VariableSpec `ebpf:"hold_for"`
+	LimitSource    *ebpf.VariableSpec `ebpf:"limit_source"`
+	LimitTotal     *ebpf.VariableSpec `ebpf:"limit_total"`
+	NewConnections *ebpf.VariableSpec `ebpf:"new_connections"`
+	PortBits       *ebpf.VariableSpec `ebpf:"port_bits"`
+	Ports          *ebpf.VariableSpec `ebpf:"ports"`
 }
 
 // brokenObjects contains all objects after they have been loaded into the kernel.
@@ -150,27 +174,41 @@ func (o *brokenObjects) Close() error {
 //
 // It can be passed to loadBrokenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type brokenMaps struct {
-	BloomV4  *ebpf.Map `ebpf:"bloom_v4"`
-	BloomV6  *ebpf.Map `ebpf:"bloom_v6"`
-	CidrNear *ebpf.Map `ebpf:"cidr_near"`
-	CidrV4   *ebpf.Map `ebpf:"cidr_v4"`
-	CidrV6   *ebpf.Map `ebpf:"cidr_v6"`
-	Counters *ebpf.Map `ebpf:"counters"`
-	ExactV4  *ebpf.Map `ebpf:"exact_v4"`
-	ExactV6  *ebpf.Map `ebpf:"exact_v6"`
-	State    *ebpf.Map `ebpf:"state"`
+	Admission   *ebpf.Map `ebpf:"admission"`
+	Allowed     *ebpf.Map `ebpf:"allowed"`
+	BloomV4     *ebpf.Map `ebpf:"bloom_v4"`
+	BloomV6     *ebpf.Map `ebpf:"bloom_v6"`
+	Buckets     *ebpf.Map `ebpf:"buckets"`
+	CidrNear    *ebpf.Map `ebpf:"cidr_near"`
+	CidrV4      *ebpf.Map `ebpf:"cidr_v4"`
+	CidrV6      *ebpf.Map `ebpf:"cidr_v6"`
+	Counters    *ebpf.Map `ebpf:"counters"`
+	ExactV4     *ebpf.Map `ebpf:"exact_v4"`
+	ExactV6     *ebpf.Map `ebpf:"exact_v6"`
+	Firsts      *ebpf.Map `ebpf:"firsts"`
+	Samples     *ebpf.Map `ebpf:"samples"`
+	SamplesLost *ebpf.Map `ebpf:"samples_lost"`
+	Seen        *ebpf.Map `ebpf:"seen"`
+	State       *ebpf.Map `ebpf:"state"`
 }
 
 func (m *brokenMaps) Close() error {
 	return _BrokenClose(
+		m.Admission,
+		m.Allowed,
 		m.BloomV4,
 		m.BloomV6,
+		m.Buckets,
 		m.CidrNear,
 		m.CidrV4,
 		m.CidrV6,
 		m.Counters,
 		m.ExactV4,
 		m.ExactV6,
+		m.Firsts,
+		m.Samples,
+		m.SamplesLost,
+		m.Seen,
 		m.State,
 	)
 }
@@ -179,21 +217,26 @@ func (m *brokenMaps) Close() error {
 //
 // It can be passed to loadBrokenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type brokenVariables struct {
-	BenchHurt     *ebpf.Variable `ebpf:"bench_hurt"`
-	BenchInnocent *ebpf.Variable `ebpf:"bench_innocent"`
-	BenchMiss     *ebpf.Variable `ebpf:"bench_miss"`
-	BenchMissed   *ebpf.Variable `ebpf:"bench_missed"`
-	BenchRun      *ebpf.Variable `ebpf:"bench_run"`
-	BenchSize     *ebpf.Variable `ebpf:"bench_size"`
-	BenchV6       *ebpf.Variable `ebpf:"bench_v6"`
-	BenchWhat     *ebpf.Variable `ebpf:"bench_what"`
-	Clock         *ebpf.Variable `ebpf:"clock"`
-	ExemptV4      *ebpf.Variable `ebpf:"exempt_v4"`
-	ExemptV6      *ebpf.Variable `ebpf:"exempt_v6"`
-	ExemptsV4     *ebpf.Variable `ebpf:"exempts_v4"`
-	ExemptsV6     *ebpf.Variable `ebpf:"exempts_v6"`
-	PortBits      *ebpf.Variable `ebpf:"port_bits"`
-	Ports         *ebpf.Variable `ebpf:"ports"`
+	BenchHurt      *ebpf.Variable `ebpf:"bench_hurt"`
+	BenchInnocent  *ebpf.Variable `ebpf:"bench_innocent"`
+	BenchMiss      *ebpf.Variable `ebpf:"bench_miss"`
+	BenchMissed    *ebpf.Variable `ebpf:"bench_missed"`
+	BenchRun       *ebpf.Variable `ebpf:"bench_run"`
+	BenchSize      *ebpf.Variable `ebpf:"bench_size"`
+	BenchV6        *ebpf.Variable `ebpf:"bench_v6"`
+	BenchWhat      *ebpf.Variable `ebpf:"bench_what"`
+	Clock          *ebpf.Variable `ebpf:"clock"`
+	ExemptV4       *ebpf.Variable `ebpf:"exempt_v4"`
+	ExemptV6       *ebpf.Variable `ebpf:"exempt_v6"`
+	ExemptsV4      *ebpf.Variable `ebpf:"exempts_v4"`
+	ExemptsV6      *ebpf.Variable `ebpf:"exempts_v6"`
+	HoldBudget     *ebpf.Variable `ebpf:"hold_budget"`
+	HoldFor        *ebpf.Variable `ebpf:"hold_for"`
+	LimitSource    *ebpf.Variable `ebpf:"limit_source"`
+	LimitTotal     *ebpf.Variable `ebpf:"limit_total"`
+	NewConnections *ebpf.Variable `ebpf:"new_connections"`
+	PortBits       *ebpf.Variable `ebpf:"port_bits"`
+	Ports          *ebpf.Variable `ebpf:"ports"`
 }
 
 // brokenPrograms contains all programs after they have been loaded into the kernel.

@@ -14,6 +14,8 @@
 //	exempt.h      local addresses that are not shielded
 //	decide.h      source and scope -> reason: the exact tables, then the CIDRs
 //	table.h       the exact tables: cuckoo hashing, Bloom filter, and why two CPUs do not trip over each other
+//	admit.h       a new connection: may it? admission.h: who is allowed; rate.h: the limits; hold.h: the first SYN
+//	sample.h      one dropped packet in 1024 is told
 //	clock.h       what time it is
 //	maps.h        lines, entries, maps: the format shared with Go
 //	reason.h      reasons and scopes: the words shared with Go
@@ -21,6 +23,8 @@
 //	generation.go growing and other changes of the tables, without a gap
 //	tables.go     Set, Remove, Lookup, Each: netip.Prefix and time in and out
 //	exempt.go     CheckExempt: the list of local addresses that are not shielded
+//	admission.go  SetAllowed, HoldAlive, FirstSeen, Release: limits and hold
+//	sample.go     Samples: dropped packets
 //	exact.go      the writer's side of table.h
 //	clock.go      wall time and the programs' time
 //	attach.go     Attach, Detach, Attachments: programs on interfaces
@@ -49,7 +53,10 @@
 //	cidr-near             ARRAY of u64, the bitmap in front of them
 //	state                 ARRAY[1]: seeds, sizes, moves, clock
 //	counters              PERCPU_ARRAY[64] of packets by reason
+//	seen                  LRU_HASH of sources that the hold has seen; made anew if it is missing or of another size
 //	prog-xdp prog-tc      the programs, ports baked in; prog-tc only if it was ever needed
+//
+// The maps of limits and samples are not pinned: what is in them is worth nothing to another process.
 //
 // Open takes over the maps, loads new programs (the ports may have changed), and Attach puts them into the existing
 // links in place, so there is no moment without a program. A pinned map of another layout is refused by name, but for

@@ -41,6 +41,7 @@ type generation struct {
 	v4, v6 *exactTable
 	near   []uint64
 	state  *shieldStateValue
+	admit  *shieldAdmissionValue
 	mapped [][]byte
 }
 
@@ -108,7 +109,7 @@ func removeGeneration(dir string) error {
 // isGenPin says whether mxshield gives this name to a pin of a generation.
 func isGenPin(name string) bool {
 	name = strings.TrimPrefix(name, newPrefix)
-	return name == pinXDP || name == pinTC || slices.ContainsFunc(mapNames, func(m string) bool { return pinName(m) == name })
+	return name == pinXDP || name == pinTC || slices.ContainsFunc(mapNames, func(m string) bool { return isPinned(m) && pinName(m) == name })
 }
 
 // mapMemory maps an array map into this process. The programs see every store at once.
@@ -127,7 +128,7 @@ func (g *generation) mapMemory(name string) (unsafe.Pointer, error) {
 // mapAll maps what the writer writes by itself.
 func (g *generation) mapAll() error {
 	at := map[string]unsafe.Pointer{}
-	for _, name := range []string{shieldMapState, shieldMapCidrNear, shieldMapExactV4, shieldMapExactV6, shieldMapBloomV4, shieldMapBloomV6} {
+	for _, name := range []string{shieldMapState, shieldMapAdmission, shieldMapCidrNear, shieldMapExactV4, shieldMapExactV6, shieldMapBloomV4, shieldMapBloomV6} {
 		p, err := g.mapMemory(name)
 		if err != nil {
 			return err
@@ -135,6 +136,7 @@ func (g *generation) mapAll() error {
 		at[name] = p
 	}
 	g.state = (*shieldStateValue)(at[shieldMapState])
+	g.admit = (*shieldAdmissionValue)(at[shieldMapAdmission])
 	g.near = unsafe.Slice((*uint64)(at[shieldMapCidrNear]), g.maps[shieldMapCidrNear].MaxEntries())
 	lines4, lines6 := g.maps[shieldMapExactV4].MaxEntries(), g.maps[shieldMapExactV6].MaxEntries()
 	g.v4 = &exactTable{
@@ -158,7 +160,7 @@ func (g *generation) close(keep *generation) {
 	for _, mem := range g.mapped {
 		_ = unix.Munmap(mem)
 	}
-	g.mapped, g.v4, g.v6, g.near, g.state = nil, nil, nil, nil, nil
+	g.mapped, g.v4, g.v6, g.near, g.state, g.admit = nil, nil, nil, nil, nil, nil
 	for name, m := range g.maps {
 		if keep == nil || keep.maps[name] != m {
 			m.Close()
@@ -228,7 +230,10 @@ func (s *Shield) openGeneration(n int) (_ *generation, err error) {
 	}()
 	for _, name := range mapNames {
 		path := filepath.Join(s.opts.Pins, genName(n), pinName(name))
-		m, err := openMap(path, name, spec.Maps[name])
+		m, err := openPassing(path, name, spec.Maps[name])
+		if err == nil && m == nil {
+			m, err = openMap(path, name, spec.Maps[name])
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, hint(fmt.Errorf("open pinned map %s: it is missing", path), mendPins)
 		}
@@ -236,7 +241,7 @@ func (s *Shield) openGeneration(n int) (_ *generation, err error) {
 			return nil, err
 		}
 		g.maps[name] = m
-		if m.Type() == ebpf.LPMTrie && m.MaxEntries() != spec.Maps[name].MaxEntries {
+		if m.Type() == ebpf.LPMTrie && isPinned(name) && m.MaxEntries() != spec.Maps[name].MaxEntries {
 			s.log.Warn("a pinned table has another size than configured; it is kept, with its blocks",
 				"pin", path, "size", m.MaxEntries(), "configured", spec.Maps[name].MaxEntries, "hint", "to resize it: "+mendPins)
 		}
@@ -311,6 +316,9 @@ func (s *Shield) pinGeneration(g *generation, xdp, tc *ebpf.Program) error {
 	}
 	err := func() error {
 		for name, m := range g.maps {
+			if !isPinned(name) {
+				continue
+			}
 			if err := pinMap(m, filepath.Join(tmp, pinName(name))); err != nil {
 				return err
 			}

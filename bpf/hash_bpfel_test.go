@@ -55,22 +55,25 @@ type hashPort struct {
 type hashReason uint32
 
 const (
-	hashReasonPASS_NOT_IP       hashReason = 0
-	hashReasonPASS_MALFORMED    hashReason = 1
-	hashReasonPASS_TRUNCATED    hashReason = 2
-	hashReasonPASS_NOT_TCP      hashReason = 3
-	hashReasonPASS_FRAGMENT     hashReason = 4
-	hashReasonPASS_OTHER_PORT   hashReason = 5
-	hashReasonPASS_NOT_BLOCKED  hashReason = 6
-	hashReasonPASS_EXPIRED      hashReason = 7
-	hashReasonPASS_OUT_OF_SCOPE hashReason = 8
-	hashReasonPASS_HOLE         hashReason = 9
-	hashReasonPASS_EXT_HEADERS  hashReason = 10
-	hashReasonDROP_EXACT        hashReason = 11
-	hashReasonDROP_CIDR         hashReason = 12
-	hashReasonDROP_EXT_HEADERS  hashReason = 13
-	hashReasonPASS_EXEMPT       hashReason = 14
-	hashReasonREASONS           hashReason = 15
+	hashReasonPASS_NOT_IP         hashReason = 0
+	hashReasonPASS_MALFORMED      hashReason = 1
+	hashReasonPASS_TRUNCATED      hashReason = 2
+	hashReasonPASS_NOT_TCP        hashReason = 3
+	hashReasonPASS_FRAGMENT       hashReason = 4
+	hashReasonPASS_OTHER_PORT     hashReason = 5
+	hashReasonPASS_NOT_BLOCKED    hashReason = 6
+	hashReasonPASS_EXPIRED        hashReason = 7
+	hashReasonPASS_OUT_OF_SCOPE   hashReason = 8
+	hashReasonPASS_HOLE           hashReason = 9
+	hashReasonPASS_EXT_HEADERS    hashReason = 10
+	hashReasonDROP_EXACT          hashReason = 11
+	hashReasonDROP_CIDR           hashReason = 12
+	hashReasonDROP_EXT_HEADERS    hashReason = 13
+	hashReasonPASS_EXEMPT         hashReason = 14
+	hashReasonDROP_LIMITED_SOURCE hashReason = 15
+	hashReasonDROP_LIMITED_TOTAL  hashReason = 16
+	hashReasonDROP_HELD           hashReason = 17
+	hashReasonREASONS             hashReason = 18
 )
 
 type hashStateValue struct {

@@ -28,7 +28,19 @@ struct packet {
 	__u16 dst_port;	/* network order; 0 if hidden */
 	__u8 ipv6;
 	__u8 hidden;	/* TCP ports out of reach behind extension headers */
+	__u8 flags;	/* of TCP; by parse_flags() alone */
 };
+
+/*
+ * Flags that are out of reach are taken for a SYN: the header of a TCP packet is never shorter than 20 bytes, so this is
+ * broken, or it is a first fragment made so small that the flags are in the next one.
+ */
+static __always_inline void read_flags(struct packet *p, void *tcp, void *end)
+{
+	p->flags = TCP_SYN;
+	if (tcp + TCP_FLAGS + 1 <= end)
+		p->flags = *((__u8 *)tcp + TCP_FLAGS);
+}
 
 static __always_inline int is_vlan(__u16 proto)
 {
@@ -42,7 +54,7 @@ static __always_inline int is_ext_header(__u8 next)
 	       next == NEXT_DEST_OPTS;
 }
 
-static __always_inline enum reason parse_ipv4(void *pos, void *end, struct packet *p)
+static __always_inline enum reason parse_ipv4(void *pos, void *end, struct packet *p, const int flags)
 {
 	struct ipv4hdr *ip = pos;
 	struct tcpports *tcp;
@@ -75,11 +87,13 @@ static __always_inline enum reason parse_ipv4(void *pos, void *end, struct packe
 	barrier(); /* the compiler would read the addresses before */
 	p->src[0] = ip->src;
 	p->dst[0] = ip->dst;
+	if (flags)
+		read_flags(p, tcp, end);
 	return UNDECIDED;
 }
 
 /* From the end of the IPv6 header, along the extension headers, to the port. */
-static __always_inline enum reason walk_ipv6(void *pos, void *end, __u8 next, struct packet *p)
+static __always_inline enum reason walk_ipv6(void *pos, void *end, __u8 next, struct packet *p, const int flags)
 {
 #pragma clang loop unroll(full)
 	for (int i = 0; i <= MAX_EXT_HEADERS; i++) {
@@ -98,7 +112,11 @@ static __always_inline enum reason walk_ipv6(void *pos, void *end, __u8 next, st
 			}
 			p->dst_port = tcp->dst;
 			/* Pass: not a mail port. */
-			return maybe_protected(p->dst_port) ? UNDECIDED : PASS_OTHER_PORT;
+			if (!maybe_protected(p->dst_port))
+				return PASS_OTHER_PORT;
+			if (flags)
+				read_flags(p, tcp, end);
+			return UNDECIDED;
 		}
 		/* Pass: mail is TCP. ESP and unknown headers end up here too. */
 		if (!is_ext_header(next))
@@ -124,7 +142,7 @@ static __always_inline enum reason walk_ipv6(void *pos, void *end, __u8 next, st
 	return PASS_TRUNCATED;
 }
 
-static __always_inline enum reason parse_ipv6(void *pos, void *end, struct packet *p)
+static __always_inline enum reason parse_ipv6(void *pos, void *end, struct packet *p, const int flags)
 {
 	struct ipv6hdr *ip = pos;
 
@@ -143,10 +161,11 @@ static __always_inline enum reason parse_ipv6(void *pos, void *end, struct packe
 	p->dst[1] = ip->dst[1];
 	p->dst[2] = ip->dst[2];
 	p->dst[3] = ip->dst[3];
-	return walk_ipv6(ip + 1, end, ip->next, p);
+	return walk_ipv6(ip + 1, end, ip->next, p, flags);
 }
 
-static __always_inline enum reason parse(void *data, void *end, struct packet *p)
+/* flags is known at compile time: what is not asked for is not in the code. */
+static __always_inline enum reason parse_with(void *data, void *end, struct packet *p, const int flags)
 {
 	struct ethhdr *eth = data;
 	void *pos = eth + 1;
@@ -171,9 +190,25 @@ static __always_inline enum reason parse(void *data, void *end, struct packet *p
 	}
 
 	if (proto == ETH_P_IP_BE)
-		return parse_ipv4(pos, end, p);
+		return parse_ipv4(pos, end, p, flags);
 	if (proto == ETH_P_IPV6_BE)
-		return parse_ipv6(pos, end, p);
+		return parse_ipv6(pos, end, p, flags);
 	/* Pass: ARP and friends, and what has three VLAN tags or more: no mail host terminates that. */
 	return PASS_NOT_IP;
+}
+
+/*
+ * A place from the context, read anew. To the verifier a place that is kept over the look-ups would be another one on
+ * each way there, and it would go all ways to the end.
+ */
+#define AGAIN(place) ((void *)(long)*(volatile __u32 *)&(place))
+
+static __always_inline enum reason parse(void *data, void *end, struct packet *p)
+{
+	return parse_with(data, end, p, 0);
+}
+
+static __always_inline enum reason parse_flags(void *data, void *end, struct packet *p)
+{
+	return parse_with(data, end, p, 1);
 }

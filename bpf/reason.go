@@ -26,6 +26,10 @@ const (
 	DropExtHeaders = Reason(shieldReasonDROP_EXT_HEADERS)
 	PassExempt     = Reason(shieldReasonPASS_EXEMPT)
 
+	DropLimitedSource = Reason(shieldReasonDROP_LIMITED_SOURCE)
+	DropLimitedTotal  = Reason(shieldReasonDROP_LIMITED_TOTAL)
+	DropHeld          = Reason(shieldReasonDROP_HELD)
+
 	reasonCount = int(shieldReasonREASONS)
 )
 
@@ -45,6 +49,10 @@ var reasonNames = [reasonCount]string{
 	DropCIDR:       "drop_cidr",
 	DropExtHeaders: "drop_ext_headers",
 	PassExempt:     "pass_exempt",
+
+	DropLimitedSource: "drop_limited_source",
+	DropLimitedTotal:  "drop_limited_total",
+	DropHeld:          "drop_held",
 }
 
 // String returns the word used in JSON, metrics and logs.
@@ -56,7 +64,13 @@ func (r Reason) String() string {
 }
 
 // Drop reports whether a packet with this reason is dropped.
-func (r Reason) Drop() bool { return r == DropExact || r == DropCIDR || r == DropExtHeaders }
+func (r Reason) Drop() bool {
+	switch r {
+	case DropExact, DropCIDR, DropExtHeaders, DropLimitedSource, DropLimitedTotal, DropHeld:
+		return true
+	}
+	return false
+}
 
 // Counters are packets by [Reason], since the maps were made (they outlive agent and program). Index by Reason:
 //
@@ -64,7 +78,14 @@ func (r Reason) Drop() bool { return r == DropExact || r == DropCIDR || r == Dro
 type Counters [reasonCount]uint64
 
 // Drops is the number of packets dropped.
-func (c Counters) Drops() uint64 { return c[DropExact] + c[DropCIDR] + c[DropExtHeaders] }
+func (c Counters) Drops() (n uint64) {
+	for r, v := range c {
+		if Reason(r).Drop() {
+			n += v
+		}
+	}
+	return n
+}
 
 // Packets is the number of packets seen.
 func (c Counters) Packets() (n uint64) {

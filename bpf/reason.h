@@ -25,8 +25,17 @@ enum reason {
 	DROP_CIDR = 12,		/* in a blocked CIDR */
 	DROP_EXT_HEADERS = 13,	/* ports hidden behind IPv6 extension headers, source blocked */
 	PASS_EXEMPT = 14,	/* protected port, but of a local address that is not shielded */
-	REASONS = 15,
+	DROP_LIMITED_SOURCE = 15, /* new connection, and its source has made too many in the last seconds */
+	DROP_LIMITED_TOTAL = 16, /* new connection, and there were too many from all sources together */
+	DROP_HELD = 17,		/* new connection of a source not seen lately: dropped once, while the agent asks about it */
+	REASONS = 18,
 };
+
+static __always_inline int dropped(enum reason reason)
+{
+	return reason == DROP_EXACT || reason == DROP_CIDR || reason == DROP_EXT_HEADERS ||
+	       reason == DROP_LIMITED_SOURCE || reason == DROP_LIMITED_TOTAL || reason == DROP_HELD;
+}
 
 /* Room for reasons to come, so that an upgrade fits the pinned totals. */
 #define MAX_REASONS 64

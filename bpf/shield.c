@@ -8,7 +8,9 @@
  * interfaces whose driver has no XDP, and runs at the tcx hook (6.6): later, on an skb, but without generic XDP's
  * copying of it.
  */
+#include "admit.h"
 #include "decide.h"
+#include "sample.h"
 #include "shield.h"
 #include "uapi.h"
 
@@ -24,8 +26,20 @@ int mxshield_xdp(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
+	enum reason reason = shield(data, end);
+	enum reason refused = 0;
+	__u64 nth;
 
-	return count(shield(data, end)) ? XDP_DROP : XDP_PASS;
+	if (may_open(reason))
+		refused = refuse(AGAIN(ctx->data), AGAIN(ctx->data_end));
+	if (refused)
+		reason = refused;
+	nth = count(reason);
+	if (!nth)
+		return XDP_PASS;
+	if (is_sample(nth))
+		tell_drop(AGAIN(ctx->data), AGAIN(ctx->data_end), reason, ctx->ingress_ifindex);
+	return XDP_DROP;
 }
 
 /* At this hook the outer VLAN tag has gone into the skb's metadata already; what is left is parsed as above. */
@@ -36,6 +50,8 @@ int mxshield_tc(struct __sk_buff *skb)
 	void *end = (void *)(long)skb->data_end;
 	struct packet p = {};
 	enum reason reason = parse(data, end, &p);
+	enum reason refused = 0;
+	__u64 nth;
 
 	/*
 	 * Only the linear part can be read. Drivers put the headers there; when one does not, gather the packet and look
@@ -48,7 +64,16 @@ int mxshield_tc(struct __sk_buff *skb)
 		reason = parse(data, end, &p);
 	}
 	reason = judge(reason, &p);
-	return count(reason) ? TCX_DROP : TCX_NEXT;
+	if (may_open(reason))
+		refused = refuse(AGAIN(skb->data), AGAIN(skb->data_end));
+	if (refused)
+		reason = refused;
+	nth = count(reason);
+	if (!nth)
+		return TCX_NEXT;
+	if (is_sample(nth))
+		tell_drop(AGAIN(skb->data), AGAIN(skb->data_end), reason, skb->ifindex);
+	return TCX_DROP;
 }
 
 /*

@@ -43,6 +43,10 @@ type Options struct {
 	Exempt          []netip.Prefix // local addresses whose ports are not protected; see [CheckExempt]
 	MaxExact        int            // entries of each exact table, IPv4 and IPv6, that it may grow to; 1 << 24
 	MaxCIDRs        int            // entries of each CIDR table; 1 << 18
+	SYNPerSource    int            // new connections a second from one source, five seconds' worth at once; 0: no limit
+	SYNTotal        int            // the same from all together, one second's worth at once; see [CheckLimits]
+	Hold            bool           // hold first SYNs as long as [Shield.HoldAlive] says so
+	HoldBudget      int            // first SYNs a second that are held, what is more passes; 200
 	Log             *slog.Logger
 }
 
@@ -74,12 +78,14 @@ type Shield struct {
 	carried   map[netip.Prefix]uint64 // drops of exact entries beyond what their counters have
 	collected time.Time               // when carried was last seen to
 	clock     int64                   // wall minus jiffies, ns, that the entries are written with
+	allowed   map[netip.Prefix]struct{}
 }
 
-// mapNames are the maps of the object that are pinned, all but .rodata.
+// mapNames are the maps of the object, all but .rodata. They are pinned, but for those of passing.
 var mapNames = []string{
 	shieldMapExactV4, shieldMapExactV6, shieldMapBloomV4, shieldMapBloomV6, shieldMapCidrV4, shieldMapCidrV6,
 	shieldMapCidrNear, shieldMapState, shieldMapCounters,
+	shieldMapAdmission, shieldMapAllowed, shieldMapBuckets, shieldMapSeen, shieldMapFirsts, shieldMapSamples, shieldMapSamplesLost,
 }
 
 func pinName(mapName string) string { return strings.ReplaceAll(mapName, "_", "-") }
@@ -111,6 +117,9 @@ func Open(opts Options) (_ *Shield, err error) {
 	if opts.MaxCIDRs == 0 {
 		opts.MaxCIDRs = 1 << 18
 	}
+	if opts.HoldBudget == 0 {
+		opts.HoldBudget = defaultHoldBudget
+	}
 	if opts.MaxExact < 0 || opts.MaxCIDRs < 0 {
 		return nil, errors.New("open shield: a table cannot have a negative size")
 	}
@@ -121,6 +130,9 @@ func Open(opts Options) (_ *Shield, err error) {
 		return nil, fmt.Errorf("open shield: %w", err)
 	}
 	if err := CheckExempt(opts.Exempt); err != nil {
+		return nil, fmt.Errorf("open shield: %w", err)
+	}
+	if err := checkAdmission(opts); err != nil {
 		return nil, fmt.Errorf("open shield: %w", err)
 	}
 	if err := checkCapabilities(); err != nil {
@@ -140,6 +152,7 @@ func Open(opts Options) (_ *Shield, err error) {
 		cidrs:     map[netip.Prefix]struct{}{},
 		longer:    map[netip.Prefix]int{},
 		carried:   map[netip.Prefix]uint64{},
+		allowed:   map[netip.Prefix]struct{}{},
 		collected: time.Now(),
 
 		settled: map[int]uint32{}, notNative: map[int]bool{},
@@ -203,7 +216,8 @@ func (s *Shield) openTables() error {
 		}
 	}
 	if from.n > 0 {
-		err = replacePin(s.xdp, s.pin(pinXDP))
+		err = replaceMapPin(s.gen.maps[shieldMapSeen], s.pin(pinName(shieldMapSeen)))
+		err = errors.Join(err, replacePin(s.xdp, s.pin(pinXDP)))
 		if err == nil && s.tcx.prog != nil {
 			err = replacePin(s.tcx.prog, s.pin(pinTC))
 		}
@@ -388,6 +402,9 @@ func (s *Shield) spec() (*ebpf.CollectionSpec, error) {
 	if err := spec.Variables[shieldVarClock].Set(s.jiffies.constants()); err != nil {
 		return nil, fmt.Errorf("set the clock: %w", err)
 	}
+	if err := setAdmission(spec, s.opts, s.jiffies.hz); err != nil {
+		return nil, err
+	}
 	return spec, nil
 }
 
@@ -496,6 +513,9 @@ func (s *Shield) pinAll() error {
 		return s.pinGeneration(s.gen, s.xdp, s.tcx.prog)
 	}
 	for name, m := range s.gen.maps {
+		if !isPinned(name) {
+			continue
+		}
 		path := s.pin(pinName(name))
 		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 			continue

@@ -39,12 +39,15 @@ static __always_inline enum reason shield(void *data, void *end)
 	return judge(parse(data, end, &p), &p);
 }
 
-/* Counts the packet, under one reason, on this CPU's own counter. True if it is to be dropped. */
-static __always_inline int count(enum reason reason)
+/*
+ * Counts the packet, under one reason, on this CPU's own counter. 0 if it is to pass, else the how manieth of its reason
+ * it is here.
+ */
+static __always_inline __u64 count(enum reason reason)
 {
-	__u64 *n = bpf_map_lookup_elem(&counters, &reason);
+	__u64 *n = bpf_map_lookup_elem(&counters, &reason), nth = 1;
 
 	if (n)
-		(*n)++;
-	return (1U << DROP_EXACT | 1U << DROP_CIDR | 1U << DROP_EXT_HEADERS) >> reason & 1;
+		nth = ++*n;
+	return dropped(reason) ? nth : 0;
 }

@@ -13,6 +13,24 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type shieldAdmissionValue struct {
+	_      structs.HostLayout
+	Total  uint64
+	Asked  uint64
+	Untold uint64
+	Pad    [5]uint64
+	Alive  uint64
+	Frozen uint64
+	Pad2   [6]uint64
+}
+
+type shieldAllowedKey struct {
+	_    structs.HostLayout
+	Bits uint32
+	Ipv6 uint32
+	Addr [4]uint32
+}
+
 type shieldCidrV4Key struct {
 	_    structs.HostLayout
 	Bits uint32
@@ -51,6 +69,12 @@ type shieldExemptV6 struct {
 	Mask [4]uint32
 }
 
+type shieldHold struct {
+	_      structs.HostLayout
+	Time   uint64
+	Lately uint64
+}
+
 type shieldLineV4 struct {
 	_     structs.HostLayout
 	Slot  [5]uint64
@@ -72,25 +96,34 @@ type shieldPort struct {
 	Pad   uint8
 }
 
+type shieldRate struct {
+	_     structs.HostLayout
+	Each  uint64
+	Ahead uint64
+}
+
 type shieldReason uint32
 
 const (
-	shieldReasonPASS_NOT_IP       shieldReason = 0
-	shieldReasonPASS_MALFORMED    shieldReason = 1
-	shieldReasonPASS_TRUNCATED    shieldReason = 2
-	shieldReasonPASS_NOT_TCP      shieldReason = 3
-	shieldReasonPASS_FRAGMENT     shieldReason = 4
-	shieldReasonPASS_OTHER_PORT   shieldReason = 5
-	shieldReasonPASS_NOT_BLOCKED  shieldReason = 6
-	shieldReasonPASS_EXPIRED      shieldReason = 7
-	shieldReasonPASS_OUT_OF_SCOPE shieldReason = 8
-	shieldReasonPASS_HOLE         shieldReason = 9
-	shieldReasonPASS_EXT_HEADERS  shieldReason = 10
-	shieldReasonDROP_EXACT        shieldReason = 11
-	shieldReasonDROP_CIDR         shieldReason = 12
-	shieldReasonDROP_EXT_HEADERS  shieldReason = 13
-	shieldReasonPASS_EXEMPT       shieldReason = 14
-	shieldReasonREASONS           shieldReason = 15
+	shieldReasonPASS_NOT_IP         shieldReason = 0
+	shieldReasonPASS_MALFORMED      shieldReason = 1
+	shieldReasonPASS_TRUNCATED      shieldReason = 2
+	shieldReasonPASS_NOT_TCP        shieldReason = 3
+	shieldReasonPASS_FRAGMENT       shieldReason = 4
+	shieldReasonPASS_OTHER_PORT     shieldReason = 5
+	shieldReasonPASS_NOT_BLOCKED    shieldReason = 6
+	shieldReasonPASS_EXPIRED        shieldReason = 7
+	shieldReasonPASS_OUT_OF_SCOPE   shieldReason = 8
+	shieldReasonPASS_HOLE           shieldReason = 9
+	shieldReasonPASS_EXT_HEADERS    shieldReason = 10
+	shieldReasonDROP_EXACT          shieldReason = 11
+	shieldReasonDROP_CIDR           shieldReason = 12
+	shieldReasonDROP_EXT_HEADERS    shieldReason = 13
+	shieldReasonPASS_EXEMPT         shieldReason = 14
+	shieldReasonDROP_LIMITED_SOURCE shieldReason = 15
+	shieldReasonDROP_LIMITED_TOTAL  shieldReason = 16
+	shieldReasonDROP_HELD           shieldReason = 17
+	shieldReasonREASONS             shieldReason = 18
 )
 
 type shieldSeeds struct {
@@ -98,6 +131,18 @@ type shieldSeeds struct {
 	AddLow uint64
 	Mul    uint64
 	Odd    uint64
+}
+
+type shieldSeenValue struct {
+	_     structs.HostLayout
+	Last  uint64
+	Until uint64
+}
+
+type shieldSource struct {
+	_    structs.HostLayout
+	Net  [2]uint32
+	Ipv6 uint32
 }
 
 type shieldStateValue struct {
@@ -118,14 +163,21 @@ type shieldStateValue struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	shieldMapAdmission      = "admission"
+	shieldMapAllowed        = "allowed"
 	shieldMapBloomV4        = "bloom_v4"
 	shieldMapBloomV6        = "bloom_v6"
+	shieldMapBuckets        = "buckets"
 	shieldMapCidrNear       = "cidr_near"
 	shieldMapCidrV4         = "cidr_v4"
 	shieldMapCidrV6         = "cidr_v6"
 	shieldMapCounters       = "counters"
 	shieldMapExactV4        = "exact_v4"
 	shieldMapExactV6        = "exact_v6"
+	shieldMapFirsts         = "firsts"
+	shieldMapSamples        = "samples"
+	shieldMapSamplesLost    = "samples_lost"
+	shieldMapSeen           = "seen"
 	shieldMapState          = "state"
 	shieldProgMxshieldClock = "mxshield_clock"
 	shieldProgMxshieldTc    = "mxshield_tc"
@@ -135,6 +187,11 @@ const (
 	shieldVarExemptV6       = "exempt_v6"
 	shieldVarExemptsV4      = "exempts_v4"
 	shieldVarExemptsV6      = "exempts_v6"
+	shieldVarHoldBudget     = "hold_budget"
+	shieldVarHoldFor        = "hold_for"
+	shieldVarLimitSource    = "limit_source"
+	shieldVarLimitTotal     = "limit_total"
+	shieldVarNewConnections = "new_connections"
 	shieldVarPortBits       = "port_bits"
 	shieldVarPorts          = "ports"
 )
@@ -190,28 +247,40 @@ type shieldProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type shieldMapSpecs struct {
-	BloomV4  *ebpf.MapSpec `ebpf:"bloom_v4"`
-	BloomV6  *ebpf.MapSpec `ebpf:"bloom_v6"`
-	CidrNear *ebpf.MapSpec `ebpf:"cidr_near"`
-	CidrV4   *ebpf.MapSpec `ebpf:"cidr_v4"`
-	CidrV6   *ebpf.MapSpec `ebpf:"cidr_v6"`
-	Counters *ebpf.MapSpec `ebpf:"counters"`
-	ExactV4  *ebpf.MapSpec `ebpf:"exact_v4"`
-	ExactV6  *ebpf.MapSpec `ebpf:"exact_v6"`
-	State    *ebpf.MapSpec `ebpf:"state"`
+	Admission   *ebpf.MapSpec `ebpf:"admission"`
+	Allowed     *ebpf.MapSpec `ebpf:"allowed"`
+	BloomV4     *ebpf.MapSpec `ebpf:"bloom_v4"`
+	BloomV6     *ebpf.MapSpec `ebpf:"bloom_v6"`
+	Buckets     *ebpf.MapSpec `ebpf:"buckets"`
+	CidrNear    *ebpf.MapSpec `ebpf:"cidr_near"`
+	CidrV4      *ebpf.MapSpec `ebpf:"cidr_v4"`
+	CidrV6      *ebpf.MapSpec `ebpf:"cidr_v6"`
+	Counters    *ebpf.MapSpec `ebpf:"counters"`
+	ExactV4     *ebpf.MapSpec `ebpf:"exact_v4"`
+	ExactV6     *ebpf.MapSpec `ebpf:"exact_v6"`
+	Firsts      *ebpf.MapSpec `ebpf:"firsts"`
+	Samples     *ebpf.MapSpec `ebpf:"samples"`
+	SamplesLost *ebpf.MapSpec `ebpf:"samples_lost"`
+	Seen        *ebpf.MapSpec `ebpf:"seen"`
+	State       *ebpf.MapSpec `ebpf:"state"`
 }
 
 // shieldVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type shieldVariableSpecs struct {
-	Clock     *ebpf.VariableSpec `ebpf:"clock"`
-	ExemptV4  *ebpf.VariableSpec `ebpf:"exempt_v4"`
-	ExemptV6  *ebpf.VariableSpec `ebpf:"exempt_v6"`
-	ExemptsV4 *ebpf.VariableSpec `ebpf:"exempts_v4"`
-	ExemptsV6 *ebpf.VariableSpec `ebpf:"exempts_v6"`
-	PortBits  *ebpf.VariableSpec `ebpf:"port_bits"`
-	Ports     *ebpf.VariableSpec `ebpf:"ports"`
+	Clock          *ebpf.VariableSpec `ebpf:"clock"`
+	ExemptV4       *ebpf.VariableSpec `ebpf:"exempt_v4"`
+	ExemptV6       *ebpf.VariableSpec `ebpf:"exempt_v6"`
+	ExemptsV4      *ebpf.VariableSpec `ebpf:"exempts_v4"`
+	ExemptsV6      *ebpf.VariableSpec `ebpf:"exempts_v6"`
+	HoldBudget     *ebpf.VariableSpec `ebpf:"hold_budget"`
+	HoldFor        *ebpf.VariableSpec `ebpf:"hold_for"`
+	LimitSource    *ebpf.VariableSpec `ebpf:"limit_source"`
+	LimitTotal     *ebpf.VariableSpec `ebpf:"limit_total"`
+	NewConnections *ebpf.VariableSpec `ebpf:"new_connections"`
+	PortBits       *ebpf.VariableSpec `ebpf:"port_bits"`
+	Ports          *ebpf.VariableSpec `ebpf:"ports"`
 }
 
 // shieldObjects contains all objects after they have been loaded into the kernel.
@@ -234,27 +303,41 @@ func (o *shieldObjects) Close() error {
 //
 // It can be passed to loadShieldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type shieldMaps struct {
-	BloomV4  *ebpf.Map `ebpf:"bloom_v4"`
-	BloomV6  *ebpf.Map `ebpf:"bloom_v6"`
-	CidrNear *ebpf.Map `ebpf:"cidr_near"`
-	CidrV4   *ebpf.Map `ebpf:"cidr_v4"`
-	CidrV6   *ebpf.Map `ebpf:"cidr_v6"`
-	Counters *ebpf.Map `ebpf:"counters"`
-	ExactV4  *ebpf.Map `ebpf:"exact_v4"`
-	ExactV6  *ebpf.Map `ebpf:"exact_v6"`
-	State    *ebpf.Map `ebpf:"state"`
+	Admission   *ebpf.Map `ebpf:"admission"`
+	Allowed     *ebpf.Map `ebpf:"allowed"`
+	BloomV4     *ebpf.Map `ebpf:"bloom_v4"`
+	BloomV6     *ebpf.Map `ebpf:"bloom_v6"`
+	Buckets     *ebpf.Map `ebpf:"buckets"`
+	CidrNear    *ebpf.Map `ebpf:"cidr_near"`
+	CidrV4      *ebpf.Map `ebpf:"cidr_v4"`
+	CidrV6      *ebpf.Map `ebpf:"cidr_v6"`
+	Counters    *ebpf.Map `ebpf:"counters"`
+	ExactV4     *ebpf.Map `ebpf:"exact_v4"`
+	ExactV6     *ebpf.Map `ebpf:"exact_v6"`
+	Firsts      *ebpf.Map `ebpf:"firsts"`
+	Samples     *ebpf.Map `ebpf:"samples"`
+	SamplesLost *ebpf.Map `ebpf:"samples_lost"`
+	Seen        *ebpf.Map `ebpf:"seen"`
+	State       *ebpf.Map `ebpf:"state"`
 }
 
 func (m *shieldMaps) Close() error {
 	return _ShieldClose(
+		m.Admission,
+		m.Allowed,
 		m.BloomV4,
 		m.BloomV6,
+		m.Buckets,
 		m.CidrNear,
 		m.CidrV4,
 		m.CidrV6,
 		m.Counters,
 		m.ExactV4,
 		m.ExactV6,
+		m.Firsts,
+		m.Samples,
+		m.SamplesLost,
+		m.Seen,
 		m.State,
 	)
 }
@@ -263,13 +346,18 @@ func (m *shieldMaps) Close() error {
 //
 // It can be passed to loadShieldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type shieldVariables struct {
-	Clock     *ebpf.Variable `ebpf:"clock"`
-	ExemptV4  *ebpf.Variable `ebpf:"exempt_v4"`
-	ExemptV6  *ebpf.Variable `ebpf:"exempt_v6"`
-	ExemptsV4 *ebpf.Variable `ebpf:"exempts_v4"`
-	ExemptsV6 *ebpf.Variable `ebpf:"exempts_v6"`
-	PortBits  *ebpf.Variable `ebpf:"port_bits"`
-	Ports     *ebpf.Variable `ebpf:"ports"`
+	Clock          *ebpf.Variable `ebpf:"clock"`
+	ExemptV4       *ebpf.Variable `ebpf:"exempt_v4"`
+	ExemptV6       *ebpf.Variable `ebpf:"exempt_v6"`
+	ExemptsV4      *ebpf.Variable `ebpf:"exempts_v4"`
+	ExemptsV6      *ebpf.Variable `ebpf:"exempts_v6"`
+	HoldBudget     *ebpf.Variable `ebpf:"hold_budget"`
+	HoldFor        *ebpf.Variable `ebpf:"hold_for"`
+	LimitSource    *ebpf.Variable `ebpf:"limit_source"`
+	LimitTotal     *ebpf.Variable `ebpf:"limit_total"`
+	NewConnections *ebpf.Variable `ebpf:"new_connections"`
+	PortBits       *ebpf.Variable `ebpf:"port_bits"`
+	Ports          *ebpf.Variable `ebpf:"ports"`
 }
 
 // shieldPrograms contains all programs after they have been loaded into the kernel.

@@ -69,16 +69,22 @@ enum {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
+	BPF_MAP_TYPE_RINGBUF = 27,
 };
 enum { BPF_F_NO_PREALLOC = 1, BPF_F_MMAPABLE = 1 << 10 };
+enum { BPF_ANY = 0 };
+enum { BPF_RB_NO_WAKEUP = 1 };
 
-/* Helpers by number. Of those that are shipped jiffies64 (5.5) is the youngest; boot_ns (5.8) is the tests'. */
+/* Helpers by number. Of those that are shipped the ring buffer's (5.8) is the youngest; boot_ns (5.8) is the tests'. */
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
 static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
 static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
 static __u64 (*const bpf_jiffies64)(void) = (void *)118;
 static __u64 (*const bpf_ktime_get_boot_ns)(void) = (void *)125;
+static long (*const bpf_ringbuf_output)(void *ring, void *data, __u64 size, __u64 flags) = (void *)130;
 
 /* The wire. Multi-byte fields stay in network order; constants are converted instead, at compile time. */
 enum {
@@ -143,6 +149,8 @@ struct exthdr {
 	__u32 more;
 };
 _Static_assert(sizeof(struct exthdr) == 8, "an extension header has at least 8 bytes (RFC 8200, RFC 4302: 12)");
+
+enum { TCP_FLAGS = 13 /* offset */, TCP_SYN = 0x02, TCP_ACK = 0x10 };
 
 struct tcpports {
 	__u16 src;

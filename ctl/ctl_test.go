@@ -93,8 +93,23 @@ func (d *desk) Status() control.Status {
 		Interfaces: []control.Interface{{Name: "eth0", Mode: "native"}}, Blocks: d.table.Count(frozen), Never: d.table.Never(),
 		Packets: map[string]uint64{"drop_exact": 5, "pass_other_port": 9}, State: control.State{Path: "/s", Bytes: 32768},
 		Inputs:   []control.Input{{ID: "file:/var/log/mail.log", State: "following", Lines: 3, LastLine: frozen}},
-		Warnings: []string{"mind the gap"},
+		Warnings: []string{"mind the gap"}, Limits: &control.Limits{SYNPerSource: 5, SourceBurst: 25, SYNTotal: 100, TotalBurst: 100},
 	}
+}
+
+func (d *desk) Top(limit int) (control.Top, error) {
+	t := control.Top{Now: frozen, SampleEvery: 1024, Window: "10s", Lost: 3, Reasons: map[string]float64{"drop_exact": 2000, "drop_limited_source": 50}}
+	if limit == 1 {
+		return t, nil // nothing was sampled
+	}
+	t.Talkers = []control.Talker{
+		{
+			Source: netip.MustParsePrefix("198.18.0.1/32"), Rate: 1999.7, Reasons: map[string]float64{"drop_exact": 1999.7}, Ports: []uint16{25, 587},
+			Last: frozen.Add(-time.Second), Block: netip.MustParsePrefix("198.18.0.1/32"), Cause: "dictionary", Drops: 123456,
+		},
+		{Source: netip.MustParsePrefix("2001:db8:5::/64"), Rate: 51, Reasons: map[string]float64{"drop_limited_source": 50, "drop_held": 1}, Ports: []uint16{25}, Last: frozen},
+	}
+	return t, nil
 }
 
 func (d *desk) List(q block.Query) control.List {

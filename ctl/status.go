@@ -62,6 +62,16 @@ func (c *ctl) status(s *control.Status) {
 			p("", "%-22s %d", r, s.Packets[r])
 		}
 	}
+	if l := s.Limits; l != nil {
+		var t []string
+		if l.SYNPerSource > 0 {
+			t = append(t, fmt.Sprintf("%d new connections/s per source (%d at once), %d over it", l.SYNPerSource, l.SourceBurst, s.Packets["drop_limited_source"]))
+		}
+		if l.SYNTotal > 0 {
+			t = append(t, fmt.Sprintf("%d/s in all (%d at once), %d over it", l.SYNTotal, l.TotalBurst, s.Packets["drop_limited_total"]))
+		}
+		p("limits", "%s", strings.Join(t, "; "))
+	}
 	if s.Ended > 0 {
 		p("sessions", "%d of blocked sources ended", s.Ended)
 	}

@@ -177,6 +177,7 @@ func (t *Table) putLocked(e *Entry) uint32 {
 			}
 		}
 	}
+	t.allows.noteLocked(i, e.Kind, true)
 	n := t.nodes.at(i)
 	n.stamp, n.seq, n.hits, n.cause, n.scope = e.Stamp, e.Seq, e.Hits, e.Cause, e.Scope
 	n.since, n.until = floor32(e.Since), unix32(e.Until)
@@ -191,6 +192,7 @@ func (t *Table) putLocked(e *Entry) uint32 {
 
 func (t *Table) dropLocked(i uint32) {
 	n := t.nodes.at(i)
+	t.allows.noteLocked(i, n.kind, false)
 	t.standsLocked(n, false)
 	k, next := n.key(), n.next
 	switch head := t.headLocked(k); {

@@ -84,7 +84,8 @@ type Table struct {
 	linger   map[uint32]uint32 // by node: clears past their time that are still needed, and when to look again
 	dirty    []Entry           // entries since the last Drain
 	unsunk   map[pkey]error    // what the Sink refused
-	wake     uint32            // earliest end of any entry, seconds since 1970; 0: none
+	allows   allows
+	wake     uint32 // earliest end of any entry, seconds since 1970; 0: none
 
 	counts    Counts // kept by standsLocked
 	uncounted bool   // Load went by counts
@@ -100,8 +101,10 @@ func New(o Options) *Table {
 	if o.MaxEntries == 0 {
 		o.MaxEntries = 2 << 20
 	}
+	to, _ := o.Sink.(Allower)
 	return &Table{
-		sink: o.Sink, max: o.MaxEntries,
+		allows: allows{to: to, nodes: map[uint32]struct{}{}, stale: true},
+		sink:   o.Sink, max: o.MaxEntries,
 		origins: []string{o.Origin}, originID: map[string]uint16{o.Origin: 0},
 		index: newIndex(), long: map[uint64][]pkey{}, reasons: map[uint32]string{}, linger: map[uint32]uint32{}, unsunk: map[pkey]error{},
 		never: newNeverSet(nil), wall: wallClock{uptime: o.Uptime},
@@ -341,6 +344,7 @@ func (t *Table) SetNever(list []Never, now time.Time) error {
 	defer t.mu.Unlock()
 	old := t.never
 	t.never = newNeverSet(list)
+	t.allows.stale = true
 	var changed []pkey
 	for k := range old.rules { // a hole that a rule made may close again
 		if t.never.rules[k] != old.rules[k] {
@@ -391,6 +395,7 @@ func (t *Table) Expire(now time.Time) (removed int) {
 		}
 		_ = t.refreshOneLocked(k, at)
 	}
+	_ = t.tellAllowedLocked(at)
 	right := t.wall.right(now)
 	if t.wake == 0 || at < t.wake {
 		return 0
@@ -591,6 +596,9 @@ func (t *Table) ResyncEach(each func(yield func(Enforced) bool) error, now time.
 	if err == nil {
 		err = serr
 	}
+	if aerr := t.tellAllowedLocked(at); err == nil {
+		err = aerr
+	}
 	return changed + n, err
 }
 
@@ -707,6 +715,9 @@ func (t *Table) refreshLocked(at uint32, keys ...pkey) error {
 		t.todo, t.ops = todo, ops
 	}
 	_, err := t.sinkLocked(ops)
+	if aerr := t.tellAllowedLocked(at); err == nil {
+		err = aerr
+	}
 	return err
 }
 

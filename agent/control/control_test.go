@@ -27,8 +27,9 @@ type fake struct {
 	err   error
 }
 
-func (f *fake) Status() Status          { return Status{Node: "mx1"} }
-func (f *fake) List(q block.Query) List { return List{Total: q.Limit} }
+func (f *fake) Status() Status             { return Status{Node: "mx1"} }
+func (f *fake) List(q block.Query) List    { return List{Total: q.Limit} }
+func (f *fake) Top(limit int) (Top, error) { return Top{SampleEvery: limit}, f.err }
 func (f *fake) Off(w, r string) (string, error) {
 	f.who = w
 	f.asked = append(f.asked, "off "+r)
@@ -130,6 +131,7 @@ func TestGarbage(t *testing.T) {
 		{"POST", "/v1/unblock", `{"prefixes":["192.0.2.7"],"hold":"31d"}`}, {"POST", "/v1/unblock", `{"prefixes":["192.0.2.7"],"hold":"x"}`},
 		{"POST", "/v1/unblock", `{"prefixes":[` + strings.Repeat(`"192.0.2.7",`, 1000) + `"192.0.2.7"]}`},
 		{"POST", "/v1/disallow", `{"prefix":"::1%eth0"}`}, {"GET", "/v1/why", ""}, {"GET", "/v1/why?prefix=%00", ""}, {"GET", "/v1/list?limit=-1", ""},
+		{"GET", "/v1/top?limit=0", ""}, {"GET", "/v1/top?limit=1001", ""}, {"GET", "/v1/top?limit=x", ""},
 		{"GET", "/v1/list?cause=x", ""}, {"GET", "/v1/list?kind=x", ""}, {"GET", "/v1/list?within=" + long, ""}, {"GET", "/v1/nothing", ""}, {"DELETE", "/v1/block", ""}, {"GET", "/", ""},
 	} {
 		r, err := http.NewRequest(c.method, c.path, strings.NewReader(c.body))

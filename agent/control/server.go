@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,6 +32,7 @@ const (
 	maxPrefixes = 1000
 	maxConns    = 64
 	maxRows     = 100_000 // of list
+	maxTop      = 1000    // of top
 )
 
 // An Agent does what the requests ask. who is the peer, for the audit trail. Changes are on disk and in the kernel
@@ -39,6 +41,7 @@ type Agent interface {
 	Status() Status
 	List(block.Query) List
 	Why(netip.Prefix) (Why, error)
+	Top(limit int) (Top, error)
 	Block(who string, p netip.Prefix, d time.Duration, forever bool, reason string) (block.Result, error)
 	Unblock(who string, p []netip.Prefix, hold time.Duration, reason string) ([]block.Result, error)
 	Allow(who string, p netip.Prefix, d time.Duration, forever bool, reason string) (block.Result, error)
@@ -200,6 +203,13 @@ func (s *Server) Handler() http.Handler {
 			return nil, err
 		}
 		return s.agent.Why(p)
+	})
+	get("/v1/top", func(q url.Values) (any, error) {
+		limit, err := strconv.Atoi(cmp.Or(q.Get("limit"), "20"))
+		if err != nil || limit < 1 || limit > maxTop {
+			return nil, bad(fmt.Sprintf("limit %.20q is out of range", q.Get("limit")), fmt.Sprintf("1 to %d", maxTop))
+		}
+		return s.agent.Top(limit)
 	})
 	post(mux, s, "/v1/block", func(who string, r BlockRequest) (any, error) {
 		p, d, forever, err := r.parse()

@@ -4,6 +4,7 @@
 //	GET  /v1/status
 //	GET  /v1/list?within=192.0.2.0/24&cause=dictionary&kind=block&all=1&limit=100
 //	GET  /v1/why?prefix=192.0.2.7
+//	GET  /v1/top?limit=20
 //	POST /v1/block     {"prefix": "192.0.2.7", "for": "72h", "reason": "..."}
 //	POST /v1/unblock   {"prefixes": ["192.0.2.7"], "hold": "1h"}
 //	POST /v1/allow     {"prefix": "192.0.2.0/24", "for": "", "reason": "..."}
@@ -47,7 +48,8 @@ type Status struct {
 	State      State             `json:"state"`
 	Never      []block.Never     `json:"never"` // without those of the allows by name
 	Senders    []Sender          `json:"senders,omitempty"`
-	DNS        *DNS              `json:"dns,omitempty"` // set: lists are asked
+	DNS        *DNS              `json:"dns,omitempty"`    // set: lists are asked
+	Limits     *Limits           `json:"limits,omitempty"` // absent: new connections are not limited
 	Warnings   []string          `json:"warnings,omitempty"`
 }
 
@@ -103,6 +105,37 @@ type State struct {
 	Path  string `json:"path"`
 	Bytes int64  `json:"bytes"`
 	Error string `json:"error,omitempty"` // why the last write failed
+}
+
+// Limits are new connections a second, 0 is no limit; and how many may come at once after silence.
+type Limits struct {
+	SYNPerSource int `json:"syn_per_source"`
+	SourceBurst  int `json:"source_burst"`
+	SYNTotal     int `json:"syn_total"`
+	TotalBurst   int `json:"total_burst"`
+}
+
+// Top is the answer to top: whose packets are dropped now. Rates are packets per second, estimated out of samples.
+type Top struct {
+	Now         time.Time          `json:"now"`
+	SampleEvery int                `json:"sample_every"` // one dropped packet of so many is a sample
+	Window      string             `json:"window"`       // rates are averages of about this time
+	Lost        uint64             `json:"samples_lost"` // for which the agent was too busy, since it started
+	Reasons     map[string]float64 `json:"reasons"`      // rates of all sources
+	Talkers     []Talker           `json:"talkers"`      // the loudest first
+}
+
+// Talker is a source of dropped packets.
+type Talker struct {
+	Source  netip.Prefix       `json:"source"`          // IPv4 /32, IPv6 /64
+	Rate    float64            `json:"rate"`            // at least
+	Error   float64            `json:"error,omitempty"` // how much more it may be
+	Reasons map[string]float64 `json:"reasons"`
+	Ports   []uint16           `json:"ports"` // 0: out of reach
+	Last    time.Time          `json:"last"`
+	Block   netip.Prefix       `json:"block,omitzero"` // the entry that decides about it, if one does
+	Cause   string             `json:"cause,omitempty"`
+	Drops   uint64             `json:"drops,omitempty"` // packets dropped because of that entry, exactly
 }
 
 // Listed is one row of list.

@@ -19,6 +19,7 @@
 //	dns:
 //	  resolvers: [127.0.0.1]      # default: /etc/resolv.conf
 //	  lists: [{zone: zen.spamhaus.org}, {zone: bl.example.net, codes: {"127.0.0.2": 60}}, "bl.example.org=127.0.0.[2..11]*2"]
+//	limits: {syn_per_source: 0, syn_total: 0}  # new connections a second; 0 = no limit
 //	state: /var/lib/mxshield/state.db
 //	socket: /run/mxshield/control.sock
 //	pins: /sys/fs/bpf/mxshield
@@ -74,6 +75,7 @@ type Config struct {
 	DryRun          bool
 	Cluster         *Cluster // nil: this node is alone
 	DNS             DNS
+	Limits          Limits
 }
 
 // Log is one input. One of File, Journal, Syslog and Stdin is set; without any Log the agent looks for one itself.
@@ -94,6 +96,12 @@ type Block struct {
 	Threshold          float64
 	IPv6Prefix         int
 	Private            bool // private ranges may be blocked
+}
+
+// Limits are new connections (SYNs) a second to the protected ports; 0 is no limit.
+type Limits struct {
+	SYNPerSource int // from one IPv4 address or IPv6 /64
+	SYNTotal     int // from all sources together
 }
 
 // Allow is one line of the allow list.
@@ -154,11 +162,14 @@ type file struct {
 	Socket  string             `yaml:"socket"`
 	Pins    string             `yaml:"pins"`
 	DNS     *dnsFile           `yaml:"dns"`
-	DryRun  bool               `yaml:"dry_run"`
 	Cluster *clusterFile       `yaml:"cluster"`
+	DryRun  bool               `yaml:"dry_run"`
+	Limits  struct {
+		SYNPerSource int `yaml:"syn_per_source"`
+		SYNTotal     int `yaml:"syn_total"`
+	} `yaml:"limits"`
 
 	// Planned and not built yet: there so that the error can say so.
-	Limits  any `yaml:"limits"`
 	Metrics any `yaml:"metrics"`
 }
 
@@ -268,7 +279,7 @@ func (c *checker) check(f *file) {
 		key, what string
 		val       any
 	}{
-		{"limits", "the new-connection limit", f.Limits}, {"metrics", "the metrics endpoint", f.Metrics},
+		{"metrics", "the metrics endpoint", f.Metrics},
 	} {
 		if u.val != nil {
 			c.fault("$."+u.key, "take the key out; CHANGELOG.md says when it comes", "%s is not built in this version", u.what)
@@ -382,6 +393,7 @@ func (c *checker) check(f *file) {
 		c.fault("$.socket", "unix(7) allows 107 bytes", "the path has %d bytes", len(cfg.Socket))
 	}
 	cfg.DryRun = f.DryRun
+	c.limits(f)
 	c.cluster(f.Cluster)
 }
 

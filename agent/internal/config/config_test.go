@@ -110,7 +110,11 @@ func TestFaults(t *testing.T) {
 		{"traps:\n  - a@example.org\n  - \"a b@example.org\"\n", 3, "not a trap recipient"},
 		{"traps: [\"*@example.org\"]\n", 1, "a * stands only"},
 		{"weights: {recipient: 1}\n", 1, "no weight"},
-		{"limits: {syn_total: 5}\n", 1, "not built"},
+		{"limits: {syn_total: -5}\n", 1, "out of range"},
+		{"limits:\n  syn_per_source: 1000001\n", 2, "out of range"},
+		{"limits:\n  syn_total: 5\n  syn_per_source: 6\n", 3, "more than syn_total"},
+		{"limits: {syn_total: many}\n", 1, ""},
+		{"limits: {syn: 5}\n", 1, "syn"},
 		{"metrics: 127.0.0.1:9\n", 1, "not built"},
 		{"allow:\n  - 192.0.2.1\n  - spf:org\n", 3, "top-level"},
 		{"allow: [spf:example.org, \"domain:example.org\", \"spf:EXAMPLE.org.\"]\n", 1, "twice"},
@@ -190,4 +194,15 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%+v", c)
 		}
 	})
+}
+
+func TestLimits(t *testing.T) {
+	for src, want := range map[string]Limits{
+		"": {}, "limits: {}\n": {}, "limits: {syn_per_source: 5, syn_total: 500}\n": {5, 500}, "limits: {syn_per_source: 7}\n": {7, 0},
+	} {
+		c, err := Parse("f", []byte(src))
+		if err != nil || c.Limits != want {
+			t.Errorf("%q: %+v, %v", src, c, err)
+		}
+	}
 }
