@@ -61,6 +61,8 @@ var daemonRecipes = map[Kind]daemonRecipe{
 			cp /etc/lab/local-host-names /etc/lab/submit.cf /etc/mail/
 			m4 -D_CF_DIR_=/usr/share/sendmail/cf/ /usr/share/sendmail/cf/m4/cf.m4 /etc/lab/sendmail.mc >/etc/mail/sendmail.cf
 			cat /etc/lab/hosts >>/etc/hosts
+			# Without a name server every relay test would be a temporary error.
+			printf '%s\n' 'passwd: files' 'group: files' 'hosts: files' >/etc/nsswitch.conf
 			: >/etc/mail/aliases
 			sendmail -bi >/dev/null
 			makemap hash /etc/mail/virtusertable </etc/lab/virtusertable
@@ -184,11 +186,18 @@ acl_check_rcpt:
   accept
 `
 	}
+	acl += `
+acl_lab_connect:
+  accept  hosts = ` + Waited4.String() + `
+          delay = 1s
+  accept
+`
 	return map[string]string{
 		"conf/users": recipientNames(o, "%s\n"),
 		"conf/exim4.conf": `primary_hostname = ` + o.Hostname + `
 domainlist local_domains = example.org
 acl_smtp_rcpt = acl_check_rcpt
+acl_smtp_connect = acl_lab_connect
 daemon_smtp_ports = 25 : 587
 host_lookup =
 rfc1413_hosts =
@@ -301,7 +310,7 @@ func sendmailFiles(o Options) (map[string]string, error) {
 		"conf/hosts":            "127.0.0.1 " + o.Hostname + "\n", // else it asks DNS for its own name
 		"conf/local-host-names": "example.org\n",
 		"conf/submit.cf":        "",
-		"conf/access":           "",
+		"conf/access":           "GreetPause:198.18.77\t500\n",
 		"conf/virtusertable":    recipients(o, "%s nobody\n"),
 		"conf/Sendmail.conf":    "pwcheck_method: auxprop\nauxprop_plugin: sasldb\nmech_list: PLAIN LOGIN\n",
 		"conf/sendmail.mc": `divert(0)dnl
@@ -319,6 +328,7 @@ FEATURE(` + "`no_default_msa')dnl" + `
 FEATURE(` + "`nocanonify')dnl" + `
 FEATURE(` + "`accept_unresolvable_domains')dnl" + `
 FEATURE(` + "`access_db')dnl" + `
+FEATURE(` + "`greet_pause', `0')dnl" + `
 FEATURE(` + "`virtusertable')dnl" + `
 VIRTUSER_DOMAIN(` + "`example.org')dnl" + `
 DAEMON_OPTIONS(` + "`Family=inet, Name=MTA-v4, Port=25')dnl" + `
