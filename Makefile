@@ -54,6 +54,7 @@ check-generated: go ## fail if generate would change what is committed
 
 bench: go ## benchmarks; compare ratios within one run, not figures of two machines
 	"$(GO)" test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./agent/... ./bpf/...
+	"$(GO)" run ./scripts/fail2ban
 
 fuzz: go ## run every fuzzer for FUZZTIME (5m) each
 	scripts/fuzz.sh $(FUZZTIME)

@@ -31,11 +31,12 @@ type daemon struct {
 	o    lab.Options
 	log  string // below the server's folder
 
-	relay, auth, syntax, pregreet string
-	mailbox                       bool   // it serves IMAP and POP3
-	user                          string // of a login that works; "" if there are none
-	tls                           bool   // logins need it
-	loggedIn                      string // what a message of a logged-in user is, if not delivered
+	relay, auth, syntax string
+	pregreet            string // Postfix without postscreen sees it or not, as it happens
+	mailbox             bool   // it serves IMAP and POP3
+	user                string // of a login that works; "" if there are none
+	tls                 bool   // logins need it
+	loggedIn            string // what a message of a logged-in user is, if not delivered
 }
 
 const eximLog, syslogLog = "log/exim/mainlog", "log/mail.log"
@@ -55,12 +56,12 @@ var daemons = []daemon{
 	},
 	{
 		name: "sendmail", kind: lab.KindSendmail, log: syslogLog, user: "user1@mx1.example.org", o: lab.Options{Syslog: "traditional"},
-		relay: "relay_denied", auth: "auth_failure", syntax: "", pregreet: "pregreet",
+		relay: "relay_denied", auth: "auth_failure", pregreet: "pregreet",
 	},
 	{
 		name: "dovecot", kind: lab.KindDovecot, log: syslogLog, user: "user1@example.org", mailbox: true,
 		o:     lab.Options{Syslog: "traditional", Mailboxes: true, Extra: "auth_verbose = yes\n"},
-		relay: "relay_denied", auth: "auth_failure", syntax: "", pregreet: "protocol_error",
+		relay: "relay_denied", auth: "auth_failure",
 	},
 
 	{
@@ -81,7 +82,7 @@ var daemons = []daemon{
 	{
 		name: "sendmail, private", kind: lab.KindSendmail, long: true, log: syslogLog, user: "user1@mx1.example.org",
 		o:     lab.Options{Syslog: "iso", Extra: "define(`confPRIVACY_FLAGS', `goaway')dnl\ndefine(`confLOG_LEVEL', `15')dnl\n"},
-		relay: "relay_denied", auth: "auth_failure", syntax: "", pregreet: "pregreet",
+		relay: "relay_denied", auth: "auth_failure", pregreet: "pregreet",
 	},
 	{
 		name: "opensmtpd 7", kind: lab.KindOpenSMTPD7, long: true, log: syslogLog, user: "user1@example.org", tls: true, o: lab.Options{Syslog: "traditional"},
@@ -90,22 +91,22 @@ var daemons = []daemon{
 	{
 		name: "dovecot with debug", kind: lab.KindDovecot, long: true, log: syslogLog, user: "user1@example.org", mailbox: true,
 		o:     lab.Options{Syslog: "iso", Mailboxes: true, Extra: "auth_verbose = yes\nauth_debug = yes\nauth_verbose_passwords = plain\n"},
-		relay: "relay_denied", auth: "auth_failure", pregreet: "protocol_error",
+		relay: "relay_denied", auth: "auth_failure",
 	},
 	{
 		name: "dovecot, quiet", kind: lab.KindDovecot, long: true, log: syslogLog, user: "user1@example.org", mailbox: true,
 		o:     lab.Options{Syslog: "iso", Mailboxes: true, Main: map[string]string{"syslog_name": "postfix-in", "smtpd_client_port_logging": "yes"}},
-		relay: "relay_denied", auth: "auth_failure", pregreet: "protocol_error",
+		relay: "relay_denied", auth: "auth_failure",
 	},
 	{
 		name: "dovecot 2.4", kind: lab.KindDovecot24, long: true, log: syslogLog, user: "user1@example.org", mailbox: true,
 		o:     lab.Options{Syslog: "iso", Mailboxes: true, Extra: "auth_verbose = yes\nauth_verbose_passwords = plain\n"},
-		relay: "relay_denied", auth: "auth_failure", pregreet: "protocol_error",
+		relay: "relay_denied", auth: "auth_failure",
 	},
 	{
 		name: "dovecot 2.4, quiet", kind: lab.KindDovecot24, long: true, log: syslogLog, user: "user1@example.org", mailbox: true,
 		o:     lab.Options{Syslog: "traditional", Mailboxes: true},
-		relay: "relay_denied", auth: "auth_failure", pregreet: "protocol_error",
+		relay: "relay_denied", auth: "auth_failure",
 	},
 }
 
@@ -279,7 +280,8 @@ func (d *daemon) story(t *testing.T) {
 	guess := lab.DictionaryOptions{Talk: plain, Recipients: 40, PerSession: 4}
 	wg.Go(func() { lab.Dictionary(ctx, net, heavy[0], mx, guess) })
 	wg.Go(func() { lab.Dictionary(ctx, net, six[1], mx6, guess) })
-	brute := lab.SASLOptions{Talk: plain, Attempts: 8, PerSession: 2}
+	// Of a session with several failures a quiet Dovecot names only the last user, and the same name again counts little.
+	brute := lab.SASLOptions{Talk: plain, Attempts: 14, PerSession: 2}
 	switch {
 	case d.mailbox:
 		wg.Go(func() { lab.MailboxBrute(ctx, net, heavy[1], mailbox(143), brute) })

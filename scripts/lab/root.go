@@ -61,7 +61,7 @@ var rootPackages = map[Kind][]string{
 	KindOpenSMTPD:  {"opensmtpd", "rsyslog"},
 	KindOpenSMTPD7: {"opensmtpd", "rsyslog"},
 	KindSendmail:   {"sendmail-bin", "sendmail-cf", "sensible-mda", "m4", "sasl2-bin", "libsasl2-modules", "rsyslog", "sed", "grep"},
-	KindFail2ban:   {"fail2ban", "python3"},
+	KindFail2ban:   {"fail2ban", "python3", "python3-pyinotify"},
 }
 
 var anyRoot = []string{"dash", "coreutils", "mount"}
