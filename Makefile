@@ -63,6 +63,7 @@ bench: go ## benchmarks, and their ratios as Markdown tables (root; also in bin/
 	"$(GO)" test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 1200s -p 1 ./agent/... ./bpf/... ./gossip/... | "$(GO)" run ./scripts/bench >bin/bench.md
 	@cat bin/bench.md
 	$(call give_back,bin)
+	"$(GO)" run ./scripts/fail2ban
 
 fuzz: go ## run every fuzzer for FUZZTIME (5m) each
 	scripts/fuzz.sh $(FUZZTIME)

@@ -15,6 +15,7 @@ allowed() { # room -> rooms it may import
 	agent/internal/store | agent/internal/zone) echo 'agent/block' ;;
 	agent/internal/verdict) echo 'agent/block agent/internal/maillog' ;;
 	scripts/loggen) echo 'scripts/loggen/traffic' ;;
+	scripts/fail2ban) echo 'scripts/lab scripts/loggen/traffic agent/control' ;;
 	ctl) echo 'agent/block agent/control bpf' ;;
 	gossip) echo 'agent/block' ;;
 	scripts/demo | scripts/e2e) echo 'scripts/lab agent/block agent/control bpf' ;;

@@ -1,8 +1,8 @@
 //go:build linux
 
 // Package lab is a mail host, its attackers and its honest senders on one
-// machine: network namespaces, a real Postfix in a private root, and clients
-// that speak real SMTP. The demo program and the end-to-end tests are written
+// machine: network namespaces, a real Postfix (or Exim, OpenSMTPD, Sendmail,
+// Dovecot; see StartDaemon) in a private root, and clients that speak real SMTP. The demo program and the end-to-end tests are written
 // on top of it.
 //
 // It needs root (namespaces, mounts) and nothing else of the host: no package

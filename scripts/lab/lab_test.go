@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -533,7 +534,9 @@ func TestInterruptedRoot(t *testing.T) {
 	if dir, err := PostfixRoot(ctx, cache, nil); err == nil {
 		t.Fatalf("got %s", dir)
 	}
-	if got, want := strings.Join(dirNames(cache), " "), rel.key()+"without-lab.json lock"; got != want {
+	// Package lists stay: the next try reads what is missing.
+	left := slices.DeleteFunc(dirNames(cache), func(name string) bool { return strings.HasPrefix(name, "apt-") })
+	if got, want := strings.Join(left, " "), rel.key()+"without-lab.json lock"; got != want {
 		t.Errorf("the cache holds %q, want %q", got, want)
 	}
 

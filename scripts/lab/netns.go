@@ -34,6 +34,7 @@ var (
 	// Every address of these can be used as a local address in Net.
 	Attack4  = netip.MustParsePrefix("198.18.0.0/16")
 	Attack6  = netip.MustParsePrefix("2001:db8:bad::/48")
+	Waited4  = netip.MustParsePrefix("198.18.77.0/24") // part of Attack4; Exim and Sendmail let them wait for the greeting
 	Senders4 = netip.MustParsePrefix("203.0.113.0/24")
 	Senders6 = netip.MustParsePrefix("2001:db8:600d::/48")
 )

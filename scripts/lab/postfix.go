@@ -3,21 +3,15 @@
 package lab
 
 import (
-	"bytes"
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"sync"
-	"syscall"
 	"time"
 )
 
@@ -48,6 +42,13 @@ type Options struct {
 	Hostname       string         // mx1.example.org
 	Resolver       string         // a name server's address; default: nobody, lookups fail at once
 	Main           map[string]string
+
+	// Of the servers below rsyslog: "traditional" (RFC 3164 stamps) or "iso".
+	// Postfix and Dovecot log by themselves and Exim into its own files if it
+	// is empty; for the others that is "iso".
+	Syslog    string
+	Mailboxes bool   // Dovecot serves IMAP and POP3 on 143 and 110; needs the root KindDovecot
+	Extra     string // lines for Dovecot's configuration, or that of the server that is no Postfix
 
 	copyRoot bool // for tests: as on a machine where overlays cannot be had
 }
@@ -90,17 +91,10 @@ func userAddress(n int) string { return fmt.Sprintf("user%d@example.org", n) }
 
 // Postfix is a running Postfix with Dovecot as its SASL server.
 type Postfix struct {
-	host    *Host
-	work    string
+	server
 	version string
-
-	mu   sync.Mutex // one Stop or Rotate at a time
-	cmd  *exec.Cmd
-	done chan struct{} // closed when the process is reaped
+	syslog  string
 }
-
-//go:embed start.sh
-var startScript string
 
 // StartPostfix runs the Postfix of rootDir (see PostfixRoot) on host and
 // returns when ports 25 and 587 greet. workDir is made if need be; it must not
@@ -123,17 +117,24 @@ func StartPostfix(ctx context.Context, host *Host, rootDir, workDir string, o Op
 	if workDir, err = filepath.Abs(workDir); err != nil {
 		return nil, err
 	}
-	p := &Postfix{host: host, work: workDir, version: info.postfix()}
+	p := &Postfix{version: info.version("postfix"), syslog: o.Syslog, server: server{
+		host: host, work: workDir, name: "Postfix", last: []string{"console.log", "log/dovecot.log", "log/mail.log"},
+		dirs: []string{"conf:etc/postfix", "dovecot:etc/dovecot", "log:var/log"},
+	}}
 	if err := p.writeFiles(info, rootDir, o); err != nil {
 		return nil, fmt.Errorf("configure Postfix: %w", err)
 	}
-	if err := p.start(rootDir, o); err != nil {
+	if err := p.start(rootDir, postfixScript(o), o); err != nil {
 		return nil, fmt.Errorf("start Postfix: %w", err)
 	}
 	if err := host.lab.adopt(p); err != nil {
 		return nil, errors.Join(err, p.Stop())
 	}
-	for _, port := range []uint16{25, 587} {
+	ports := []uint16{25, 587}
+	if o.Mailboxes {
+		ports = append(ports, 143, 110)
+	}
+	for _, port := range ports {
 		if err := p.awaitGreeting(ctx, port); err != nil {
 			return nil, errors.Join(fmt.Errorf("start Postfix: %w", err), p.Stop())
 		}
@@ -141,23 +142,16 @@ func StartPostfix(ctx context.Context, host *Host, rootDir, workDir string, o Op
 	return p, nil
 }
 
-func (p *Postfix) path(name string) string { return filepath.Join(p.work, name) }
-
-// writeFiles makes the working folder: root (the mount point), upper and work
-// (the overlay's), conf, dovecot and log (mounted into the root), bin.
+// writeFiles makes the working folder: conf, dovecot and log (mounted into the
+// root), bin.
 func (p *Postfix) writeFiles(info rootInfo, rootDir string, o Options) error {
-	for _, dir := range []string{"root", "upper", "work", "conf", "dovecot", "log", "bin"} {
-		if err := os.MkdirAll(p.path(dir), 0o755); err != nil {
-			return err
-		}
-	}
 	files := map[string]string{
 		"conf/main.cf":         p.mainCf(info, o),
 		"conf/master.cf":       masterCf(o),
 		"conf/recipients":      recipients(o, "%s OK\n"),
 		"dovecot/users":        recipients(o, "%s:{PLAIN}"+o.Password+"::::::\n"),
-		"dovecot/dovecot.conf": dovecotConf(info.Dovecot),
-		"resolv.conf":          "nameserver " + o.Resolver + "\noptions timeout:1 attempts:1\n",
+		"dovecot/dovecot.conf": dovecotConf(info.Dovecot, o),
+		"conf/rsyslog.conf":    rsyslogConf(o),
 	}
 	// These were part of the root's /etc/postfix, which conf covers.
 	for _, name := range []string{"postfix-files", "dynamicmaps.cf", "post-install", "postfix-script"} {
@@ -165,25 +159,8 @@ func (p *Postfix) writeFiles(info rootInfo, rootDir string, o Options) error {
 			files["conf/"+name] = string(text)
 		}
 	}
-	// RFC 3164 stamps have no zone: the log must be in the zone of whoever
-	// reads it on this machine.
-	zone := "/etc/localtime"
-	if tz := os.Getenv("TZ"); tz != "" {
-		zone = filepath.Join("/usr/share/zoneinfo", strings.TrimPrefix(tz, ":"))
-	}
-	if text, err := os.ReadFile(zone); err == nil {
-		files["localtime"] = string(text)
-	}
-	for name, text := range files {
-		if err := os.WriteFile(p.path(name), []byte(text), 0o644); err != nil {
-			return err
-		}
-		// Postfix waits 1.5 s for a file that was written a moment ago "to
-		// cool down".
-		old := time.Now().Add(-time.Minute)
-		if err := os.Chtimes(p.path(name), old, old); err != nil {
-			return err
-		}
+	if err := p.write(files, o); err != nil {
+		return err
 	}
 	return os.WriteFile(p.path("bin/postconf"), []byte(p.postconfScript(rootDir)), 0o755)
 }
@@ -206,7 +183,7 @@ func (p *Postfix) mainCf(info rootInfo, o Options) string {
 		"mynetworks":            o.networks(),
 		"inet_interfaces":       "all",
 		"inet_protocols":        "all",
-		"maillog_file":          "/var/log/mail.log",
+		"maillog_file":          map[bool]string{true: "/var/log/mail.log"}[o.Syslog == ""],
 		"maillog_file_prefixes": "/var",
 		// `postfix logrotate` compresses at once; an agent that still reads
 		// the old file is better served by logrotate's delaycompress.
@@ -305,7 +282,7 @@ postlog    unix-dgram n  -  n  -    1  postlogd
 // two seconds per failed login and without Dovecot's own penalty per address:
 // whether an attacker is slowed down is what the lab is there to measure.
 // Dovecot still answers failures only twice a second.
-func dovecotConf(version string) string {
+func dovecotConf(version string, o Options) string {
 	head := `auth_failure_delay = 0
 disable_plaintext_auth = no
 passdb {
@@ -313,7 +290,8 @@ passdb {
   args = /etc/dovecot/users
 }
 `
-	if !strings.HasPrefix(version, "2.3") && !strings.HasPrefix(version, "2.2") {
+	old := strings.HasPrefix(version, "2.3") || strings.HasPrefix(version, "2.2")
+	if !old {
 		head = `dovecot_config_version = 2.4.0
 dovecot_storage_version = 2.4.0
 auth_failure_delay = 0
@@ -323,9 +301,34 @@ passdb passwd-file {
 }
 `
 	}
-	return head + `protocols =
-ssl = no
-log_path = /var/log/dovecot.log
+	if o.Syslog == "" {
+		head += "log_path = /var/log/dovecot.log\n"
+	}
+	switch {
+	case !o.Mailboxes:
+		head += "protocols =\n"
+	case old:
+		head += `protocols = imap pop3
+userdb {
+  driver = static
+  args = uid=vmail gid=vmail home=/var/vmail/%u
+}
+mail_location = maildir:~/Maildir
+`
+	default:
+		head += `protocols = imap pop3
+userdb static {
+  fields {
+    uid = vmail
+    gid = vmail
+    home = /var/vmail/%{user}
+  }
+}
+mail_driver = maildir
+mail_path = ~/Maildir
+`
+	}
+	return head + o.Extra + `ssl = no
 base_dir = /run/dovecot
 auth_mechanisms = plain login
 service anvil {
@@ -358,86 +361,26 @@ exit $rc
 `, rootDir, p.path("conf"), p.LogPath())
 }
 
-func (info rootInfo) postfix() string {
-	for _, name := range info.Packages {
-		if v, ok := strings.CutPrefix(name, "postfix_"); ok {
-			v, _, _ = strings.Cut(v, "_")
-			v, _, _ = strings.Cut(v, "-")
-			return v
-		}
+func postfixScript(o Options) string {
+	log := ""
+	if o.Syslog != "" {
+		log = startSyslog + " /etc/postfix/rsyslog.conf\n"
 	}
-	return "?"
-}
-
-func (p *Postfix) start(rootDir string, o Options) error {
-	console, err := os.Create(p.path("console.log"))
-	if err != nil {
-		return err
-	}
-	defer console.Close()
-	mode := "overlay"
-	if o.copyRoot {
-		mode = "copy"
-	}
-	p.cmd = exec.Command("sh", "-c", startScript, "sh", rootDir, p.work, o.Hostname, mode)
-	p.cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
-	p.cmd.Stdout, p.cmd.Stderr = console, console
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC,
-		Setsid:     true, // a Ctrl-C is for the program that owns the lab
-		Pdeathsig:  syscall.SIGKILL,
-	}
-	p.done = make(chan struct{})
-	started := make(chan error)
-	go func() {
-		// Pdeathsig follows the thread that forked, so that thread must live
-		// as long as the child.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := p.host.Do(p.cmd.Start)
-		started <- err
-		if err == nil {
-			_ = p.cmd.Wait() // "signal: killed" is the usual end
-		}
-		close(p.done)
-	}()
-	return <-started
-}
-
-func (p *Postfix) awaitGreeting(ctx context.Context, port uint16) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
-	for {
-		s, err := open(ctx, p.host, netip.Addr{}, to, 5*time.Second)
-		if err == nil {
-			code, text, rerr := s.read()
-			s.quit()
-			if code == 220 {
-				return nil
-			}
-			err = errors.Join(fmt.Errorf("greeted with %d %s", code, text), rerr)
-		}
-		select {
-		case <-p.done:
-			return fmt.Errorf("it ended: %s", p.complaints())
-		case <-ctx.Done():
-			return fmt.Errorf("no greeting on port %d: %w: %s", port, err, p.complaints())
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-}
-
-// complaints are the last words of console and log.
-func (p *Postfix) complaints() string {
-	var out []byte
-	for _, name := range []string{"console.log", "log/dovecot.log", "log/mail.log"} {
-		text, _ := os.ReadFile(p.path(name))
-		if len(text) > 0 {
-			out = fmt.Appendf(out, "\n%s: %s", name, tailOf(text, 600))
-		}
-	}
-	return string(bytes.TrimSpace(out))
+	return log + `
+	# Postfix makes its queue folders at its first start, Dovecot wants this
+	# one before.
+	install -d -o postfix -m 700 /var/spool/postfix/private
+	dovecot
+	# smtpd dies without its SASL socket, and master then waits a minute
+	# before it starts another.
+	tries=0
+	until [ -S /var/spool/postfix/private/auth ]; do
+		tries=$((tries + 1))
+		[ $tries -lt 500 ] || { echo "no SASL socket from Dovecot" >&2; exit 1; }
+		sleep 0.01
+	done
+	exec postfix start-fg
+`
 }
 
 // Name says which Postfix it is.
@@ -453,28 +396,14 @@ func (p *Postfix) Bin() string { return p.path("bin") }
 // Conf is the folder that is /etc/postfix to the server.
 func (p *Postfix) Conf() string { return p.path("conf") }
 
-// Run runs a program of the root beside the server, such as "postfix", "reload".
-func (p *Postfix) Run(args ...string) ([]byte, error) {
-	select {
-	case <-p.done:
-		return nil, errors.New("Postfix is not running")
-	default:
-	}
-	in := []string{fmt.Sprintf("--target=%d", p.cmd.Process.Pid), "--mount", "--pid", "--net", "--uts", "--ipc", "--"}
-	cmd := exec.Command("nsenter", append(in, args...)...)
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return out, fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, tailOf(out, 300))
-	}
-	return out, nil
-}
-
 // Rotate (which takes over a second) runs Postfix's own `postfix logrotate`: the log is renamed to
 // mail.log.YYYYMMDD-hhmmss, all services are told to start afresh, and until
 // the logger has done so (a second or so) lines still go into the old file.
 // It returns when the new file is there.
 func (p *Postfix) Rotate() error {
+	if p.syslog != "" {
+		return p.rotateSyslog(p.LogPath())
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if _, err := p.Run("postfix", "logrotate"); err != nil {
@@ -492,25 +421,4 @@ func (p *Postfix) Rotate() error {
 		time.Sleep(100 * time.Millisecond)
 	}
 	return fmt.Errorf("no new %s five seconds after the rotation", p.LogPath())
-}
-
-// Stop ends Postfix and all its children. It may be called again.
-func (p *Postfix) Stop() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	// The master of Postfix stops its children on SIGTERM. Before it runs, pid
-	// 1 is a shell, which as pid 1 gets only signals it asked for.
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-p.done:
-	case <-time.After(2 * time.Second):
-		// The death of pid 1 is the death of its namespace.
-		_ = p.cmd.Process.Kill()
-		<-p.done
-	}
-	var errs []error
-	for _, dir := range []string{"root", "upper", "work"} {
-		errs = append(errs, os.RemoveAll(p.path(dir)))
-	}
-	return errors.Join(errs...)
 }

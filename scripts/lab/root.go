@@ -4,6 +4,7 @@ package lab
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -25,12 +26,45 @@ import (
 // recipe is part of the cache key: raise it when what goes into a root changes.
 const recipe = "r1"
 
-// What Postfix's own start-up scripts call, Postfix, and Dovecot as its SASL
-// server. mount is for leaving the old root behind (see postfix.go).
-var rootPackages = []string{
-	"postfix", "postfix-lmdb", "dovecot-core",
-	"dash", "coreutils", "sed", "grep", "findutils", "gawk", "diffutils", "mount",
+// A Kind is what a private root holds.
+type Kind string
+
+// The kinds of root. Packages that conflict with each other need roots of their
+// own.
+const (
+	KindPostfix   Kind = "postfix"   // Postfix, and Dovecot as its SASL server
+	KindDovecot   Kind = "dovecot"   // the same, Dovecot's IMAP and POP3, and rsyslog
+	KindExim      Kind = "exim"      // Exim and rsyslog
+	KindOpenSMTPD Kind = "opensmtpd" // OpenSMTPD and rsyslog
+	KindSendmail  Kind = "sendmail"  // Sendmail, Cyrus SASL and rsyslog
+	KindFail2ban  Kind = "fail2ban"  // fail2ban and its Python
+
+	// The same from a newer release, on Debian only; see newerSuites.
+	KindDovecot24  Kind = "dovecot24"  // Dovecot 2.4, whose configuration and log are others
+	KindOpenSMTPD7 Kind = "opensmtpd7" // OpenSMTPD 7; 6.8 has no TLS under OpenSSL 3, and so no logins
+)
+
+// newerSuites are the kinds of root that are made from another release than
+// the machine's: a root has its own C library.
+var newerSuites = map[Kind]string{KindDovecot24: "trixie", KindOpenSMTPD7: "trixie"}
+
+// A root's contents: the package that gives it its name, and the others. What
+// the start-up scripts of the lab and of the servers call is in all of them.
+// mount is for leaving the old root behind (see start.sh).
+var rootPackages = map[Kind][]string{
+	KindPostfix: {"postfix", "postfix-lmdb", "dovecot-core", "sed", "grep", "findutils", "gawk", "diffutils"},
+	KindDovecot: {"dovecot-core", "dovecot-imapd", "dovecot-pop3d", "postfix", "postfix-lmdb", "rsyslog",
+		"sed", "grep", "findutils", "gawk", "diffutils"},
+	KindDovecot24: {"dovecot-core", "dovecot-imapd", "dovecot-pop3d", "postfix", "postfix-lmdb", "rsyslog",
+		"sed", "grep", "findutils", "gawk", "diffutils"},
+	KindExim:       {"exim4-daemon-light", "rsyslog"},
+	KindOpenSMTPD:  {"opensmtpd", "rsyslog"},
+	KindOpenSMTPD7: {"opensmtpd", "rsyslog"},
+	KindSendmail:   {"sendmail-bin", "sendmail-cf", "sensible-mda", "m4", "sasl2-bin", "libsasl2-modules", "rsyslog", "sed", "grep"},
+	KindFail2ban:   {"fail2ban", "python3", "python3-pyinotify"},
 }
+
+var anyRoot = []string{"dash", "coreutils", "mount"}
 
 // Users of the private root, by number: maintainer scripts, which would have
 // made them, are not run.
@@ -39,23 +73,45 @@ const (
 	uidDovecot  = 28902
 	uidDovenull = 28903
 	gidPostdrop = 28904
+	uidExim     = 28905
+	uidSMTPD    = 28906
+	uidSMTPQ    = 28907
+	uidSendmail = 28908
+	uidSubmit   = 28909
+	uidUser     = 28910
+	gidSASL     = 28911
 )
 
 var rootFiles = map[string]string{
 	"etc/passwd": fmt.Sprintf(`root:x:0:0:root:/root:/bin/sh
+mail:x:8:8:mail:/var/mail:/bin/false
 nobody:x:65534:65534:nobody:/nonexistent:/bin/false
 postfix:x:%[1]d:%[1]d:Postfix:/var/spool/postfix:/bin/false
 dovecot:x:%[2]d:%[2]d:Dovecot:/nonexistent:/bin/false
 dovenull:x:%[3]d:%[3]d:Dovecot login:/nonexistent:/bin/false
-`, uidPostfix, uidDovecot, uidDovenull),
+Debian-exim:x:%[4]d:%[4]d:Exim:/var/spool/exim4:/bin/false
+opensmtpd:x:%[5]d:%[5]d:OpenSMTPD:/var/lib/opensmtpd/empty:/bin/false
+opensmtpq:x:%[6]d:%[6]d:OpenSMTPD queue:/var/lib/opensmtpd/empty:/bin/false
+smmta:x:%[7]d:%[7]d:Sendmail:/var/lib/sendmail:/bin/false
+smmsp:x:%[8]d:%[8]d:Sendmail submission:/var/lib/sendmail:/bin/false
+vmail:x:%[9]d:%[9]d:mailboxes:/var/vmail:/bin/false
+`, uidPostfix, uidDovecot, uidDovenull, uidExim, uidSMTPD, uidSMTPQ, uidSendmail, uidSubmit, uidUser),
 	"etc/group": fmt.Sprintf(`root:x:0:
+adm:x:4:
 mail:x:8:
 nogroup:x:65534:
 postfix:x:%d:
 dovecot:x:%d:
 dovenull:x:%d:
 postdrop:x:%d:
-`, uidPostfix, uidDovecot, uidDovenull, gidPostdrop),
+Debian-exim:x:%d:
+opensmtpd:x:%d:
+opensmtpq:x:%d:
+smmta:x:%d:
+smmsp:x:%d:
+vmail:x:%d:
+sasl:x:%d:
+`, uidPostfix, uidDovecot, uidDovenull, gidPostdrop, uidExim, uidSMTPD, uidSMTPQ, uidSendmail, uidSubmit, uidUser, gidSASL),
 	"etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\nprotocols: files\n",
 	"etc/hosts":         "127.0.0.1 localhost\n::1 localhost\n",
 	// Nobody answers there: a lookup fails at once instead of leaving the lab.
@@ -89,6 +145,15 @@ func CacheDir() string {
 // root once it is there. Concurrent callers, in other processes too, wait for
 // one download. log, which may be nil, is told what takes long.
 func PostfixRoot(ctx context.Context, cacheDir string, log func(string)) (string, error) {
+	return Root(ctx, cacheDir, KindPostfix, log)
+}
+
+// Root is PostfixRoot for any kind of root. The names of the others begin with
+// their kind.
+func Root(ctx context.Context, cacheDir string, kind Kind, log func(string)) (string, error) {
+	if rootPackages[kind] == nil {
+		return "", fmt.Errorf("no kind of root is called %q", kind)
+	}
 	if log == nil {
 		log = func(string) {}
 	}
@@ -96,7 +161,7 @@ func PostfixRoot(ctx context.Context, cacheDir string, log func(string)) (string
 	if err != nil {
 		return "", err
 	}
-	if dir := newestRoot(cacheDir, rel.key()); dir != "" {
+	if dir := newestRoot(cacheDir, kind, rel); dir != "" {
 		return dir, nil
 	}
 	if os.Geteuid() != 0 {
@@ -110,7 +175,7 @@ func PostfixRoot(ctx context.Context, cacheDir string, log func(string)) (string
 		return "", err
 	}
 	defer unlock()
-	if dir := newestRoot(cacheDir, rel.key()); dir != "" {
+	if dir := newestRoot(cacheDir, kind, rel); dir != "" {
 		return dir, nil // somebody else made it while we waited
 	}
 	// The lock is ours, so a temporary folder here is a dead run's.
@@ -126,10 +191,17 @@ func PostfixRoot(ctx context.Context, cacheDir string, log func(string)) (string
 		return "", err
 	}
 	defer os.RemoveAll(tmp)
-	b := builder{tmp: tmp, root: filepath.Join(tmp, "root"), rel: rel, log: log}
+	suite := newerSuites[kind]
+	if suite != "" && rel.id != "debian" {
+		return "", fmt.Errorf("the root for %s is made from Debian %s, and this is %s", kind, suite, rel.id)
+	}
+	b := builder{
+		kind: kind, suite: suite, tmp: tmp, root: filepath.Join(tmp, "root"), rel: rel, log: log,
+		lists: filepath.Join(cacheDir, "apt-"+rel.key()+cmp.Or(suite, rel.codename)),
+	}
 	name, err := b.build(ctx)
 	if err != nil {
-		return "", fmt.Errorf("make a private Postfix root: %w", err)
+		return "", fmt.Errorf("make a private root for %s: %w", kind, err)
 	}
 	dir := filepath.Join(cacheDir, name)
 	if err := os.Rename(b.root, dir); err != nil {
@@ -140,7 +212,8 @@ func PostfixRoot(ctx context.Context, cacheDir string, log func(string)) (string
 
 // newestRoot returns the most recently made finished root, or "". A root gets
 // its name by rename, so one that has its name is finished.
-func newestRoot(cacheDir, key string) string {
+func newestRoot(cacheDir string, kind Kind, rel release) string {
+	key := rootName(kind, rel)
 	var best string
 	var bestTime time.Time
 	for _, name := range dirNames(cacheDir) {
@@ -199,7 +272,7 @@ func hostRelease() (release, error) {
 	}
 	for _, tool := range []string{"apt-get", "apt-config", "dpkg", "dpkg-deb", "tar"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			return release{}, fmt.Errorf("no %s here: the Postfix root is made from Debian or Ubuntu packages", tool)
+			return release{}, fmt.Errorf("no %s here: private roots are made from Debian or Ubuntu packages", tool)
 		}
 	}
 	arch, err := exec.Command("dpkg", "--print-architecture").Output()
@@ -213,10 +286,59 @@ func hostRelease() (release, error) {
 	return r, nil
 }
 
+// rootName is how the name of a root begins. That of Postfix is the oldest and
+// has no kind in front.
+func rootName(kind Kind, rel release) string {
+	name := rel.key() + rootPackages[kind][0] + "_"
+	if kind != KindPostfix {
+		name = string(kind) + "-" + name
+	}
+	return name
+}
+
 type builder struct {
+	kind      Kind
 	tmp, root string
+	suite     string // another than the machine's
+	lists     string // package lists, shared by the kinds of root
 	rel       release
 	log       func(string)
+}
+
+// freshLists is how old package lists may be before they are read again.
+const freshLists = time.Hour
+
+// download gets the packages into tmp. A mirror in the middle of an update
+// answers 404 for what its lists name, and a network fails now and then: the
+// lists are read anew and all is tried again, three times in all.
+func (b *builder) download(ctx context.Context) error {
+	want := append(slices.Clone(rootPackages[b.kind]), anyRoot...)
+	stamp := filepath.Join(b.lists, "read")
+	var err error
+	for try := range 3 {
+		if try > 0 {
+			b.log(fmt.Sprintf("that failed, trying again: %.200s", err))
+			select {
+			case <-ctx.Done():
+				return errors.Join(err, ctx.Err())
+			case <-time.After(time.Duration(try) * 3 * time.Second):
+			}
+		}
+		if st, serr := os.Stat(stamp); try > 0 || serr != nil || time.Since(st.ModTime()) > freshLists {
+			b.log("reading the package lists of this distribution")
+			if err = b.run(ctx, "apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update"); err != nil {
+				continue
+			}
+			if err := os.WriteFile(stamp, nil, 0o644); err != nil {
+				return err
+			}
+		}
+		b.log(fmt.Sprintf("downloading %s (once)", b.kind))
+		if err = b.run(ctx, "apt-get", append([]string{"-q", "-y", "--download-only", "install"}, want...)...); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w\nhint: apt must reach the mirrors in /etc/apt (apt-config dump Acquire shows its proxies); packages are kept in %s once they are there", err, filepath.Dir(b.lists))
 }
 
 // build fills b.root and returns the name it deserves in the cache.
@@ -224,12 +346,7 @@ func (b *builder) build(ctx context.Context) (string, error) {
 	if err := b.writeAptConf(ctx); err != nil {
 		return "", err
 	}
-	b.log("reading the package lists of this distribution")
-	if err := b.run(ctx, "apt-get", "-q", "update"); err != nil {
-		return "", err
-	}
-	b.log("downloading Postfix and Dovecot (about 50 MB, once)")
-	if err := b.run(ctx, "apt-get", append([]string{"-q", "-y", "--download-only", "install"}, rootPackages...)...); err != nil {
+	if err := b.download(ctx); err != nil {
 		return "", err
 	}
 	debs, err := filepath.Glob(filepath.Join(b.tmp, "cache/archives/*.deb"))
@@ -244,12 +361,12 @@ func (b *builder) build(ctx context.Context) (string, error) {
 		return "", err
 	}
 	info := rootInfo{}
-	postfix := ""
+	version := ""
 	for _, deb := range debs {
 		name := strings.ReplaceAll(filepath.Base(deb), "%3a", ":") // apt's escape
 		info.Packages = append(info.Packages, name)
-		if f := strings.Split(name, "_"); len(f) == 3 && f[0] == "postfix" {
-			postfix = f[1]
+		if f := strings.Split(name, "_"); len(f) == 3 && f[0] == rootPackages[b.kind][0] {
+			version = f[1]
 		}
 	}
 	slices.Sort(info.Packages)
@@ -264,7 +381,7 @@ func (b *builder) build(ctx context.Context) (string, error) {
 		return "", err
 	}
 	sum := sha256.Sum256([]byte(strings.Join(info.Packages, "\n")))
-	return b.rel.key() + "postfix_" + strings.NewReplacer(":", "-", "/", "-", "~", "-", "+", "-").Replace(postfix) +
+	return rootName(b.kind, b.rel) + strings.NewReplacer(":", "-", "/", "-", "~", "-", "+", "-").Replace(version) +
 		"-" + hex.EncodeToString(sum[:6]), nil
 }
 
@@ -273,10 +390,13 @@ func (b *builder) build(ctx context.Context) (string, error) {
 // packages, and above all none of the hooks in apt.conf.d, some of which empty
 // the host's own cache.
 func (b *builder) writeAptConf(ctx context.Context) error {
-	for _, dir := range []string{"state/lists/partial", "cache/archives/partial", "sources", "log"} {
+	for _, dir := range []string{"state", "cache/archives/partial", "sources", "log"} {
 		if err := os.MkdirAll(filepath.Join(b.tmp, dir), 0o755); err != nil {
 			return err
 		}
+	}
+	if err := os.MkdirAll(filepath.Join(b.lists, "partial"), 0o755); err != nil {
+		return err
 	}
 	if err := os.WriteFile(filepath.Join(b.tmp, "status"), nil, 0o644); err != nil {
 		return err
@@ -291,6 +411,7 @@ func (b *builder) writeAptConf(ctx context.Context) error {
 	}
 	conf := fmt.Sprintf(`%[2]s
 Dir::State "%[1]s/state";
+Dir::State::lists "%[4]s";
 Dir::State::status "%[1]s/status";
 Dir::Cache "%[1]s/cache";
 Dir::Log "%[1]s/log";
@@ -305,7 +426,7 @@ APT::Install-Suggests "0";
 APT::Sandbox::User "root";
 Acquire::Languages "none";
 Acquire::Retries "3";
-`, b.tmp, acquire, b.rel.arch)
+`, b.tmp, acquire, b.rel.arch, b.lists)
 	return os.WriteFile(filepath.Join(b.tmp, "apt.conf"), []byte(conf), 0o644)
 }
 
@@ -331,8 +452,11 @@ func (b *builder) copySources() error {
 		return errors.New("this machine has no apt sources")
 	}
 	for path, text := range texts {
-		if ours && !suite.Match(text) {
+		if (ours || b.suite != "") && !suite.Match(text) {
 			continue
+		}
+		if b.suite != "" {
+			text = bytes.ReplaceAll(text, []byte(b.rel.codename), []byte(b.suite))
 		}
 		if err := os.WriteFile(filepath.Join(b.tmp, "sources", filepath.Base(path)), text, 0o644); err != nil {
 			return err
@@ -388,7 +512,7 @@ func (b *builder) unpack(ctx context.Context, debs []string) error {
 
 // finish does what maintainer scripts would have done, as far as it matters.
 func (b *builder) finish() error {
-	for _, dir := range []string{"dev", "proc", "tmp", "run", "root", "old-root", "var/log", "var/lib/postfix", "var/lib/dovecot", "etc/postfix", "etc/dovecot"} {
+	for _, dir := range []string{"dev", "proc", "tmp", "run", "root", "old-root", "var/log", "var/lib", "var/spool/rsyslog", "etc"} {
 		if err := os.MkdirAll(filepath.Join(b.root, dir), 0o755); err != nil {
 			return err
 		}
@@ -398,21 +522,90 @@ func (b *builder) finish() error {
 			return err
 		}
 	}
-	// update-alternatives would have made this one.
-	if err := os.Symlink("gawk", filepath.Join(b.root, "usr/bin/awk")); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	if _, err := os.Stat(filepath.Join(b.root, "usr/lib/postfix/postfix-lmdb.so")); err == nil {
-		line := "lmdb\tpostfix-lmdb.so\tdict_lmdb_open\tmkmap_lmdb_open\n"
-		if err := os.WriteFile(filepath.Join(b.root, "etc/postfix/dynamicmaps.cf"), []byte(line), 0o644); err != nil {
-			return err
-		}
-	}
 	if err := os.Chmod(filepath.Join(b.root, "tmp"), 0o777|os.ModeSticky); err != nil {
 		return err
 	}
+	for _, step := range rootSteps[b.kind] {
+		if err := step(b.root); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var rootSteps = map[Kind][]func(root string) error{
+	KindPostfix:   {finishPostfix},
+	KindDovecot:   {finishPostfix, ownedDir("var/vmail", uidUser, uidUser, 0o700)},
+	KindDovecot24: {finishPostfix, ownedDir("var/vmail", uidUser, uidUser, 0o700)},
+	KindExim: {
+		ownedDir("var/spool/exim4", uidExim, uidExim, 0o750),
+		ownedDir("etc/exim4", 0, 0, 0o755),
+		link("exim4", "usr/sbin/exim"),
+	},
+	KindOpenSMTPD:  finishOpenSMTPD,
+	KindOpenSMTPD7: finishOpenSMTPD,
+	KindSendmail: {
+		ownedDir("var/spool/mqueue", uidSendmail, uidSubmit, 0o2750),
+		ownedDir("var/spool/mqueue-client", uidSubmit, uidSubmit, 0o2770),
+		ownedDir("run/sendmail/mta", uidSendmail, uidSubmit, 0o755),
+		ownedDir("var/lib/sendmail", uidSendmail, uidSubmit, 0o755),
+		ownedDir("etc/mail/sasl", 0, 0, 0o755),
+		// update-alternatives would have made these.
+		link("../libexec/sendmail/sendmail", "usr/sbin/sendmail"),
+		link("../libexec/sendmail/makemap", "usr/sbin/makemap"),
+	},
+	KindFail2ban: {
+		ownedDir("run/fail2ban", 0, 0, 0o755),
+		ownedDir("var/lib/fail2ban", 0, 0, 0o755),
+		ownedDir("etc/lab", 0, 0, 0o755),
+	},
+}
+
+var finishOpenSMTPD = []func(root string) error{
+	ownedDir("var/lib/opensmtpd/empty", 0, 0, 0o711),
+	ownedDir("var/spool/smtpd", 0, 0, 0o711),
+	ownedDir("etc/lab", 0, 0, 0o755),
+	func(root string) error { // as its maintainer script does
+		path := filepath.Join(root, "usr/sbin/smtpctl")
+		return errors.Join(os.Chown(path, 0, uidSMTPQ), os.Chmod(path, 0o755|os.ModeSetgid))
+	},
+}
+
+func ownedDir(name string, uid, gid int, mode uint32) func(string) error {
+	return func(root string) error {
+		dir := filepath.Join(root, name)
+		// chmod comes after the chown, which clears the set-group-id bit.
+		return errors.Join(os.MkdirAll(dir, 0o755), os.Chown(dir, uid, gid), unix.Chmod(dir, mode))
+	}
+}
+
+func link(target, name string) func(string) error {
+	return func(root string) error {
+		if err := os.Symlink(target, filepath.Join(root, name)); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		return nil
+	}
+}
+
+func finishPostfix(root string) error {
+	for _, dir := range []string{"var/lib/postfix", "var/lib/dovecot", "etc/postfix", "etc/dovecot"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	// update-alternatives would have made this one.
+	if err := link("gawk", "usr/bin/awk")(root); err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(root, "usr/lib/postfix/postfix-lmdb.so")); err == nil {
+		line := "lmdb\tpostfix-lmdb.so\tdict_lmdb_open\tmkmap_lmdb_open\n"
+		if err := os.WriteFile(filepath.Join(root, "etc/postfix/dynamicmaps.cf"), []byte(line), 0o644); err != nil {
+			return err
+		}
+	}
 	for _, name := range []string{"usr/sbin/postdrop", "usr/sbin/postqueue"} {
-		path := filepath.Join(b.root, name)
+		path := filepath.Join(root, name)
 		if err := os.Chown(path, 0, gidPostdrop); err != nil {
 			return err
 		}
@@ -421,11 +614,15 @@ func (b *builder) finish() error {
 			return err
 		}
 	}
-	return os.Chown(filepath.Join(b.root, "var/lib/postfix"), uidPostfix, uidPostfix)
+	return os.Chown(filepath.Join(root, "var/lib/postfix"), uidPostfix, uidPostfix)
 }
 
 // ask fills in what the binaries say of themselves.
 func (b *builder) ask(ctx context.Context, info *rootInfo) error {
+	info.Dovecot = info.version("dovecot-core")
+	if info.version("postfix") == "" {
+		return nil
+	}
 	conf := filepath.Join(b.root, "etc/postfix/main.cf")
 	if err := os.WriteFile(conf, []byte("compatibility_level = 3.6\n"), 0o644); err != nil {
 		return err
@@ -435,16 +632,22 @@ func (b *builder) ask(ctx context.Context, info *rootInfo) error {
 		return fmt.Errorf("postconf -m: %w: %s", err, tailOf(out, 300))
 	}
 	info.Maps = strings.Fields(string(out))
+	return os.Remove(conf)
+}
+
+// version of a package, without epoch and Debian's revision; "" if it is not there.
+func (info *rootInfo) version(name string) string {
 	for _, p := range info.Packages {
-		if v, ok := strings.CutPrefix(p, "dovecot-core_"); ok {
-			_, after, epoch := strings.Cut(v, ":")
-			if epoch {
+		if v, ok := strings.CutPrefix(p, name+"_"); ok {
+			if _, after, epoch := strings.Cut(v, ":"); epoch {
 				v = after
 			}
-			info.Dovecot, _, _ = strings.Cut(v, "_")
+			v, _, _ = strings.Cut(v, "_")
+			v, _, _ = strings.Cut(v, "-")
+			return v
 		}
 	}
-	return os.Remove(conf)
+	return ""
 }
 
 func readRootInfo(root string) (rootInfo, error) {
@@ -454,7 +657,7 @@ func readRootInfo(root string) (rootInfo, error) {
 		err = json.Unmarshal(text, &info)
 	}
 	if err != nil {
-		return info, fmt.Errorf("%s is not a root made by PostfixRoot: %w", root, err)
+		return info, fmt.Errorf("%s is not a root made by the lab: %w", root, err)
 	}
 	return info, nil
 }

@@ -5,6 +5,7 @@ package lab
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -74,6 +75,32 @@ func (s *session) write(text string) error {
 	}
 	_, err := io.WriteString(s.conn, text)
 	return err
+}
+
+// line reads one line, without its end.
+func (s *session) line() (string, error) {
+	if err := s.conn.SetReadDeadline(time.Now().Add(s.timeout)); err != nil {
+		return "", err
+	}
+	line, err := s.in.ReadSlice('\n')
+	return strings.TrimRight(string(line), "\r\n"), err
+}
+
+// startTLS changes to TLS. The certificate is not looked at: servers of the lab
+// make their own.
+func (s *session) startTLS() error {
+	if code, text, err := s.command("STARTTLS"); err != nil || code != 220 {
+		return errors.Join(fmt.Errorf("STARTTLS: %d %s", code, text), err)
+	}
+	c := tls.Client(s.conn, &tls.Config{InsecureSkipVerify: true})
+	if err := s.conn.SetDeadline(time.Now().Add(s.timeout)); err != nil {
+		return err
+	}
+	if err := c.Handshake(); err != nil {
+		return fmt.Errorf("TLS: %w", err)
+	}
+	s.conn, s.in = c, bufio.NewReaderSize(c, maxReplyLine)
+	return nil
 }
 
 // read reads one reply, of one or more lines.

@@ -22,6 +22,7 @@ type Talk struct {
 	From    string        // argument of MAIL FROM:, brackets included; "<sender@example.net>"
 	Connect time.Duration // to connect; 2 s
 	Reply   time.Duration // to wait for each reply; 10 s
+	TLS     bool          // STARTTLS before the first EHLO that counts
 	Persist bool          // go on after a connect or a reply timed out; else that ends it
 }
 
@@ -162,6 +163,15 @@ func (c *client) greeted(ctx context.Context, s *session) bool {
 		c.Refused++
 		s.close()
 		return false
+	}
+	if c.talk.TLS {
+		if code := c.say(ctx, s, "EHLO "+c.talk.Helo); code == 0 {
+			return false
+		}
+		if err := s.startTLS(); err != nil {
+			c.lost(ctx, s, err)
+			return false
+		}
 	}
 	c.Sessions++
 	return true
@@ -315,6 +325,17 @@ type SASLOptions struct {
 // SASLBrute tries to log in. Accepted counts good logins, Rejected bad ones. A
 // port without AUTH rejects every attempt too (503).
 func SASLBrute(ctx context.Context, h *Host, from netip.Addr, to netip.AddrPort, o SASLOptions) Result {
+	o = o.withDefaults()
+	c := newClient(h, from, to, o.Talk)
+	for tried := 0; tried < o.Attempts && c.more(ctx); {
+		n := c.logins(ctx, min(o.PerSession, o.Attempts-tried), o, func(i int) string { return o.user(tried + i) })
+		tried += max(n, 1)
+		pause(ctx, o.Pause)
+	}
+	return c.result()
+}
+
+func (o SASLOptions) withDefaults() SASLOptions {
 	if o.Attempts == 0 {
 		o.Attempts = 10
 	}
@@ -324,19 +345,14 @@ func SASLBrute(ctx context.Context, h *Host, from netip.Addr, to netip.AddrPort,
 	if o.Password == "" {
 		o.Password = "wrong"
 	}
-	c := newClient(h, from, to, o.Talk)
-	user := func(i int) string {
-		if len(o.Users) > 0 {
-			return o.Users[i%len(o.Users)]
-		}
-		return fmt.Sprintf("guess%d@example.org", i+1)
+	return o
+}
+
+func (o SASLOptions) user(i int) string {
+	if len(o.Users) > 0 {
+		return o.Users[i%len(o.Users)]
 	}
-	for tried := 0; tried < o.Attempts && c.more(ctx); {
-		n := c.logins(ctx, min(o.PerSession, o.Attempts-tried), o, func(i int) string { return user(tried + i) })
-		tried += max(n, 1)
-		pause(ctx, o.Pause)
-	}
-	return c.result()
+	return fmt.Sprintf("guess%d@example.org", i+1)
 }
 
 // logins tries up to n names in one session and returns how many were answered.

@@ -152,7 +152,7 @@ func (p *Parser) dovecotLogin(b []byte, e *Event) bool {
 		}
 	}
 	e.Source, e.Kind = a, Other
-	if string(head) == "Login" {
+	if string(head) == "Login" || string(head) == "Logged in" { // the latter since 2.4
 		e.Kind, e.User = AuthSuccess, p.userHash(user)
 		return true
 	}

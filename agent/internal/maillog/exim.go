@@ -72,6 +72,18 @@ func (h *header) eximMessage(p *Parser, m []byte, e *Event) bool {
 	case 'S':
 		return h.eximS(m, e)
 	case 'n', 'u', 'r', 't':
+		if c, ok := cut(m, "unqualified "); ok {
+			// "{verify|recipient|sender} rejected: <TEXT> H=HOSTTEXT"; TEXT is the client's.
+			n := 0
+			for n < len(c) && n < 16 && isAlpha(c[n]) {
+				n++
+			}
+			if c, ok = cut(c[n:], " rejected: <"); !ok {
+				return false
+			}
+			e.Kind = ProtocolError
+			return h.afterMark(c, "> H=", e)
+		}
 		if ok, known := h.eximWords(m, e); known {
 			return ok
 		}
@@ -435,6 +447,13 @@ func (p *Parser) eximAuth(h *header, b []byte, e *Event) bool {
 	if !has(b, "5") || oursAuth(b[min(4, len(b)):]) {
 		return true // 435 Unable to authenticate at present
 	}
+	if has(b, "501 ") {
+		// No password was tried: "501 Authentication cancelled", "501 Invalid base64 data".
+		if has(b, "501 Invalid base64") {
+			e.Kind = ProtocolError
+		}
+		return true
+	}
 	e.Kind = AuthFailure
 	if i := bytes.Index(b, []byte("(set_id=")); i >= 0 && b[len(b)-1] == ')' {
 		e.User = p.userHash(b[i+len("(set_id=") : len(b)-1])
@@ -628,9 +647,12 @@ func eximEnds(b []byte, words string) bool {
 // client's may follow. The place is certain if `" H=` stands in the line once, and the line is so short that the true one
 // cannot have been cut off.
 func (h *header) afterText(b []byte, e *Event) bool {
-	mark := []byte(`" H=`)
-	i := bytes.Index(b, mark)
-	if i < 0 || h.part || len(b) > whole && h.mta != Exim || len(b) > 7000 || !has(b, `"`) || bytes.LastIndex(b, mark) != i {
+	return has(b, `"`) && h.afterMark(b, `" H=`, e)
+}
+
+func (h *header) afterMark(b []byte, mark string, e *Event) bool {
+	i := bytes.Index(b, []byte(mark))
+	if i < 0 || h.part || len(b) > whole && h.mta != Exim || len(b) > 7000 || bytes.LastIndex(b, []byte(mark)) != i {
 		return false
 	}
 	_, ok := h.hostText(b[i+len(mark):], e)
@@ -682,6 +704,7 @@ var eximStarts = [...]struct {
 	{"unexpected EOF while reading SMTP command from ", 0, LostConnection},
 	{"rejected EHLO from ", 0, HeloReject},
 	{"rejected HELO from ", 0, HeloReject},
+	{"rejected MAIL from ", 0, ProtocolError}, // no HELO/EHLO given
 	{"refused connection from ", 0, Other},
 	{"rejected connection from ", 0, Other},
 	{"temporarily refused connection from ", 0, RateLimit},

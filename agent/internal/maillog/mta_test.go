@@ -26,13 +26,14 @@ var shapes = map[MTA][]*regexp.Regexp{
 			`SMTP (?:connection|call) from |SMTP (?:command|data) timeout (?:\(message abandoned\) )?on (?:TLS )?connection from |`+
 			`SMTP (?:syntax|protocol) error in ".*?" H=|SMTP protocol synchronization error \([^)]*\): rejected (?:connection from|".*?") H=|`+
 			`no MAIL in SMTP connection from |no IP address found for host [A-Za-z0-9._-]* \(during SMTP connection from |unexpected (?:disconnection|EOF) while reading SMTP command from |`+
-			`rejected (?:EHLO|HELO) from |(?:temporarily )?(?:refused|rejected) connection from |Connection from |TLS error on connection from )`+eximRE,
+			`rejected (?:EHLO|HELO|MAIL) from |unqualified [a-z]+ rejected: <.*?> H=|(?:temporarily )?(?:refused|rejected) connection from |Connection from |TLS error on connection from )`+eximRE,
 		`(?:\[1[/\\]\d+\] )?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[0-9.]*(?: [+-]\d{4})? )?(?:\[\d+\] )?no host name found for IP address `+ipRE+`(?: |$)`,
 	),
 	Sendmail: compile(
-		`[A-Za-z0-9]{5,24}: (?:lost input channel from |timeout waiting for input from |rejecting commands from |AUTH=server, relay=|)`+relayRE,
+		`[A-Za-z0-9]{5,24}: (?:lost input channel from |timeout waiting for input from |rejecting commands from |rejecting server [A-Z-]+ from |collect: relay=|AUTH=server, relay=|)`+relayRE,
+		`AUTH=server, relay=`+relayRE,
 		`[A-Za-z0-9]{5,24}: ruleset=.*, relay=`+relayRE+`, reject=`,
-		`[A-Za-z0-9]{5,24}: (?:from=|AUTH failure \().*, relay=`+relayRE+`$`,
+		`[A-Za-z0-9]{5,24}: (?:from=|AUTH failure \(|AUTH decode64 error \[).*, relay=`+relayRE+`$`,
 	),
 	OpenSMTPD: compile(
 		`[0-9A-Fa-f]{16} smtp connected address=\[?(?:IPv6:)?`+ipRE+`\]?(?: |$)`,
@@ -93,6 +94,8 @@ var places = map[MTA][]place{
 		{"exim", "login authenticator failed for (h) [192.0.2.1]: 535 Incorrect authentication data (set_id=@)", false},
 		{"exim", "login authenticator failed for (@) [192.0.2.1]: 535 Incorrect authentication data (set_id=@)", false},
 		{"exim", `SMTP syntax error in "@" H=(h) [192.0.2.1] unrecognized command`, false},
+		{"exim", "unqualified verify rejected: <@> H=(h) [192.0.2.1]", false},
+		{"exim", "unqualified recipient rejected: <@> H=(@) [192.0.2.1]", false},
 		{"exim", `SMTP syntax error in "@" H=(@) [192.0.2.1] unrecognized command`, false},
 		{"exim", `SMTP protocol synchronization error (x): rejected "@" H=[192.0.2.1] next input="@"`, false},
 		{"exim", `SMTP call from (@) [192.0.2.1] dropped: too many syntax or protocol errors (last command was "@")`, false},
@@ -107,6 +110,10 @@ var places = map[MTA][]place{
 		{"sm-mta", "622A1abC012345: ruleset=check_rcpt, arg1=<r>, relay=@@h [192.0.2.1], reject=550 5.1.1 <r>... User unknown", false},
 		{"sm-mta", "622A1abC012345: AUTH failure (@): x, user=@, relay=h [192.0.2.1]", false},
 		{"sm-mta", "622A1abC012345: AUTH=server, relay=h [192.0.2.1], authid=@, mech=PLAIN, bits=0", false},
+		{"sm-mta", "AUTH=server, relay=[192.0.2.1], authid=@, mech=PLAIN, bits=0", false},
+		{"sm-mta", `622A1abC012345: AUTH decode64 error [-5 for "@"], relay=[192.0.2.1]`, false},
+		{"sm-mta", `622A1abC012345: [192.0.2.1]: probable open proxy: command=@`, false},
+		{"sm-mta", `622A1abC012345: collect: relay=[192.0.2.1], from=<@>, info=unexpected close`, false},
 		{"sm-mta", "622A1abC012345: from=<@>, size=1, class=0, nrcpts=1, msgid=<@>, proto=SMTP, daemon=MTA, relay=h [192.0.2.1]", false},
 		{"sm-mta", "622A1abC012345: lost input channel from @@h [192.0.2.1] to MTA after rcpt", false},
 		{"sm-mta", "622A1abC012345: h [192.0.2.1]: VRFY @ [rejected]", false},

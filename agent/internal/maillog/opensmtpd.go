@@ -232,6 +232,8 @@ func failedCommand(command, result []byte) Kind {
 	case has(result, "550 Invalid recipient"), has(text, "Invalid recipient"):
 		// Also what a missing match rule says, that is, a relay denied.
 		return UnknownRecipient
+	case has(result, "524 5.2.4 Mailing list expansion problem"):
+		return UnknownRecipient // an address that a table of virtual users does not have
 	case has(result, "535"):
 		if oursAuth(text) {
 			return Other

@@ -9,11 +9,17 @@ import "bytes"
 //
 // "Q: <R>... User unknown" has no address. Such lines are counted by queue id in a table (bounded in number and age, see
 // Pending) until "Q: from=<S>, ... nrcpts=N, ... relay=RELAY" of the same id comes: with more refused than accepted
-// recipients it is UnknownRecipient with their number, else, if N > 0, Delivered.
+// recipients it is UnknownRecipient with their number, else, if a message was taken, Delivered. That line comes for every
+// MAIL command, with the recipients accepted so far: after RSET and QUIT without DATA its size is 0 and it has no msgid,
+// and after a DATA that broke off "Q: collect: ..." stands before it. NAME is written as "[IP]" where there is none, so
+// lines that print NAME and IP apart say "[IP] [IP]".
 //
 // "Q: to=<R>, ... relay=MX [IP], ..., stat=..." is about our destinations.
 
 func (p *Parser) sendmail(h *header, e *Event) bool {
+	if c, ok := cut(h.msg, "AUTH=server, relay="); ok { // the one line without a queue id
+		return p.sendmailLogin(c, e)
+	}
 	q, b, ok := queueID(h.msg)
 	if !ok || len(b) < 8 {
 		return false
@@ -39,26 +45,34 @@ func (p *Parser) sendmail(h *header, e *Event) bool {
 			return ok
 		}
 		if c, ok := cut(b, "rejecting commands from "); ok {
-			c, ok = firstRelay(c, e)
+			c, ok = nameAndAddress(c, e)
 			e.Kind = Pregreet
 			return ok && has(c, " due to pre-greeting traffic")
+		}
+		if c, ok := cut(b, "rejecting server "); ok { // CMD from NAME [IP] due to traffic before response
+			n := command(c)
+			if c, ok = cut(c[n:], " from "); !ok || n == 0 {
+				return false
+			}
+			c, ok = nameAndAddress(c, e)
+			e.Kind = ProtocolError
+			return ok && has(c, " due to traffic before response")
 		}
 	case 'A':
 		if has(b, "AUTH failure (") {
 			return p.sendmailAuth(b, e)
 		}
 		if c, ok := cut(b, "AUTH=server, relay="); ok {
-			if c, ok = firstRelay(c, e); !ok {
-				return false
-			}
-			if c, ok = cut(c, ", authid="); !ok {
-				return false
-			}
-			e.Kind = AuthSuccess
-			if i := bytes.LastIndex(c, []byte(", mech=")); i >= 0 {
-				e.User = p.userHash(c[:i])
-			}
-			return true
+			return p.sendmailLogin(c, e)
+		}
+		if has(b, "AUTH decode64 error [") {
+			_, ok := lastRelay(b, e)
+			e.Kind = ProtocolError
+			return ok
+		}
+	case 'c':
+		if c, ok := cut(b, "collect: "); ok {
+			return p.sendmailBroken(h, q, c, e)
 		}
 	case 'l':
 		if c, ok := cut(b, "lost input channel from "); ok {
@@ -84,12 +98,40 @@ func (p *Parser) sendmail(h *header, e *Event) bool {
 		e.Kind = TooManyErrors
 	case has(c, " did not issue MAIL/EXPN/VRFY/ETRN during connection to "):
 		e.Kind = LostConnection
-	case (has(c, ": EXPN ") || has(c, ": VRFY ")) && bytes.HasSuffix(c, []byte(" [rejected]")):
+	case has(c, ": probable open proxy: command="):
+		e.Kind = ProtocolError
+	case (has(c, ": EXPN ") || has(c, ": VRFY ") || has(c, ": ETRN ")) && bytes.HasSuffix(c, []byte(" [rejected]")):
 		e.Kind = ProtocolError
 	default:
 		return false
 	}
 	return true
+}
+
+// sendmailLogin reads "RELAY, authid=U, mech=M, bits=N".
+func (p *Parser) sendmailLogin(b []byte, e *Event) bool {
+	b, ok := firstRelay(b, e)
+	if !ok {
+		return false
+	}
+	if b, ok = cut(b, ", authid="); !ok {
+		return false
+	}
+	e.Kind = AuthSuccess
+	if i := bytes.LastIndex(b, []byte(", mech=")); i >= 0 {
+		e.User = p.userHash(b[:i])
+	}
+	return true
+}
+
+// nameAndAddress reads "NAME [IP]" where NAME may be "[IP]" itself. Neither is the client's beyond a host name.
+func nameAndAddress(b []byte, e *Event) (rest []byte, ok bool) {
+	if rest, ok = firstRelay(b, e); !ok || !has(b, "[") || !has(rest, " [") {
+		return rest, ok
+	}
+	first := e.Source
+	rest, ok = relay(rest[1:], e)
+	return rest, ok && e.Source == first
 }
 
 // firstRelay reads RELAY where the client's text follows. An ident that has got blanks and brackets past Sendmail could
@@ -254,7 +296,7 @@ func (p *Parser) sendmailUnknown(h *header, q, b []byte, e *Event) bool {
 	}
 	trap := false
 	if w := p.refused.look(key, e.Time.Unix()); w != nil {
-		n += w.number()
+		n = min(n+w.number()%brokenOff, brokenOff-1)
 		trap = w.sub
 	}
 	p.refused.addNumber(key, n, trap, e.Time.Unix())
@@ -265,7 +307,7 @@ func (p *Parser) sendmailUnknown(h *header, q, b []byte, e *Event) bool {
 func (p *Parser) sendmailTrap(q []byte, n int, at int64) {
 	key := p.queueKey(q)
 	if w := p.refused.look(key, at); w != nil {
-		n += w.number()
+		n = min(n+w.number()%brokenOff, brokenOff-1)
 	}
 	p.refused.addNumber(key, n, true, at)
 }
@@ -297,6 +339,28 @@ func (p *Parser) sendmailTo(h *header, q, b []byte, e *Event) bool {
 	return p.recipient(w, bare(first), orig, bytes.Contains(b, []byte(", stat=Sent")), e)
 }
 
+// brokenOff, in the table of refused recipients, says that the client hung up in the middle of the message.
+const brokenOff = 1 << 19
+
+// sendmailBroken reads "premature EOM: WHY", and "relay=RELAY, from=<S>, info=WHY", which follows it.
+func (p *Parser) sendmailBroken(h *header, q, b []byte, e *Event) bool {
+	c, ok := cut(b, "relay=")
+	if !ok && !has(b, "premature EOM") || !p.when(h, e) {
+		return false
+	}
+	key, n, trap := p.queueKey(q), 0, false
+	if w := p.refused.look(key, e.Time.Unix()); w != nil {
+		n, trap = w.number()%brokenOff, w.sub
+	}
+	p.refused.addNumber(key, n+brokenOff, trap, e.Time.Unix())
+	if !ok {
+		return false
+	}
+	c, ok = firstRelay(c, e)
+	e.Kind = LostConnection
+	return ok && has(c, ", from=")
+}
+
 // sendmailFrom reads "from=<S>, size=N, class=N, nrcpts=N, [msgid=<M>, ...]relay=RELAY". S and M are the client's.
 func (p *Parser) sendmailFrom(h *header, q, b []byte, e *Event) bool {
 	if !p.when(h, e) {
@@ -317,13 +381,15 @@ func (p *Parser) sendmailFrom(h *header, q, b []byte, e *Event) bool {
 	if i < 0 || bytes.LastIndex(head, mark) != i {
 		return false
 	}
-	accepted := 0
-	for _, c := range head[i+len(mark):] {
-		if !isDigit(c) || accepted > 1e6 {
-			break
-		}
-		accepted = accepted*10 + int(c-'0')
+	accepted, tail := 0, head[i+len(mark):]
+	for len(tail) > 0 && isDigit(tail[0]) && accepted <= 1e6 {
+		accepted = accepted*10 + int(tail[0]-'0')
+		tail = tail[1:]
 	}
+	broken := refused >= brokenOff
+	refused %= brokenOff
+	// Nobody but Sendmail writes what stands right behind the count.
+	taken := accepted > 0 && !broken && has(tail, ", msgid=")
 	s, _ := cut(b, "from=")
 	if sender, _, ok := bytes.Cut(s, []byte(",")); ok {
 		s = bare(sender)
@@ -333,14 +399,14 @@ func (p *Parser) sendmailFrom(h *header, q, b []byte, e *Event) bool {
 	switch {
 	case trap && !quiet:
 		e.Kind, e.Count, quiet = Trap, 1, true
-	case refused > accepted:
+	case refused > accepted || refused > 0 && !taken:
 		e.Kind, e.Count = UnknownRecipient, refused
-	case accepted > 0:
+	case taken:
 		e.Kind, e.Count = Delivered, 1
 	default:
 		e.Kind, e.Count = Other, 1
 	}
-	if accepted > 0 {
+	if taken {
 		p.follow(key, e, quiet)
 	}
 	return true

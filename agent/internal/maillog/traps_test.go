@@ -98,7 +98,7 @@ func TestRecipients(t *testing.T) {
 		"exim[1]: 1rgXyz-0001Ab-Cd <= s@example.com H=h [192.0.2.1] P=esmtp S=1",
 		"exim[1]: 1rgXyz-0001Ab-Cd => b <b@example.org> R=local_user T=x",
 		"exim[1]: 1rgXyz-0001Ab-Cd ** e@example.org: Unrouteable address",
-		"sm-mta[1]: 622A1abC012345: from=<s@example.com>, size=1, class=0, nrcpts=1, proto=ESMTP, daemon=MTA, relay=h [192.0.2.1]",
+		"sm-mta[1]: 622A1abC012345: from=<s@example.com>, size=1, class=0, nrcpts=1, msgid=<m@example.com>, proto=ESMTP, daemon=MTA, relay=h [192.0.2.1]",
 		"sm-mta[1]: 622A1abC012345: to=<b@example.org>, delay=00:00:01, mailer=local, dsn=2.0.0, stat=Sent",
 		"sm-mta[1]: 622A1abC012345: to=<f@example.org>, delay=00:00:01, mailer=local, dsn=5.1.1, stat=User unknown",
 	} {
