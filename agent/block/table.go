@@ -38,8 +38,15 @@ type Sink interface {
 type Options struct {
 	Origin string // this node's name, 1 to 255 bytes
 	Sink   Sink   // nil: nothing is enforced (dry run)
+	// Epoch numbers what this node says from now on. It must be a new one whenever the numbers given before may not
+	// all be in the state file (NewEpoch makes one). 0: a node that was never in a cluster.
+	Epoch uint64
 	// MaxEntries bounds the table; beyond it automatic blocks are refused. 0: 2,097,152.
 	MaxEntries int
+	// Budget bounds what is enforced of the automatic blocks of each other origin. Zero: DefaultBudget.
+	Budget Budget
+	// Fault breaks a rule of merge or decision. Only the simulator sets it, which must find what that does.
+	Fault Fault
 	// Uptime is a monotonic clock, which tells steps of the wall clock. nil: the monotonic readings of the times that
 	// Expire is called with (those of time.Now and of tickers have one).
 	Uptime func() time.Duration
@@ -63,8 +70,17 @@ type Table struct {
 	mu       sync.Mutex
 	sink     Sink
 	max      int
-	origins  []string // index 0 is this node
+	budget   Budget
+	fault    Fault
+	origins  []*origin // index 0 is this node
 	originID map[string]uint16
+	writers  []*writer // index own is this node in its present epoch
+	writerID map[writerKey]uint16
+	own      uint16
+	cleared  []originClear
+	manual   int   // entries made by people
+	booted   bool  // what Load brought was compared with the clock
+	ahead    Stamp // the highest stamp of other origins that Load brought
 	nodes    nodes
 	index    index
 	have     [2]lengths        // prefixes by family and length
@@ -93,9 +109,13 @@ func New(o Options) *Table {
 	if o.MaxEntries == 0 {
 		o.MaxEntries = 2 << 20
 	}
+	if o.Budget == (Budget{}) {
+		o.Budget = DefaultBudget
+	}
 	return &Table{
-		sink: o.Sink, max: o.MaxEntries,
-		origins: []string{o.Origin}, originID: map[string]uint16{o.Origin: 0},
+		sink: o.Sink, max: o.MaxEntries, budget: o.Budget, fault: o.Fault,
+		origins: []*origin{{name: o.Origin}}, originID: map[string]uint16{o.Origin: 0},
+		writers: []*writer{{epoch: o.Epoch}}, writerID: map[writerKey]uint16{{0, o.Epoch}: 0},
 		index: newIndex(), long: map[uint64][]pkey{}, reasons: map[uint32]string{}, linger: map[uint32]uint32{}, unsunk: map[pkey]error{},
 		never: newNeverSet(nil), wall: wallClock{uptime: o.Uptime},
 	}
@@ -132,7 +152,12 @@ type Result struct {
 func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	e.Origin, e.Stamp = t.origins[0], 1
+	t.bootLocked(now)
+	e.Origin, e.Stamp = t.origins[0].name, 1
+	e.Epoch, e.Seq = t.writers[t.own].epoch, 0
+	if e.Kind == OriginClear {
+		return Result{}, fmt.Errorf("%w: origin clears are made by ClearOrigin", errEntry)
+	}
 	if e.Since.IsZero() {
 		e.Since = now
 	}
@@ -157,6 +182,11 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 	}
 	k, at := keyOf(e.Prefix), unix32(now)
 	var res Result
+	if (e.Kind == Allow || e.Kind == Block && e.Cause == Manual) && t.manual >= MaxManual {
+		if _, ok := t.findLocked(k, e.Kind, 0); !ok {
+			return Result{}, manualError{t.manual}
+		}
+	}
 	if e.Kind == Block {
 		if by, ok := t.never.around(k); ok {
 			return Result{}, &NeverError{e.Prefix, by}
@@ -198,9 +228,12 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 			touching = append(touching, b)
 		}
 	}
-	t.seq++
-	e.Stamp, e.Seq = t.clk.next(now), t.seq
-	i := t.putLocked(&e)
+	e.Stamp = t.clk.next(now)
+	if e.Cause != Feed { // every node has its own feeds
+		t.seq++
+		e.Seq = t.seq
+	}
+	i := t.putLocked(&e, t.own, 0)
 	t.dirty = append(t.dirty, e)
 	if err := t.refreshLocked(at, k); err != nil {
 		res.Unenforced = err.Error()
@@ -251,10 +284,15 @@ func (t *Table) outcomeLocked(res *Result, list []touched, at uint32) {
 func (t *Table) Merge(e Entry, now time.Time) (bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	changed, err := t.mergeLocked(e)
+	t.bootLocked(now)
+	changed, err := t.mergeLocked(e, now)
 	if err == nil && changed {
 		t.dirty = append(t.dirty, e)
-		_ = t.refreshLocked(unix32(now), keyOf(e.Prefix)) // what the Sink refuses is kept in unsunk and tried again
+		if e.Kind == OriginClear {
+			t.voidLocked(now)
+		} else {
+			_ = t.refreshLocked(unix32(now), keyOf(e.Prefix)) // what the Sink refuses is kept in unsunk and tried again
+		}
 	}
 	return changed, err
 }
@@ -263,7 +301,7 @@ func (t *Table) Merge(e Entry, now time.Time) (bool, error) {
 func (t *Table) Load(e Entry) (bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	changed, err := t.mergeLocked(e)
+	changed, err := t.mergeLocked(e, time.Time{})
 	if at := e.Stamp.Time(); err == nil && at.After(t.wall.newest) {
 		t.wall.newest = at
 	}
@@ -271,7 +309,8 @@ func (t *Table) Load(e Entry) (bool, error) {
 	return changed, err
 }
 
-func (t *Table) mergeLocked(e Entry) (bool, error) {
+// mergeLocked takes e in. Without now, what is ahead of the clock is found later, by bootLocked.
+func (t *Table) mergeLocked(e Entry, now time.Time) (bool, error) {
 	if err := e.check(); err != nil {
 		return false, err
 	}
@@ -281,25 +320,43 @@ func (t *Table) mergeLocked(e Entry) (bool, error) {
 	if limit := e.Stamp.Time().Add(MaxHold); e.Kind == Clear && e.Until.After(limit) {
 		e.Until = limit
 	}
-	id, ok := t.originID[e.Origin]
-	if !ok {
-		if len(t.origins) >= 1<<16-1 {
-			return false, fmt.Errorf("%w: too many origins", errEntry)
-		}
-		id = uint16(len(t.origins))
-		t.origins = append(t.origins, e.Origin)
-		t.originID[e.Origin] = id
+	id, err := t.originLocked(e.Origin)
+	if err != nil {
+		return false, err
 	}
-	t.clk.observe(e.Stamp)
-	if id == 0 {
-		t.seq = max(t.seq, e.Seq)
+	v := t.observeLocked(e.Stamp, id, now)
+	if e.Kind == OriginClear {
+		return t.mergeClearLocked(&e, id)
 	}
-	if i, ok := t.findLocked(keyOf(e.Prefix), e.Kind, id); ok {
-		if !t.nodes.at(i).older(e.Stamp, e.Seq) {
+	k := keyOf(e.Prefix)
+	i, found := t.findLocked(k, e.Kind, id)
+	if found && !t.newerLocked(&e, i) {
+		return false, nil // also if it waits for its time: it would change nothing then
+	}
+	if j, ok := t.findViewLocked(k, e.Kind, id, early); v&early != 0 && ok {
+		if found = true; !t.newerLocked(&e, j) {
 			return false, nil
 		}
 	}
-	t.putLocked(&e)
+	if !found {
+		if n := t.nodes.live; n >= t.max && e.Automatic() || n >= t.max+2*MaxManual {
+			return false, fmt.Errorf("%w: %d entries", ErrFull, n)
+		}
+	}
+	w, err := t.writerLocked(id, e.Epoch)
+	if err != nil {
+		return false, err
+	}
+	if w == t.own {
+		t.seq = max(t.seq, e.Seq)
+	}
+	if id != 0 && tooWide(&e, k) {
+		v |= wide
+	}
+	t.putLocked(&e, w, v)
+	if t.fault == FaultLastWriter {
+		t.foldLocked(k)
+	}
 	return true, nil
 }
 
@@ -321,7 +378,13 @@ func (t *Table) Holds(e *Entry) bool {
 	if !ok {
 		return false
 	}
-	_, ok = t.findLocked(keyOf(e.Prefix), e.Kind, id)
+	if e.Kind == OriginClear {
+		return true
+	}
+	k := keyOf(e.Prefix)
+	if _, ok = t.findLocked(k, e.Kind, id); !ok {
+		_, ok = t.findViewLocked(k, e.Kind, id, early)
+	}
 	return ok
 }
 
@@ -373,7 +436,9 @@ const (
 func (t *Table) Expire(now time.Time) (removed int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.bootLocked(now)
 	at := unix32(now)
+	t.rebudgetLocked(at)
 	tries := 0
 	for k := range t.unsunk {
 		if tries++; tries > retries {
@@ -382,17 +447,24 @@ func (t *Table) Expire(now time.Time) (removed int) {
 		_ = t.refreshOneLocked(k, at)
 	}
 	right := t.wall.right(now)
-	if t.wake == 0 || at < t.wake {
+	if (t.wake == 0 || at < t.wake) && t.fault != FaultForgetClears {
 		return 0
 	}
 	t.wake = 0
 	budget := lingerMost
-	var gone []uint32
+	var gone, ripe []uint32
 	var keys []pkey
 	for i := uint32(1); i <= t.nodes.used; i++ {
 		n := t.nodes.at(i)
 		switch {
-		case n.kind == 0 || n.until == 0:
+		case n.kind == 0:
+		case n.view&early != 0 && due(n.stamp) > at:
+			t.wakeAt(due(n.stamp))
+		case n.view&early != 0 && right:
+			ripe = append(ripe, i)
+		case t.fault == FaultForgetClears && n.kind == Clear && n.stamp.Time().Add(MaxAutomatic).Before(now):
+			gone = append(gone, i)
+		case n.until == 0:
 		case n.until > at:
 			t.wakeAt(n.until)
 		case !right:
@@ -424,6 +496,17 @@ func (t *Table) Expire(now time.Time) (removed int) {
 		keys = append(keys, t.nodes.at(i).key())
 		t.dropLocked(i)
 	}
+	for n, i := range ripe { // their time has come
+		if n >= expireMost {
+			t.wakeAt(at)
+			break
+		}
+		e := t.entryLocked(i)
+		t.dropLocked(i)
+		_, _ = t.mergeLocked(e, now)
+		keys = append(keys, keyOf(e.Prefix))
+	}
+	t.voidLocked(now)
 	_ = t.refreshLocked(at, keys...)
 	return len(gone)
 }
@@ -458,9 +541,9 @@ func (t *Table) clearEndLocked(i, at uint32, budget *int) uint32 {
 	needed := false
 	look := func(j uint32) {
 		b := t.nodes.at(j)
-		needed = needed || b.kind == Block && !b.ended(at) && cancels(c, b)
+		needed = needed || b.kind == Block && !b.ended(at) && t.cancels(c, b)
 	}
-	for _, j := range t.nearLocked(k) {
+	for _, j := range t.aroundLocked(k, true) {
 		look(j)
 	}
 	if !needed {
@@ -510,6 +593,7 @@ func (t *Table) Resync(kernel []Enforced, now time.Time, orphans bool) (changed 
 func (t *Table) ResyncEach(each func(yield func(Enforced) bool) error, now time.Time, orphans bool) (changed int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.bootLocked(now)
 	at := unix32(now)
 	if t.sink == nil {
 		t.uncounted = true
@@ -601,7 +685,7 @@ func (t *Table) knownLocked(k pkey) bool {
 	if _, ok := t.never.around(k); ok {
 		return true
 	}
-	return len(t.nearLocked(k)) > 0
+	return len(t.aroundLocked(k, true)) > 0
 }
 
 // ---- from effective state to Sink
@@ -749,8 +833,8 @@ func (t *Table) sinkLocked(ops []op) (n int, first error) {
 func (t *Table) Newest() time.Time {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.clk.last == 0 {
-		return time.Time{}
+	if n := max(t.clk.last, t.ahead); n != 0 {
+		return n.Time()
 	}
-	return t.clk.last.Time()
+	return time.Time{}
 }
