@@ -147,14 +147,8 @@ func (t *Table) Logs() []LogInfo {
 	defer t.mu.Unlock()
 	list := make([]LogInfo, 0, len(t.writers))
 	for id, w := range t.writers {
-		info := LogInfo{Origin: t.origins[w.origin].name, Epoch: w.epoch, Live: w.log.live}
-		if n := len(w.log.runs); n > 0 {
-			r := w.log.runs[n-1]
-			info.Top = r.key<<runBits | r.items[len(r.items)-1]>>32
-		}
-		if id == int(t.own) {
-			info.Top = t.seq
-		} else if w.live == 0 {
+		info := t.infoLocked(id)
+		if id != int(t.own) && w.live == 0 {
 			continue
 		}
 		list = append(list, info)
@@ -169,6 +163,19 @@ func (t *Table) Logs() []LogInfo {
 		return 0
 	})
 	return list
+}
+
+func (t *Table) infoLocked(id int) LogInfo {
+	w := t.writers[id]
+	info := LogInfo{Origin: t.origins[w.origin].name, Epoch: w.epoch, Live: w.log.live}
+	if n := len(w.log.runs); n > 0 {
+		r := w.log.runs[n-1]
+		info.Top = r.key<<runBits | r.items[len(r.items)-1]>>32
+	}
+	if id == int(t.own) {
+		info.Top = t.seq
+	}
+	return info
 }
 
 // Live says how many numbered entries of one origin and epoch the table holds.
@@ -210,25 +217,27 @@ func (t *Table) Number() (epoch, seq uint64) {
 	return t.writers[t.own].epoch, t.seq
 }
 
-// SkipTo leaves the numbers up to seq unused: the state file may have missed the last ones that other nodes know.
-func (t *Table) SkipTo(seq uint64) {
+// Renumber begins a new epoch, and gives entries of this node's earlier epochs numbers in it: of each epoch those with
+// numbers above what move returns. They keep their stamps. It returns them, and does nothing unless epoch is newer
+// than the present one.
+//
+// A node does so when it starts, since its state file may lack the last numbers that others know, and when others
+// know numbers that it never gave: then another machine speaks in its name, or one that is forged.
+func (t *Table) Renumber(epoch uint64, move func(LogInfo) uint64) []Entry {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.seq = max(t.seq, seq)
-}
-
-// Renumber begins a new epoch and gives the entries of the present one with numbers above from a number in it. They
-// keep their stamps. It returns them. A node calls it when others know numbers of it that it never gave: its state
-// file is older than what it said, or it is a copy of another machine.
-func (t *Table) Renumber(epoch, from uint64) []Entry {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	old := t.writers[t.own]
-	if epoch <= old.epoch {
+	if epoch <= t.writers[t.own].epoch {
 		return nil
 	}
 	var list []uint32
-	old.log.each(from+1, math.MaxUint64, func(_ uint64, i uint32) bool { list = append(list, i); return true })
+	for id, w := range t.writers {
+		if w.origin != 0 {
+			continue
+		}
+		if from := move(t.infoLocked(id)); from < math.MaxUint64 {
+			w.log.each(from+1, math.MaxUint64, func(_ uint64, i uint32) bool { list = append(list, i); return true })
+		}
+	}
 	id, err := t.writerLocked(0, epoch)
 	if err != nil {
 		return nil

@@ -255,7 +255,7 @@ func TestRenumber(t *testing.T) {
 	if _, err := tab.ClearOrigin("mx9", t0); err != nil {
 		t.Fatal(err)
 	}
-	moved := tab.Renumber(6, 2)
+	moved := tab.Renumber(6, func(LogInfo) uint64 { return 2 })
 	if len(moved) != 3 || moved[0].Epoch != 6 || moved[0].Seq != 1 || moved[2].Kind != OriginClear {
 		t.Fatalf("moved %+v", moved)
 	}

@@ -79,6 +79,7 @@ type Table struct {
 	own      uint16
 	cleared  []originClear
 	manual   int   // entries made by people
+	keep     int   // up to so many of them clears are kept for ever
 	booted   bool  // what Load brought was compared with the clock
 	ahead    Stamp // the highest stamp of other origins that Load brought
 	nodes    nodes
@@ -113,7 +114,7 @@ func New(o Options) *Table {
 		o.Budget = DefaultBudget
 	}
 	return &Table{
-		sink: o.Sink, max: o.MaxEntries, budget: o.Budget, fault: o.Fault,
+		sink: o.Sink, max: o.MaxEntries, keep: MaxManual / 2, budget: o.Budget, fault: o.Fault,
 		origins: []*origin{{name: o.Origin}}, originID: map[string]uint16{o.Origin: 0},
 		writers: []*writer{{epoch: o.Epoch}}, writerID: map[writerKey]uint16{{0, o.Epoch}: 0},
 		index: newIndex(), long: map[uint64][]pkey{}, reasons: map[uint32]string{}, linger: map[uint32]uint32{}, unsunk: map[pkey]error{},
@@ -480,6 +481,9 @@ func (t *Table) Expire(now time.Time) (removed int) {
 			t.wakeAt(at)
 		case n.kind == Clear:
 			t.standsLocked(n, false) // its hold is over
+			if t.manual <= t.keep {
+				continue
+			}
 			if end := t.clearEndLocked(i, at, &budget); end > at {
 				t.wakeAt(end)
 				continue
@@ -518,8 +522,10 @@ func (t *Table) Doubt() string {
 	return t.wall.words
 }
 
-// clearLinger is how long a clear is kept after its hold: every automatic block it may still have to cancel, from
-// whatever partition it arrives, has ended by then (DESIGN: hold_until + 7 d + 60 s).
+// Clears are kept for ever: only so they still cancel a manual block, which need not have an end, that arrives from
+// another side of a long partition, and only so all nodes keep the same ones. There are as many as people made. Beyond
+// Table.keep entries of people, clears go clearLinger after their hold: every automatic block they may still have to
+// cancel has ended by then, from whatever partition it arrives.
 const clearLinger = uint32((MaxAutomatic + time.Minute) / time.Second)
 
 // lookAgain is when a clear that is still needed is looked at again: looking costs, and keeping it does not.
@@ -827,6 +833,14 @@ func (t *Table) sinkLocked(ops []op) (n int, first error) {
 		}
 	}
 	return len(ops), first
+}
+
+// Lead says how far the newest stamp of this table's clock is ahead of now: more than a moment if the wall clock was
+// set back, or runs behind that of others.
+func (t *Table) Lead(now time.Time) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return max(0, t.clk.last.Time().Sub(now))
 }
 
 // Newest returns the time of the newest stamp, zero if there is none.

@@ -477,6 +477,12 @@ func TestClearIsKeptWhileItIsNeeded(t *testing.T) {
 	apply(t, tab, Entry{Prefix: pfx("198.51.100.7"), Kind: Clear, Until: t0.Add(time.Hour)}, t0.Add(time.Second))
 	apply(t, tab, Entry{Prefix: pfx("203.0.113.7"), Kind: Clear, Until: t0.Add(time.Hour)}, t0.Add(time.Second))
 	at := t0.Add(60 * 24 * time.Hour)
+	if n := tab.Expire(at); n != 0 {
+		t.Errorf("%d clears forgotten while there are few", n)
+	}
+	tab.keep = 1 // there are three entries of people
+	at = at.Add(25 * time.Hour)
+	tab.wakeAt(1) // the next time that anything ends
 	if n := tab.Expire(at); n != 1 {
 		t.Errorf("%d clears forgotten, want the one that cancels nothing", n)
 	}

@@ -1,0 +1,338 @@
+package replica
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/mxshield/mxshield/agent/block"
+)
+
+// Receive takes in a message of another node. Whatever is wrong with it is counted, and changes nothing.
+func (n *Node) Receive(from string, msg []byte) {
+	now := n.o.Clock()
+	n.mu.Lock()
+	defer n.unlock()
+	n.stats.Received++
+	n.stats.ReceivedBytes += uint64(len(msg))
+	if from == n.o.Node {
+		return
+	}
+	n.receive(from, msg, now, true)
+}
+
+func (n *Node) receive(from string, msg []byte, now time.Time, outer bool) {
+	kind, r, err := open(msg)
+	if err == nil {
+		err = n.dispatch(from, kind, r, now, outer)
+	}
+	switch {
+	case errors.Is(err, errVersion):
+		n.stats.UnknownVersion++
+	case errors.Is(err, errKind):
+		n.stats.UnknownKind++
+	case err != nil:
+		n.stats.Malformed++
+	}
+}
+
+func (n *Node) dispatch(from string, kind byte, r *reader, now time.Time, outer bool) error {
+	switch kind {
+	case kindRecords:
+		return n.onRecords(from, r, now)
+	case kindDigest:
+		return n.onDigest(from, r, now)
+	case kindPull:
+		return n.onPull(from, r, now)
+	case kindReply:
+		return n.onReply(from, r, now)
+	case kindEvidence:
+		return n.onEvidence(r, now)
+	case kindHello:
+		return n.onHello(from, r, now)
+	case kindBundle:
+		if !outer {
+			return wireError(kind)
+		}
+		for len(r.b) > 0 {
+			m := r.take(int(min(r.uvarint(), MaxMessage)))
+			if r.bad {
+				return wireError(kind)
+			}
+			n.receive(from, m, now, false)
+		}
+		return nil
+	}
+	return errKind
+}
+
+func (n *Node) onRecords(from string, r *reader, now time.Time) error {
+	origin, epoch, at, top := r.name(), r.u64(), r.clock(), r.uvarint()
+	list, unknown := r.run(origin, epoch)
+	if r.bad || top >= 1<<63 {
+		return wireError(kindRecords)
+	}
+	n.noteClock(from, at, now)
+	l := n.meet(origin, epoch, now)
+	if l == nil {
+		return nil
+	}
+	if n.take(l, list, unknown, now); l == n.own || top <= max(l.latest, l.know.top())+maxJump {
+		n.hear(l, top, now)
+	}
+	return nil
+}
+
+// take merges entries of one origin and epoch. It reports whether all of them are in the table, or need not be.
+func (n *Node) take(l *lane, list []block.Entry, unknown []uint64, now time.Time) (all bool) {
+	all = true
+	n.stats.UnknownRecords += uint64(len(unknown))
+	for _, seq := range unknown {
+		n.skip(l, seq)
+		all = false
+	}
+	list = slices.DeleteFunc(list, func(e block.Entry) bool { return l.know.has(e.Seq) || l.skip.has(e.Seq) })
+	if len(list) == 0 {
+		return all
+	}
+	base := max(l.latest, l.know.top())
+	if top := list[len(list)-1].Seq; l == n.own || base > 0 && top > base+maxJump {
+		n.hear(l, top, now)
+		if l == n.own { // not what this node said
+			return false
+		}
+		list = slices.DeleteFunc(list, func(e block.Entry) bool { return e.Seq > base+maxJump })
+		all = false
+	}
+	n.watch(l.origin, list, now)
+	for i := range list {
+		e := &list[i]
+		var err error
+		if e.Cause == block.Feed {
+			err = errFeed
+		} else {
+			_, err = n.table.Merge(*e, now)
+		}
+		switch {
+		case err == nil:
+			n.stats.Merged++
+			n.know(l, e.Seq, e.Seq)
+			if e.Stamp.Time().After(now.Add(block.MaxAhead)) {
+				n.stats.Early++
+				n.alarm("early "+l.origin, fmt.Sprintf("entries of node %.64q are stamped %s, ahead of the clock: they wait for their time", l.origin, e.Stamp.Time().Format(time.RFC3339)), now)
+			}
+			continue
+		case errors.Is(err, block.ErrFull):
+			n.full = now
+			n.alarm("full", "entries of other nodes do not fit any more: "+err.Error(), now)
+		default:
+			n.alarm("refused "+l.origin, fmt.Sprintf("an entry of node %.64q is refused: %v", l.origin, err), now)
+		}
+		n.stats.Refused++
+		n.skip(l, e.Seq)
+		all = false
+	}
+	return all
+}
+
+var errFeed = errors.New("every node has its own feeds")
+
+func (n *Node) know(l *lane, from, to uint64) {
+	l.know = l.know.add(from, to)
+	if len(l.know) > maxSpans {
+		l.know = l.know[:maxSpans]
+	}
+	l.latest = max(l.latest, l.know.top())
+}
+
+func (n *Node) skip(l *lane, seq uint64) {
+	if l.skip = l.skip.add(seq, seq); len(l.skip) > maxSpans {
+		l.skip = l.skip[1:]
+	}
+}
+
+// ---- comparing
+
+func (n *Node) hello(to string, now time.Time) {
+	b := binary.AppendUvarint(header(nil, kindHello), millis(now))
+	n.send(to, binary.BigEndian.AppendUint64(b, hashOf(n.digestList())))
+}
+
+func (n *Node) onHello(from string, r *reader, now time.Time) error {
+	at, hash := r.clock(), r.u64()
+	if r.bad {
+		return wireError(kindHello)
+	}
+	n.noteClock(from, at, now)
+	if list := n.digestList(); hashOf(list) != hash {
+		n.send(from, n.digest(list, digestAnswer, now))
+	}
+	return nil
+}
+
+func (n *Node) onDigest(from string, r *reader, now time.Time) error {
+	flags, at, list := r.byte(), r.clock(), []digestEntry(nil)
+	if !r.bad {
+		list = r.digest()
+	}
+	if r.bad {
+		return wireError(kindDigest)
+	}
+	n.noteClock(from, at, now)
+	theirs := make(map[laneKey]spans, len(list))
+	for _, d := range list {
+		theirs[laneKey{d.origin, d.epoch}] = d.know
+		l := n.meet(d.origin, d.epoch, now)
+		if l == nil {
+			continue
+		}
+		n.hear(l, d.know.top(), now)
+		if l == n.own {
+			continue
+		}
+		if missing := d.know.minus(l.know).minus(l.skip); len(missing) > 0 {
+			l.offer.peer, l.offer.have = from, d.know
+			n.tryPull(l, now)
+		}
+	}
+	if flags&digestAnswer == 0 {
+		return nil
+	}
+	mine := n.digestList()
+	for _, d := range mine {
+		t, ok := theirs[laneKey{d.origin, d.epoch}]
+		if !ok && flags&digestPartial != 0 {
+			continue
+		}
+		if len(d.know.minus(t)) > 0 {
+			n.send(from, n.digest(mine, 0, now))
+			break
+		}
+	}
+	return nil
+}
+
+// tryPull asks for what is missing of l: whoever offered it, else the origin itself.
+func (n *Node) tryPull(l *lane, now time.Time) {
+	if l == n.own || l.pull.id != 0 || n.pulls >= maxPulls || now.Before(l.quiet) && l.quiet.Sub(now) < time.Hour {
+		return
+	}
+	ripe := l.ripe[len(l.ripe)-1]
+	to := l.offer.peer
+	var missing spans
+	if to != "" {
+		if missing = l.offer.have.minus(l.know).minus(l.skip); len(missing) == 0 {
+			l.offer.peer, l.offer.have = "", nil
+		}
+		missing = missing.upto(ripe)
+	}
+	if _, live := slices.BinarySearch(n.members, l.origin); len(missing) == 0 && ripe > 0 && live && l.epoch == n.newest[l.origin] && l.origin != n.o.Node {
+		to, missing = l.origin, spans{{1, ripe}}.minus(l.know).minus(l.skip)
+	}
+	if len(missing) == 0 {
+		return
+	}
+	n.pullID++
+	p := &l.pull
+	p.id, p.peer, p.asked, p.deadline = n.pullID, to, slices.Clone(missing.lowest(maxAsked)), now.Add(pullTimeout)
+	n.pulls++
+	n.stats.Pulls++
+	b := binary.AppendUvarint(header(nil, kindPull), p.id)
+	b = putString(b, l.origin)
+	b = binary.BigEndian.AppendUint64(b, l.epoch)
+	b = binary.AppendUvarint(b, chunk)
+	n.send(to, putSpans(b, p.asked))
+}
+
+func (n *Node) donePull(l *lane) {
+	l.pull.id, l.pull.peer, l.pull.asked = 0, "", nil
+	n.pulls--
+}
+
+func (n *Node) onPull(from string, r *reader, now time.Time) error {
+	id, origin, epoch, limit, asked := r.uvarint(), r.name(), r.u64(), r.uvarint(), r.spans()
+	if r.bad {
+		return wireError(kindPull)
+	}
+	if s := now.Unix(); s != n.servedAt {
+		n.servedAt, n.served = s, 0
+	}
+	if n.served >= servedBytes { // it asks again
+		n.stats.Dropped++
+		return nil
+	}
+	var have spans
+	if l := n.lanes[laneKey{origin, epoch}]; l != nil {
+		have = asked.and(l.know)
+	}
+	size := int(min(limit, chunk)) - 1024 // for what comes before the records
+	var w runWriter
+	var complete spans
+	for _, a := range have.lowest(maxSpans) {
+		cut := uint64(0)
+		n.table.Log(origin, epoch, a.from, a.to, func(e *block.Entry) bool {
+			if w.b == nil {
+				w.start(e.Seq-1, e.Stamp)
+			}
+			if !w.add(e, size) {
+				cut = e.Seq
+				return false
+			}
+			return true
+		})
+		if cut > 0 {
+			if cut > a.from {
+				complete = append(complete, span{a.from, cut - 1})
+			}
+			break
+		}
+		complete = append(complete, a)
+	}
+	if w.b == nil {
+		w.start(0, 0)
+	}
+	b := binary.AppendUvarint(header(make([]byte, 0, len(w.b)+1024), kindReply), id)
+	b = putString(b, origin)
+	b = binary.BigEndian.AppendUint64(b, epoch)
+	b = binary.AppendUvarint(b, millis(now))
+	b = append(putSpans(b, complete), w.b...)
+	n.served += len(b)
+	n.send(from, b)
+	return nil
+}
+
+func (n *Node) onReply(from string, r *reader, now time.Time) error {
+	id, origin, epoch, at, complete := r.uvarint(), r.name(), r.u64(), r.clock(), r.spans()
+	if r.bad {
+		return wireError(kindReply)
+	}
+	list, unknown := r.run(origin, epoch)
+	if r.bad {
+		return wireError(kindReply)
+	}
+	n.noteClock(from, at, now)
+	l := n.lanes[laneKey{origin, epoch}]
+	if l == nil || l.pull.id != id || id == 0 || l.pull.peer != from {
+		n.stats.Late++
+		return nil
+	}
+	asked := l.pull.asked
+	n.donePull(l)
+	n.take(l, list, unknown, now)
+	// What is not in the table although the reply had it is not known.
+	complete = complete.and(asked).minus(l.skip)
+	for _, a := range complete {
+		n.know(l, a.from, a.to)
+	}
+	if len(complete) == 0 && len(list) == 0 {
+		l.offer.peer = ""
+		l.backoff = min(max(2*l.backoff, time.Second), time.Minute)
+		l.quiet = now.Add(l.backoff)
+		return nil
+	}
+	l.backoff = 0
+	n.tryPull(l, now)
+	return nil
+}
