@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// An Entry is one record of the table: one node's statement about one prefix. (Origin, Prefix, Kind) is its key, of
-// an origin clear (Origin, Target, Kind); of two entries with the same key the one with the higher (Stamp, Epoch, Seq)
-// holds.
+// An Entry is one record of the table: one node's statement about one prefix. (Origin, Prefix, Kind) is its key, where
+// manual and automatic blocks are two kinds, so that evidence never replaces a person's word; of an origin clear it is
+// (Origin, Target, Kind). Of two entries with the same key the one with the higher (Stamp, Epoch, Seq) holds.
 type Entry struct {
 	Origin string       `json:"origin"`
 	Prefix netip.Prefix `json:"prefix"`
@@ -164,6 +164,20 @@ func (e *Entry) UnmarshalBinary(b []byte) error {
 	}
 	*e = n
 	return nil
+}
+
+// limit bounds the life of an automatic block and the hold of a clear by the stamp, in the same whole second on every
+// node.
+func (e *Entry) limit() {
+	most := MaxAutomatic
+	if e.Kind == Clear {
+		most = MaxHold
+	} else if !e.Automatic() {
+		return
+	}
+	if end := time32(unix32(e.Stamp.Time().Add(most))); e.Until.After(end) {
+		e.Until = end
+	}
 }
 
 // check refuses entries that no node may make, wherever they come from.

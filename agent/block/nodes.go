@@ -146,15 +146,22 @@ func family(k pkey) int {
 // headLocked returns the first node of exactly k, 0 if there is none.
 func (t *Table) headLocked(k pkey) uint32 { return t.index.get(&t.nodes, k) }
 
-func (t *Table) findLocked(k pkey, kind Kind, origin uint16) (uint32, bool) {
-	return t.findViewLocked(k, kind, origin, 0)
+// register is what of an entry's key is not the prefix.
+type register struct {
+	kind   Kind
+	auto   bool // an automatic block
+	origin uint16
 }
 
+func registerOf(e *Entry, origin uint16) register { return register{e.Kind, e.Automatic(), origin} }
+
+func (t *Table) findLocked(k pkey, r register) (uint32, bool) { return t.findViewLocked(k, r, 0) }
+
 // findViewLocked finds the entry of a key, or with early the one that waits for its time.
-func (t *Table) findViewLocked(k pkey, kind Kind, origin uint16, v view) (uint32, bool) {
+func (t *Table) findViewLocked(k pkey, r register, v view) (uint32, bool) {
 	for i := t.headLocked(k); i != 0; {
 		n := t.nodes.at(i)
-		if n.kind == kind && n.view&early == v && t.writers[n.writer].origin == origin {
+		if n.kind == r.kind && n.automatic() == r.auto && n.view&early == v && t.writers[n.writer].origin == r.origin {
 			return i, true
 		}
 		i = n.next
@@ -165,7 +172,7 @@ func (t *Table) findViewLocked(k pkey, kind Kind, origin uint16, v view) (uint32
 // putLocked takes e in as an entry of writer w. With v it waits for its time, or is too wide to be enforced.
 func (t *Table) putLocked(e *Entry, w uint16, v view) uint32 {
 	k := keyOf(e.Prefix)
-	i, ok := t.findViewLocked(k, e.Kind, t.writers[w].origin, v&early)
+	i, ok := t.findViewLocked(k, registerOf(e, t.writers[w].origin), v&early)
 	if ok {
 		n := t.nodes.at(i)
 		t.standsLocked(n, false)

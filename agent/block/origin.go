@@ -411,7 +411,7 @@ func (t *Table) voidLocked(now time.Time) {
 		by := t.writers[c.writer].origin
 		switch {
 		case t.origins[by].suspended || c.stamp <= void[by]:
-		case c.stamp.Time().After(now.Add(MaxAhead)):
+		case by != 0 && c.stamp.Time().After(now.Add(MaxAhead)):
 			t.wakeAt(due(c.stamp))
 		default:
 			void[c.target] = max(void[c.target], c.upto())

@@ -79,7 +79,7 @@ type Table struct {
 	own      uint16
 	cleared  []originClear
 	manual   int   // entries made by people
-	keep     int   // up to so many of them clears are kept for ever
+	keep     int   // up to so many of them are kept for ever
 	booted   bool  // what Load brought was compared with the clock
 	ahead    Stamp // the highest stamp of other origins that Load brought
 	nodes    nodes
@@ -166,7 +166,7 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 		if h := now.Add(MaxHold); e.Until.After(h) {
 			e.Until = h
 		}
-		switch old, ok := t.findLocked(keyOf(e.Prefix), Clear, 0); {
+		switch old, ok := t.findLocked(keyOf(e.Prefix), registerOf(&e, 0)); {
 		case e.Until.IsZero():
 			e.Until = now
 		case ok:
@@ -184,7 +184,7 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 	k, at := keyOf(e.Prefix), unix32(now)
 	var res Result
 	if (e.Kind == Allow || e.Kind == Block && e.Cause == Manual) && t.manual >= MaxManual {
-		if _, ok := t.findLocked(k, e.Kind, 0); !ok {
+		if _, ok := t.findLocked(k, registerOf(&e, 0)); !ok {
 			return Result{}, manualError{t.manual}
 		}
 	}
@@ -200,11 +200,14 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 				return Result{}, fmt.Errorf("%w: %d entries", ErrFull, t.nodes.live)
 			}
 		}
-		if old, ok := t.findLocked(k, Block, 0); ok && t.liveBlockLocked(old, at) {
-			n := t.nodes.at(old)
-			if e.Automatic() && n.cause == Manual { // a person's word is not replaced by evidence
+		if old, ok := t.findLocked(k, register{Block, false, 0}); ok && t.liveBlockLocked(old, at) {
+			if e.Automatic() { // a person's word needs no evidence
 				return Result{Entry: t.entryLocked(old), Already: true}, nil
 			}
+			res.Already = true
+		}
+		if old, ok := t.findLocked(k, register{Block, true, 0}); ok && t.liveBlockLocked(old, at) {
+			n := t.nodes.at(old)
 			if e.Automatic() {
 				e.Since = time32(n.since)
 				e.Scope |= n.scope
@@ -234,6 +237,7 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 		t.seq++
 		e.Seq = t.seq
 	}
+	e.limit()
 	i := t.putLocked(&e, t.own, 0)
 	t.dirty = append(t.dirty, e)
 	if err := t.refreshLocked(at, k); err != nil {
@@ -315,12 +319,7 @@ func (t *Table) mergeLocked(e Entry, now time.Time) (bool, error) {
 	if err := e.check(); err != nil {
 		return false, err
 	}
-	if limit := e.Stamp.Time().Add(MaxAutomatic); e.Automatic() && e.Until.After(limit) {
-		e.Until = limit
-	}
-	if limit := e.Stamp.Time().Add(MaxHold); e.Kind == Clear && e.Until.After(limit) {
-		e.Until = limit
-	}
+	e.limit()
 	id, err := t.originLocked(e.Origin)
 	if err != nil {
 		return false, err
@@ -330,11 +329,12 @@ func (t *Table) mergeLocked(e Entry, now time.Time) (bool, error) {
 		return t.mergeClearLocked(&e, id)
 	}
 	k := keyOf(e.Prefix)
-	i, found := t.findLocked(k, e.Kind, id)
+	r := registerOf(&e, id)
+	i, found := t.findLocked(k, r)
 	if found && !t.newerLocked(&e, i) {
 		return false, nil // also if it waits for its time: it would change nothing then
 	}
-	if j, ok := t.findViewLocked(k, e.Kind, id, early); v&early != 0 && ok {
+	if j, ok := t.findViewLocked(k, r, early); v&early != 0 && ok {
 		if found = true; !t.newerLocked(&e, j) {
 			return false, nil
 		}
@@ -382,9 +382,9 @@ func (t *Table) Holds(e *Entry) bool {
 	if e.Kind == OriginClear {
 		return true
 	}
-	k := keyOf(e.Prefix)
-	if _, ok = t.findLocked(k, e.Kind, id); !ok {
-		_, ok = t.findViewLocked(k, e.Kind, id, early)
+	k, r := keyOf(e.Prefix), registerOf(e, id)
+	if _, ok = t.findLocked(k, r); !ok {
+		_, ok = t.findViewLocked(k, r, early)
 	}
 	return ok
 }
@@ -463,6 +463,8 @@ func (t *Table) Expire(now time.Time) (removed int) {
 			t.wakeAt(due(n.stamp))
 		case n.view&early != 0 && right:
 			ripe = append(ripe, i)
+		case n.view&early != 0:
+			t.wakeAt(at + 1)
 		case t.fault == FaultForgetClears && n.kind == Clear && n.stamp.Time().Add(MaxAutomatic).Before(now):
 			gone = append(gone, i)
 		case n.until == 0:
@@ -477,13 +479,16 @@ func (t *Table) Expire(now time.Time) (removed int) {
 					keys = append(keys, n.key())
 				}
 			}
-		case len(gone) >= expireMost:
+		case len(gone) >= expireMost || len(keys) >= expireMost:
 			t.wakeAt(at)
-		case n.kind == Clear:
-			t.standsLocked(n, false) // its hold is over
-			if t.manual <= t.keep {
-				continue
+		case !n.automatic() && t.manual <= t.keep:
+			if n.kind == Clear {
+				t.standsLocked(n, false) // its hold is over
+			} else if n.stands {
+				keys = append(keys, n.key())
 			}
+		case n.kind == Clear:
+			t.standsLocked(n, false)
 			if end := t.clearEndLocked(i, at, &budget); end > at {
 				t.wakeAt(end)
 				continue
@@ -522,10 +527,12 @@ func (t *Table) Doubt() string {
 	return t.wall.words
 }
 
-// Clears are kept for ever: only so they still cancel a manual block, which need not have an end, that arrives from
-// another side of a long partition, and only so all nodes keep the same ones. There are as many as people made. Beyond
-// Table.keep entries of people, clears go clearLinger after their hold: every automatic block they may still have to
-// cancel has ended by then, from whatever partition it arrives.
+// What people said is kept for ever, also when it has ended: only so a clear still cancels a manual block, which need
+// not have an end, that arrives from another side of a long partition; only so a manual block that was made shorter
+// does not live on where nobody heard of that; and only so all nodes keep the same. There is as much as people made.
+//
+// Beyond Table.keep of that, what has ended goes, and clears go clearLinger after their hold: every automatic block
+// they may still have to cancel has ended by then, from whatever partition it arrives.
 const clearLinger = uint32((MaxAutomatic + time.Minute) / time.Second)
 
 // lookAgain is when a clear that is still needed is looked at again: looking costs, and keeping it does not.

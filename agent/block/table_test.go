@@ -561,7 +561,7 @@ func model(entries []Entry, never []Never, a netip.Addr, now time.Time) Scope {
 	}
 	latest := map[string]Entry{}
 	for _, e := range entries {
-		k := fmt.Sprint(e.Origin, e.Prefix, e.Kind)
+		k := fmt.Sprint(e.Origin, e.Prefix, e.Kind, e.Automatic())
 		if o, ok := latest[k]; !ok || e.Stamp > o.Stamp || e.Stamp == o.Stamp && e.Seq > o.Seq {
 			latest[k] = e
 		}

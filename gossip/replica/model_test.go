@@ -44,7 +44,9 @@ type simView struct {
 	now       time.Time
 }
 
-func (v *simView) early(e *block.Entry) bool { return e.Stamp.Time().After(v.now.Add(time.Minute)) }
+func (v *simView) early(e *block.Entry) bool {
+	return e.Origin != v.self && e.Stamp.Time().After(v.now.Add(time.Minute))
+}
 
 func upto(c *block.Entry) block.Stamp {
 	if c.Until.IsZero() {

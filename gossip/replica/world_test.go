@@ -165,7 +165,7 @@ func (h *simHost) commits(life int) {
 func (h *simHost) commit() {
 	state := h.node.State()
 	for _, e := range h.table.Drain() {
-		k := fmt.Sprint(e.Origin, e.Prefix, e.Kind, e.Target)
+		k := fmt.Sprint(e.Origin, e.Prefix, e.Kind, e.Target, e.Automatic())
 		b, err := e.MarshalBinary()
 		if err != nil {
 			panic(err)

@@ -426,7 +426,7 @@ func (s *Store) Compact(content int, knows func(*block.Entry) bool, wanted func(
 	parts := uint64(before)/s.maxKeys + 1
 	partOf := func(k entryKey) uint64 { return maphash.Comparable(seed, k.prefix) % parts }
 	keyOf := func(e *block.Entry) entryKey {
-		return entryKey{unique.Make(e.Origin), e.Prefix, e.Kind, unique.Make(e.Target)}
+		return entryKey{unique.Make(e.Origin), e.Prefix, e.Kind, e.Automatic(), unique.Make(e.Target)}
 	}
 	for part := range parts {
 		newest := map[entryKey]edition{}
@@ -480,6 +480,7 @@ type entryKey struct {
 	origin unique.Handle[string]
 	prefix netip.Prefix
 	kind   block.Kind
+	auto   bool
 	target unique.Handle[string] // of an origin clear
 }
 
