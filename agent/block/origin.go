@@ -215,6 +215,10 @@ func (t *Table) bootLocked(now time.Time) {
 		t.voidLocked(now)
 		return
 	}
+	for i := range t.cleared {
+		c := &t.cleared[i]
+		c.early = c.stamp > limit && t.writers[c.writer].origin != 0
+	}
 	for i := uint32(1); i <= t.nodes.used; i++ {
 		switch n := t.nodes.at(i); {
 		case n.kind == 0 || t.writers[n.writer].origin == 0:
@@ -284,6 +288,7 @@ type originClear struct {
 	until  uint32
 	writer uint16
 	target uint16
+	early  bool // its stamp is ahead of the clock
 }
 
 func (c *originClear) upto() Stamp { return max(c.stamp, stamp32(c.until)) }
@@ -312,7 +317,7 @@ func (t *Table) ClearOrigin(target string, now time.Time) (Entry, error) {
 		return Entry{}, err
 	}
 	e.Until = endOf(&e)
-	if _, err := t.mergeClearLocked(&e, 0); err != nil {
+	if _, err := t.mergeClearLocked(&e, 0, 0); err != nil {
 		return Entry{}, err
 	}
 	t.dirty = append(t.dirty, e)
@@ -328,7 +333,7 @@ func endOf(e *Entry) time.Time {
 	return time32(unix32(e.Until))
 }
 
-func (t *Table) mergeClearLocked(e *Entry, id uint16) (bool, error) {
+func (t *Table) mergeClearLocked(e *Entry, id uint16, v view) (bool, error) {
 	target, err := t.originLocked(e.Target)
 	if err != nil {
 		return false, err
@@ -340,7 +345,7 @@ func (t *Table) mergeClearLocked(e *Entry, id uint16) (bool, error) {
 	if w == t.own {
 		t.seq = max(t.seq, e.Seq)
 	}
-	c := originClear{stamp: e.Stamp, seq: e.Seq, since: floor32(e.Since), until: unix32(endOf(e)), writer: w, target: target}
+	c := originClear{stamp: e.Stamp, seq: e.Seq, since: floor32(e.Since), until: unix32(endOf(e)), writer: w, target: target, early: v&early != 0}
 	i := slices.IndexFunc(t.cleared, func(o originClear) bool { return o.target == target && t.writers[o.writer].origin == id })
 	if i < 0 {
 		if len(t.cleared) >= maxOriginClears {
@@ -411,9 +416,10 @@ func (t *Table) voidLocked(now time.Time) {
 		by := t.writers[c.writer].origin
 		switch {
 		case t.origins[by].suspended || c.stamp <= void[by]:
-		case by != 0 && c.stamp.Time().After(now.Add(MaxAhead)):
+		case c.early && due(c.stamp) > unix32(now):
 			t.wakeAt(due(c.stamp))
 		default:
+			c.early = false
 			void[c.target] = max(void[c.target], c.upto())
 		}
 	}

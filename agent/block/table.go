@@ -326,7 +326,7 @@ func (t *Table) mergeLocked(e Entry, now time.Time) (bool, error) {
 	}
 	v := t.observeLocked(e.Stamp, id, now)
 	if e.Kind == OriginClear {
-		return t.mergeClearLocked(&e, id)
+		return t.mergeClearLocked(&e, id, v)
 	}
 	k := keyOf(e.Prefix)
 	r := registerOf(&e, id)

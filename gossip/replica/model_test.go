@@ -42,6 +42,7 @@ type simView struct {
 	suspended []string
 	budget    block.Budget
 	now       time.Time
+	came      bool // what is early now may have come before the clock was set back
 }
 
 func (v *simView) early(e *block.Entry) bool {
@@ -57,7 +58,7 @@ func upto(c *block.Entry) block.Stamp {
 
 // counts says whether an origin clear counts: no later one that counts ends it.
 func (v *simView) counts(c *block.Entry) bool {
-	if slices.Contains(v.suspended, c.Origin) || v.early(c) {
+	if slices.Contains(v.suspended, c.Origin) || v.early(c) && !v.came {
 		return false
 	}
 	for i := range v.entries {

@@ -7,8 +7,10 @@
 // on the way is found by comparing these sets, once a second with one random member (scuttlebutt reconciliation, van
 // Renesse et al. 2008), and pulled, oldest first. So every message may be lost, late, doubled, or out of order.
 //
-// A node answers for exactly the numbers it knows, and says so in each reply. A number that nobody knows any more (its
-// node died before anyone else heard it) stays a gap in all sets alike, and costs nothing.
+// A node answers for exactly the numbers it knows, and says so in each reply. That a number means nothing any more is
+// believed only together with all that the same node knows: the entry that replaced it may be the last of that, and
+// might be lost before anyone else has it. A number that nobody knows any more (its node died before anyone else heard
+// it) stays a gap in all sets alike, and costs nothing.
 //
 // What an entry may do is not decided here: package block keeps all of them, and hides what must not count.
 package replica
@@ -94,6 +96,11 @@ type lane struct {
 		peer     string
 		asked    spans
 		deadline time.Time
+	}
+	series struct { // what one peer answered for, and becomes known when all is here that the peer knew meanwhile
+		peer string
+		got  spans
+		need spans
 	}
 	quiet   time.Time // nothing is asked before
 	backoff time.Duration
@@ -242,7 +249,7 @@ func (n *Node) hear(l *lane, top uint64, now time.Time) {
 		return
 	}
 	base := max(l.latest, l.know.top())
-	if limit := base + maxJump; base > 0 && top > limit { // in steps, if it is true after all
+	if limit := base + maxJump; top > limit { // in steps, if it is true after all
 		n.stats.Refused++
 		n.alarm("jump "+l.origin, fmt.Sprintf("the numbers of node %.64q jump from %d to %d", l.origin, base, top), now)
 		top = limit
@@ -449,7 +456,7 @@ func (n *Node) Tick(now time.Time) {
 		if p := &l.pull; p.id != 0 && (now.After(p.deadline) || p.deadline.Sub(now) > time.Minute) {
 			n.stats.Timeouts++
 			n.donePull(l)
-			l.offer.peer = ""
+			l.offer.peer, l.series.peer = "", ""
 		}
 		n.tryPull(l, now)
 	}

@@ -98,7 +98,7 @@ func (n *Node) take(l *lane, list []block.Entry, unknown []uint64, now time.Time
 		return all
 	}
 	base := max(l.latest, l.know.top())
-	if top := list[len(list)-1].Seq; l == n.own || base > 0 && top > base+maxJump {
+	if top := list[len(list)-1].Seq; l == n.own || top > base+maxJump {
 		n.hear(l, top, now)
 		if l == n.own { // not what this node said
 			return false
@@ -220,19 +220,27 @@ func (n *Node) tryPull(l *lane, now time.Time) {
 		return
 	}
 	ripe := l.ripe[len(l.ripe)-1]
-	to := l.offer.peer
+	var to string
 	var missing spans
-	if to != "" {
-		if missing = l.offer.have.minus(l.know).minus(l.skip); len(missing) == 0 {
-			l.offer.peer, l.offer.have = "", nil
+	if s := &l.series; s.peer != "" && !n.settle(l) {
+		if to, missing = s.peer, s.need.minus(l.know).minus(l.skip).minus(s.got).upto(ripe); len(missing) == 0 {
+			return // it is on its way
 		}
-		missing = missing.upto(ripe)
+	}
+	if o := &l.offer; o.peer != "" && len(missing) == 0 {
+		if missing = o.have.minus(l.know).minus(l.skip); len(missing) == 0 {
+			o.peer, o.have = "", nil
+		}
+		to, missing = o.peer, missing.upto(ripe)
 	}
 	if _, live := slices.BinarySearch(n.members, l.origin); len(missing) == 0 && ripe > 0 && live && l.epoch == n.newest[l.origin] && l.origin != n.o.Node {
 		to, missing = l.origin, spans{{1, ripe}}.minus(l.know).minus(l.skip)
 	}
 	if len(missing) == 0 {
 		return
+	}
+	if to != l.series.peer {
+		l.series.peer, l.series.got, l.series.need = to, nil, nil
 	}
 	n.pullID++
 	p := &l.pull
@@ -244,6 +252,22 @@ func (n *Node) tryPull(l *lane, now time.Time) {
 	b = binary.BigEndian.AppendUint64(b, l.epoch)
 	b = binary.AppendUvarint(b, chunk)
 	n.send(to, putSpans(b, p.asked))
+}
+
+// settle ends a series if all is here that the peer knew. It reports whether there is no series any more.
+func (n *Node) settle(l *lane) bool {
+	s := &l.series
+	if s.peer == "" {
+		return true
+	}
+	if l.pull.id != 0 || len(s.got) == 0 || len(s.need.minus(l.know).minus(l.skip).minus(s.got)) > 0 {
+		return false
+	}
+	for _, a := range s.got {
+		n.know(l, a.from, a.to)
+	}
+	s.peer, s.got, s.need = "", nil, nil
+	return true
 }
 
 func (n *Node) donePull(l *lane) {
@@ -263,10 +287,18 @@ func (n *Node) onPull(from string, r *reader, now time.Time) error {
 		n.stats.Dropped++
 		return nil
 	}
-	var have spans
-	if l := n.lanes[laneKey{origin, epoch}]; l != nil {
-		have = asked.and(l.know)
+	var known spans
+	l := n.lanes[laneKey{origin, epoch}]
+	if l == n.own && n.muted(now) {
+		l = nil
 	}
+	if l != nil {
+		if l == n.own {
+			n.flush(now)
+		}
+		known = l.know
+	}
+	have := asked.and(known)
 	size := int(min(limit, chunk)) - 1024 // for what comes before the records
 	var w runWriter
 	var complete spans
@@ -297,14 +329,18 @@ func (n *Node) onPull(from string, r *reader, now time.Time) error {
 	b = putString(b, origin)
 	b = binary.BigEndian.AppendUint64(b, epoch)
 	b = binary.AppendUvarint(b, millis(now))
-	b = append(putSpans(b, complete), w.b...)
+	if l == n.own && l != nil { // what was said meanwhile may have replaced what was read
+		_, seq := n.table.Number()
+		known = spans{{1, seq}}
+	}
+	b = append(putSpans(putSpans(b, known), complete), w.b...)
 	n.served += len(b)
 	n.send(from, b)
 	return nil
 }
 
 func (n *Node) onReply(from string, r *reader, now time.Time) error {
-	id, origin, epoch, at, complete := r.uvarint(), r.name(), r.u64(), r.clock(), r.spans()
+	id, origin, epoch, at, known, complete := r.uvarint(), r.name(), r.u64(), r.clock(), r.spans(), r.spans()
 	if r.bad {
 		return wireError(kindReply)
 	}
@@ -324,10 +360,13 @@ func (n *Node) onReply(from string, r *reader, now time.Time) error {
 	// What is not in the table although the reply had it is not known.
 	complete = complete.and(asked).minus(l.skip)
 	for _, a := range complete {
-		n.know(l, a.from, a.to)
+		l.series.got = l.series.got.add(a.from, a.to)
 	}
+	l.series.need = known.upto(max(l.latest, l.know.top(), asked.top()) + maxJump)
+	n.hear(l, l.series.need.top(), now)
+	n.settle(l)
 	if len(complete) == 0 && len(list) == 0 {
-		l.offer.peer = ""
+		l.offer.peer, l.series.peer = "", ""
 		l.backoff = min(max(2*l.backoff, time.Second), time.Minute)
 		l.quiet = now.Add(l.backoff)
 		return nil

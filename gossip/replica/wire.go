@@ -20,7 +20,7 @@ import (
 //	records   origin | epoch | clock | top | run
 //	digest    flags 1 | clock | { origin | epochs | { epoch | spans } }
 //	pull      id | origin | epoch | bytes | spans
-//	reply     id | origin | epoch | clock | complete spans | run
+//	reply     id | origin | epoch | clock | known spans | complete spans | run
 //	evidence  origin | clock | base stamp | { form 1 | address 4 or 8 | ms since base, zigzag | bad | accepted }
 //	hello     clock | hash of the digest 8
 //	bundle    { length | message }
