@@ -65,6 +65,7 @@ const (
 	round       = time.Second            // between two comparisons
 	beat        = 250 * time.Millisecond // Tick is called so often
 	grace       = time.Second            // what was heard of may still be on its way
+	patience    = 5 * time.Second        // with what a peer knew and does not give
 	pullTimeout = time.Second
 	maxPulls    = 8        // at once, one for each origin and epoch
 	maxAsked    = 32       // spans in one pull
@@ -100,7 +101,8 @@ type lane struct {
 	series struct { // what one peer answered for, and becomes known when all is here that the peer knew meanwhile
 		peer string
 		got  spans
-		need spans
+		need map[uint64]spans // by epoch, since entries of one epoch replace those of another
+		last time.Time        // the last answer
 	}
 	quiet   time.Time // nothing is asked before
 	backoff time.Duration
@@ -173,13 +175,22 @@ func New(o Options) (*Node, error) {
 	now := o.Clock()
 	var ownEpochs []block.LogInfo
 	for _, l := range o.Table.Logs() {
-		if l.Origin == o.Node && l.Top > 0 { // what this node said is in the state file up to some number, without gaps
-			n.lane(l.Origin, l.Epoch).know = spans{{1, l.Top}}
+		if l.Origin == o.Node && l.Top > 0 {
 			ownEpochs = append(ownEpochs, l)
 		}
 	}
-	if err := n.load(o.State, now); err != nil {
+	wrote, err := n.load(o.State, now)
+	if err != nil {
 		return nil, err
+	}
+	for _, l := range ownEpochs {
+		// What this node said is in the state file that it said it to, up to some number, without gaps. What it learned
+		// of itself after it lost another file is as what it learned of others.
+		if l.Epoch == wrote || len(o.State) == 0 {
+			x := n.lane(l.Origin, l.Epoch)
+			x.know = x.know.add(1, l.Top)
+			x.latest = x.know.top()
+		}
 	}
 	// Old epochs with little left go into the new one, so that restarts do not add up.
 	slices.SortFunc(ownEpochs, func(a, b block.LogInfo) int { return b.Live - a.Live })
@@ -562,7 +573,7 @@ const stateVersion = 1
 func (n *Node) State() []byte {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	b := []byte{stateVersion}
+	b := binary.BigEndian.AppendUint64([]byte{stateVersion}, n.own.epoch)
 	names := n.table.Suspended()
 	b = binary.AppendUvarint(b, uint64(len(names)))
 	for _, s := range names {
@@ -570,9 +581,7 @@ func (n *Node) State() []byte {
 	}
 	list := make([]digestEntry, 0, len(n.lanes))
 	for _, l := range n.sorted() {
-		if l.origin != n.o.Node || l != n.own {
-			list = append(list, digestEntry{l.origin, l.epoch, l.know})
-		}
+		list = append(list, digestEntry{l.origin, l.epoch, l.know})
 	}
 	b, _ = appendDigest(b, list, math.MaxInt)
 	return b
@@ -580,21 +589,23 @@ func (n *Node) State() []byte {
 
 var errState = errors.New("malformed state of the replication")
 
-func (n *Node) load(b []byte, now time.Time) error {
+// load takes in what State returned, and returns the epoch in which this node spoke then.
+func (n *Node) load(b []byte, now time.Time) (epoch uint64, err error) {
 	if len(b) == 0 {
-		return nil
+		return 0, nil
 	}
 	r := &reader{b: b}
 	if r.byte() != stateVersion {
-		return errState
+		return 0, errState
 	}
+	epoch = r.u64()
 	names := make([]string, 0, 8)
 	for k := r.uvarint(); k > 0 && !r.bad; k-- {
 		names = append(names, r.name())
 	}
 	list := r.digest()
 	if r.bad || len(list) > maxLanes {
-		return errState
+		return 0, errState
 	}
 	for _, s := range names {
 		n.table.Suspend(s, true, now)
@@ -606,7 +617,7 @@ func (n *Node) load(b []byte, now time.Time) error {
 		}
 		l.latest = l.know.top()
 	}
-	return nil
+	return epoch, nil
 }
 
 // digestList is what this node tells of its knowledge: epochs of which something is left, and the newest of each

@@ -222,8 +222,12 @@ func (n *Node) tryPull(l *lane, now time.Time) {
 	ripe := l.ripe[len(l.ripe)-1]
 	var to string
 	var missing spans
+	if s := &l.series; s.peer != "" && len(s.got) > 0 && now.Sub(s.last).Abs() > patience {
+		s.peer, s.got, s.need = "", nil, nil // it cannot, any more: others are asked
+		l.offer.peer = ""
+	}
 	if s := &l.series; s.peer != "" && !n.settle(l) {
-		if to, missing = s.peer, s.need.minus(l.know).minus(l.skip).minus(s.got).upto(ripe); len(missing) == 0 {
+		if to, missing = s.peer, s.need[l.epoch].minus(l.know).minus(l.skip).minus(s.got).upto(ripe); len(missing) == 0 {
 			return // it is on its way
 		}
 	}
@@ -260,8 +264,21 @@ func (n *Node) settle(l *lane) bool {
 	if s.peer == "" {
 		return true
 	}
-	if l.pull.id != 0 || len(s.got) == 0 || len(s.need.minus(l.know).minus(l.skip).minus(s.got)) > 0 {
+	if l.pull.id != 0 || len(s.got) == 0 {
 		return false
+	}
+	for epoch, need := range s.need {
+		o := n.lanes[laneKey{l.origin, epoch}]
+		if o == nil {
+			return false
+		}
+		lack := need.minus(o.know).minus(o.skip)
+		if o.series.peer == s.peer {
+			lack = lack.minus(o.series.got)
+		}
+		if len(lack) > 0 {
+			return false
+		}
 	}
 	for _, a := range s.got {
 		n.know(l, a.from, a.to)
@@ -289,7 +306,7 @@ func (n *Node) onPull(from string, r *reader, now time.Time) error {
 	}
 	var known spans
 	l := n.lanes[laneKey{origin, epoch}]
-	if l == n.own && n.muted(now) {
+	if origin == n.o.Node && n.muted(now) { // what it said may have been replaced by what it keeps for itself
 		l = nil
 	}
 	if l != nil {
@@ -329,18 +346,32 @@ func (n *Node) onPull(from string, r *reader, now time.Time) error {
 	b = putString(b, origin)
 	b = binary.BigEndian.AppendUint64(b, epoch)
 	b = binary.AppendUvarint(b, millis(now))
-	if l == n.own && l != nil { // what was said meanwhile may have replaced what was read
-		_, seq := n.table.Number()
-		known = spans{{1, seq}}
+	all := 0
+	at := len(b)
+	if l != nil {
+		for _, o := range n.sorted() {
+			if o.origin != origin || o != l && n.table.Live(origin, o.epoch) == 0 {
+				continue
+			}
+			known := o.know
+			if o == n.own { // what was said meanwhile may have replaced what was read
+				if _, seq := n.table.Number(); seq > 0 {
+					known = spans{{1, seq}}
+				}
+			}
+			b = putSpans(binary.BigEndian.AppendUint64(b, o.epoch), known)
+			all++
+		}
 	}
-	b = append(putSpans(putSpans(b, known), complete), w.b...)
+	b = slices.Insert(b, at, binary.AppendUvarint(nil, uint64(all))...)
+	b = append(putSpans(b, complete), w.b...)
 	n.served += len(b)
 	n.send(from, b)
 	return nil
 }
 
 func (n *Node) onReply(from string, r *reader, now time.Time) error {
-	id, origin, epoch, at, known, complete := r.uvarint(), r.name(), r.u64(), r.clock(), r.spans(), r.spans()
+	id, origin, epoch, at, known, complete := r.uvarint(), r.name(), r.u64(), r.clock(), r.known(), r.spans()
 	if r.bad {
 		return wireError(kindReply)
 	}
@@ -362,8 +393,23 @@ func (n *Node) onReply(from string, r *reader, now time.Time) error {
 	for _, a := range complete {
 		l.series.got = l.series.got.add(a.from, a.to)
 	}
-	l.series.need = known.upto(max(l.latest, l.know.top(), asked.top()) + maxJump)
-	n.hear(l, l.series.need.top(), now)
+	for epoch, k := range known {
+		o := n.meet(origin, epoch, now)
+		if o == nil { // refused for now: until then the series stays open
+			continue
+		}
+		if o == n.own {
+			delete(known, epoch)
+			continue
+		}
+		k = k.upto(max(o.latest, o.know.top(), asked.top()) + maxJump)
+		known[epoch] = k
+		n.hear(o, k.top(), now)
+		if o != l && o.offer.peer == "" && len(k.minus(o.know).minus(o.skip)) > 0 {
+			o.offer.peer, o.offer.have = from, k
+		}
+	}
+	l.series.need, l.series.last = known, now
 	n.settle(l)
 	if len(complete) == 0 && len(list) == 0 {
 		l.offer.peer, l.series.peer = "", ""

@@ -20,7 +20,7 @@ import (
 //	records   origin | epoch | clock | top | run
 //	digest    flags 1 | clock | { origin | epochs | { epoch | spans } }
 //	pull      id | origin | epoch | bytes | spans
-//	reply     id | origin | epoch | clock | known spans | complete spans | run
+//	reply     id | origin | epoch | clock | epochs | { epoch | known spans } | complete spans | run
 //	evidence  origin | clock | base stamp | { form 1 | address 4 or 8 | ms since base, zigzag | bad | accepted }
 //	hello     clock | hash of the digest 8
 //	bundle    { length | message }
@@ -405,6 +405,17 @@ func (r *reader) digest() (list []digestEntry) {
 		return nil
 	}
 	return list
+}
+
+// known reads what a peer knows of all epochs of an origin.
+func (r *reader) known() map[uint64]spans {
+	n := r.uvarint()
+	m := make(map[uint64]spans, min(n, 16))
+	for i := uint64(0); i < n && !r.bad; i++ {
+		epoch := r.u64()
+		m[epoch] = r.spans()
+	}
+	return m
 }
 
 func wireError(kind byte) error { return fmt.Errorf("%w: kind %d", errWire, kind) }
