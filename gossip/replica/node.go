@@ -66,7 +66,8 @@ const (
 	beat        = 250 * time.Millisecond // Tick is called so often
 	grace       = time.Second            // what was heard of may still be on its way
 	patience    = 5 * time.Second        // with what a peer knew and does not give
-	pullTimeout = time.Second
+	pullTimeout = 500 * time.Millisecond // and twice as long after each one, up to maxTimeout
+	maxTimeout  = 8 * time.Second
 	maxPulls    = 8        // at once, one for each origin and epoch
 	maxAsked    = 32       // spans in one pull
 	servedBytes = 16 << 20 // of replies in one second
@@ -97,6 +98,7 @@ type lane struct {
 		peer     string
 		asked    spans
 		deadline time.Time
+		patience time.Duration
 	}
 	series struct { // what one peer answered for, and becomes known when all is here that the peer knew meanwhile
 		peer string
@@ -467,6 +469,7 @@ func (n *Node) Tick(now time.Time) {
 		if p := &l.pull; p.id != 0 && (now.After(p.deadline) || p.deadline.Sub(now) > time.Minute) {
 			n.stats.Timeouts++
 			n.donePull(l)
+			p.patience = min(2*p.patience, maxTimeout)
 			l.offer.peer, l.series.peer = "", ""
 		}
 		n.tryPull(l, now)

@@ -248,7 +248,8 @@ func (n *Node) tryPull(l *lane, now time.Time) {
 	}
 	n.pullID++
 	p := &l.pull
-	p.id, p.peer, p.asked, p.deadline = n.pullID, to, slices.Clone(missing.lowest(maxAsked)), now.Add(pullTimeout)
+	p.patience = max(p.patience, pullTimeout)
+	p.id, p.peer, p.asked, p.deadline = n.pullID, to, slices.Clone(missing.lowest(maxAsked)), now.Add(p.patience)
 	n.pulls++
 	n.stats.Pulls++
 	b := binary.AppendUvarint(header(nil, kindPull), p.id)
@@ -381,12 +382,17 @@ func (n *Node) onReply(from string, r *reader, now time.Time) error {
 	}
 	n.noteClock(from, at, now)
 	l := n.lanes[laneKey{origin, epoch}]
-	if l == nil || l.pull.id != id || id == 0 || l.pull.peer != from {
+	if l == nil {
+		return nil
+	}
+	if l.pull.id != id || id == 0 || l.pull.peer != from {
 		n.stats.Late++
+		n.take(l, list, unknown, now) // entries are welcome whenever they come
 		return nil
 	}
 	asked := l.pull.asked
 	n.donePull(l)
+	l.pull.patience = 0
 	n.take(l, list, unknown, now)
 	// What is not in the table although the reply had it is not known.
 	complete = complete.and(asked).minus(l.skip)

@@ -587,4 +587,5 @@ func TestSimulatorFinds(t *testing.T) {
 		})
 	}
 }
+
 var dbg func(h *history, from, to string, msg []byte)
