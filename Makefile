@@ -13,7 +13,7 @@ FUZZTIME ?= 5m
 BENCHTIME ?= 1s
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test race lint generate check-generated bench fuzz install clean go
+.PHONY: help build demo test soak race lint generate check-generated bench fuzz install clean go
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -39,6 +39,12 @@ test: build ## run every test (root; as a user those that need it say so and are
 	@test "$$(id -u)" = 0 || echo 'note: not root: tests that need the kernel are skipped; run sudo make test'
 	"$(GO)" test $(TESTFLAGS) ./...
 
+# Packages whose tests have long variants, which MXSHIELD_TEST_LONG=1 switches on.
+SOAK ?= ./agent/...
+
+soak: build ## the long variants of tests: a hundred kills under load, a 10 GB replay, ... (root)
+	MXSHIELD_TEST_LONG=1 "$(GO)" test -p 1 -count 1 -timeout 3h $(SOAK)
+
 race: build ## the same under the race detector (needs a C compiler)
 	"$(GO)" test -race -p 1 -timeout 1200s ./...
 
@@ -52,8 +58,11 @@ generate: go ## make the BPF objects and their Go anew (needs clang-19 and llvm-
 check-generated: go ## fail if generate would change what is committed
 	bpf/check-generated.sh
 
-bench: go ## benchmarks; compare ratios within one run, not figures of two machines
-	"$(GO)" test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./agent/... ./bpf/...
+bench: go ## benchmarks, and their ratios as Markdown tables (root; also in bin/bench.md)
+	@mkdir -p bin
+	"$(GO)" test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 1200s -p 1 ./agent/... ./bpf/... ./gossip/... | "$(GO)" run ./scripts/bench >bin/bench.md
+	@cat bin/bench.md
+	$(call give_back,bin)
 
 fuzz: go ## run every fuzzer for FUZZTIME (5m) each
 	scripts/fuzz.sh $(FUZZTIME)

@@ -29,7 +29,8 @@ func (d *daemon) Status() control.Status {
 		Version: version(), Node: d.node, PID: os.Getpid(), Started: d.started.UTC(), Now: now.UTC(), DryRun: d.cfg.DryRun,
 		Interfaces: []control.Interface{}, Packets: map[string]uint64{}, Events: map[string]uint64{},
 		Ports:  control.Ports{MX: d.cfg.MXPorts, Submission: d.cfg.SubmissionPorts},
-		Blocks: d.table.Count(now), Never: d.table.Never(),
+		Blocks: d.table.Count(now), Senders: d.senderStatus(),
+		Never: slices.DeleteFunc(d.table.Never(), func(n block.Never) bool { return n.Sender }),
 		State: control.State{Path: d.store.Path(), Bytes: d.store.Size()},
 	}
 	warnings := map[string]string{}
@@ -60,16 +61,7 @@ func (d *daemon) Status() control.Status {
 	if s.Blocks.Unenforced > 0 {
 		warnings["unenforced"] = fmt.Sprintf("%d prefixes are not in the kernel: %s", s.Blocks.Unenforced, s.Blocks.WhyUnenforced)
 	}
-	for _, in := range d.inputs {
-		t := in.Status()
-		s.Inputs = append(s.Inputs, control.Input{
-			ID: in.ID(), State: t.State, Detail: t.Detail, Lag: t.Lag, Lines: t.Lines, Truncated: t.Truncated,
-			Suppressed: t.Suppressed, LastLine: t.LastLine, LastError: t.LastError,
-		})
-		if t.Suppressed > 0 {
-			warnings["suppressed "+in.ID()] = fmt.Sprintf("%s: the log says that %d messages were suppressed: raise RateLimitBurst in journald.conf, or the rate limit of imuxsock in rsyslog.conf", in.ID(), t.Suppressed)
-		}
-	}
+	s.Inputs = d.inputStatus(now, warnings)
 	blocks, _ := d.table.List(block.Query{Limit: 10_000}, now)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -94,6 +86,7 @@ func (d *daemon) Status() control.Status {
 	if d.storeErr != nil {
 		s.State.Error = d.storeErr.Error()
 	}
+	d.dnsStatus(&s, warnings)
 	maps.Copy(warnings, d.warnings)
 	for _, k := range slices.Sorted(maps.Keys(warnings)) {
 		s.Warnings = append(s.Warnings, warnings[k])
@@ -160,6 +153,7 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 	off := d.off
 	d.mu.Unlock()
 	w.Words = whyWords(&w, now)
+	w.Lists = d.whyLists(p.Addr())
 	if !p.IsSingleIP() {
 		inside, n := d.table.Inside(p, 5, now)
 		w.Entries = append(w.Entries, inside...)
@@ -291,6 +285,14 @@ func whyWords(w *control.Why, now time.Time) string {
 		return fmt.Sprintf("%s is BLOCKED%s on %s since %s, %s; %s", who, in, ports, at(d.By.Since), end, why)
 	case block.RuleNever, block.RuleConfig:
 		return fmt.Sprintf("%s is not blocked and never will be: %s (%s)%s", who, d.Never.Rule, d.Never.Prefix, notUs)
+	case block.RuleSender:
+		would := ""
+		if w.Known != nil && w.Known.Score >= w.Known.Threshold {
+			would = " would have been blocked (" + w.Known.Words + "), but"
+		} else if d.By != nil {
+			would = " would be blocked (" + d.By.Cause.String() + "), but"
+		}
+		return fmt.Sprintf("%s%s is not blocked: allowed by %s (%s)%s", who, would, d.Never.Rule, d.Never.Prefix, notUs)
 	case block.RuleManualAllow:
 		return fmt.Sprintf("%s is not blocked: %s is allowed since %s%s", who, d.By.Prefix, at(d.By.Since), notUs)
 	case block.RuleCleared:

@@ -53,15 +53,12 @@ func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) 
 		}
 	}
 	for _, l := range cfg.Logs {
-		if l.File == "" {
-			p("input", "journal:%s", l.Journal)
-			continue
-		}
-		p("input", "file:%s", l.File)
-		if f, err := os.Open(l.File); err == nil {
-			f.Close()
-		} else {
-			p("", "note: %v; the agent would wait for it", err)
+		in := openInput(l, tail.FileOptions{}, tail.JournalOptions{}, nil)
+		p("input", "%s", in.ID())
+		if c, ok := in.(interface{ Check() error }); ok {
+			if err := c.Check(); err != nil {
+				p("", "note: %v; the agent would wait for it", err)
+			}
 		}
 	}
 	b := cfg.Block
@@ -73,6 +70,9 @@ func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) 
 		}
 	}
 	p("weights", "%s", strings.Join(w, ", "))
+	if n := cfg.Traps.Len(); n > 0 {
+		p("traps", "%d recipients and domains; one hit weighs %g of %g", n, cfg.Weights[maillog.Trap], b.Threshold)
+	}
 	nets, notes, err := tail.MyNetworks(ctx, tail.DiscoverOptions{})
 	if err != nil {
 		notes = append(notes, err.Error())
@@ -84,6 +84,12 @@ func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) 
 	}
 	for _, n := range append(notes, more...) {
 		p("", "note: %s", n)
+	}
+	for _, l := range cfg.DNS.Lists {
+		p("list", "%s, at most %d queries a day", l.Name, l.Daily)
+		if err := l.LoadKey(); err != nil {
+			faults = append(faults, err)
+		}
 	}
 	p("state", "%s", cfg.State)
 	p("socket", "%s", cfg.Socket)

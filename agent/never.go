@@ -51,6 +51,8 @@ func (d *daemon) refreshNever(ctx context.Context, postfix bool) {
 	cfg := *d.cfg
 	d.mu.Unlock()
 	list, notes := neverRules(&cfg, d.nets)
+	list = append(list, d.senderRules()...)
+	d.setWarning("senders", d.sendersWarning(), nil)
 	d.setWarning("never", strings.Join(notes, "; "), nil)
 	if slices.Equal(d.table.Never(), sortedNever(list)) {
 		return
@@ -112,7 +114,7 @@ func sortedNever(list []block.Never) []block.Never {
 	seen := map[netip.Prefix]bool{}
 	var out []block.Never
 	for _, n := range list {
-		if n.Prefix = n.Prefix.Masked(); !seen[n.Prefix] {
+		if n.Prefix = n.Prefix.Masked(); !seen[n.Prefix] { // allows by name come last
 			seen[n.Prefix] = true
 			out = append(out, n)
 		}
@@ -164,6 +166,9 @@ func neverRules(cfg *config.Config, nets []netip.Prefix) (list []block.Never, no
 	}
 	for _, a := range resolvers("/etc/resolv.conf") {
 		add(a, "resolver")
+	}
+	for _, r := range cfg.DNS.Resolvers {
+		add(r.Addr(), "resolver")
 	}
 	list = append(list, block.BuiltinNever(cfg.Block.Private)...)
 	for _, p := range nets {

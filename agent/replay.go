@@ -2,15 +2,13 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
-	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"text/tabwriter"
@@ -38,9 +36,6 @@ const trustedList = 35
 // unknownYear dates stamps without a year that come through a pipe: replay is the same on every day it is run.
 const unknownYear = 2000
 
-// maxReplayLine bounds a line, in bytes; the rest of a longer one is skipped, as the live agent does.
-const maxReplayLine = 64 << 10
-
 // replay runs log files through parser, scorer and block table with the config at hand, and says whom it would have
 // blocked. It asks no DNS, reads no state, touches no kernel, and gives the same answer for the same files.
 type replay struct {
@@ -57,13 +52,13 @@ type replay struct {
 	found   int // events
 	number  int // line of the present file
 	name    string
+	log     *replayLog
 	now     time.Time // of the newest event
 	blocks  []*replayBlock
 	blocked map[netip.Prefix]*replayBlock
 	spared  map[netip.Prefix]string // never-block rule that kept a verdict from having an effect
 	wide    bool                    // there is a block of more than a source
 	notices []verdict.Notice
-	buf     []byte
 }
 
 // replayBlock is one block that would have been made. Field names are those of the JSON output.
@@ -96,9 +91,10 @@ type replaySummary struct {
 func newReplay(cfg *config.Config, o replayOptions, in io.Reader, stdout, stderr io.Writer) (*replay, error) {
 	r := &replay{
 		opts: o, cfg: cfg, in: in, out: bufio.NewWriterSize(stdout, 1<<16), err: stderr,
-		parser: maillog.New(maillog.Options{MTA: o.mta}), weights: cfg.Weights,
+		parser: maillog.New(maillog.Options{MTA: o.mta, Several: len(o.files) > 1, Traps: cfg.Traps, Recipients: !o.events}), weights: cfg.Weights,
 		table: block.New(block.Options{Origin: "replay"}), blocked: map[netip.Prefix]*replayBlock{}, spared: map[netip.Prefix]string{},
 	}
+	r.weights[maillog.DNSBLReject] = 0 // nobody is asked whether it is true
 	if o.trust {
 		r.weights[maillog.DNSBLReject] = trustedList
 	}
@@ -117,88 +113,21 @@ func scoring(cfg *config.Config, weights [maillog.NumKinds]float64, seed uint64)
 	return v
 }
 
+// replayMemory is what the garbage collector keeps the heap under, in bytes, if it can: the tables of a million sources
+// take most of it, and nearly nothing is allocated per line, so that it has little to do.
+const replayMemory = 80 << 20
+
 func (r *replay) run() error {
 	began := time.Now()
-	for _, name := range r.opts.files {
-		if err := r.file(name); err != nil {
-			return errors.Join(err, r.out.Flush())
-		}
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(replayMemory))
+	defer debug.SetGCPercent(debug.SetGCPercent(25))
+	if err := r.read(); err != nil {
+		return errors.Join(err, r.out.Flush())
 	}
 	if !r.opts.events {
 		r.report(time.Since(began))
 	}
 	return r.out.Flush()
-}
-
-// file replays one file, "-" for standard input; .gz is seen by its first bytes.
-func (r *replay) file(name string) error {
-	f, isFile := r.in, false
-	r.name, r.number = name, 0
-	ref := time.Date(unknownYear, 12, 30, 23, 59, 59, 0, time.Local)
-	if name != "-" {
-		o, err := os.Open(name)
-		if err != nil {
-			return err
-		}
-		defer o.Close()
-		f, isFile = o, true
-	}
-	if s, ok := f.(*os.File); ok {
-		if fi, err := s.Stat(); err == nil && fi.Mode().IsRegular() {
-			ref, isFile = fi.ModTime(), true
-		} else if err == nil && fi.IsDir() {
-			return fmt.Errorf("replay %s: it is a directory", name)
-		}
-	}
-	if y := r.opts.year; y != 0 {
-		// The day before the last one: the parser lets a stamp be up to a day ahead of its reference.
-		ref, isFile = time.Date(y, 12, 30, 23, 59, 59, 0, time.Local), true
-	}
-	if !isFile {
-		fmt.Fprintf(r.err, "note: lines without a year are taken to be of %d; say --year\n", unknownYear)
-	}
-	in := bufio.NewReaderSize(f, 1<<20)
-	if magic, err := in.Peek(2); err == nil && magic[0] == 0x1f && magic[1] == 0x8b {
-		z, err := gzip.NewReader(in)
-		if err != nil {
-			return fmt.Errorf("replay %s: %w", name, err)
-		}
-		defer z.Close()
-		in = bufio.NewReaderSize(z, 1<<20)
-	}
-	var e maillog.Event
-	for {
-		line, err := r.line(in)
-		if len(line) > 0 || err == nil {
-			r.lines++
-			r.number++
-			if r.parser.Parse(line, ref, &e) {
-				r.found++
-				r.event(&e)
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("replay %s, line %d: %w", name, r.number, err)
-		}
-	}
-}
-
-// line reads up to a newline, which it strips; what is beyond maxReplayLine is skipped.
-func (r *replay) line(in *bufio.Reader) ([]byte, error) {
-	line, err := in.ReadSlice('\n')
-	if errors.Is(err, bufio.ErrBufferFull) {
-		r.buf = append(r.buf[:0], line[:maxReplayLine]...)
-		for errors.Is(err, bufio.ErrBufferFull) {
-			_, err = in.ReadSlice('\n')
-		}
-		return r.buf, err
-	}
-	line = bytes.TrimSuffix(line, []byte("\n"))
-	line = bytes.TrimSuffix(line, []byte("\r"))
-	return line[:min(len(line), maxReplayLine)], err
 }
 
 func (r *replay) event(e *maillog.Event) {

@@ -125,7 +125,7 @@ func TestReplayEvents(t *testing.T) {
 	if out, _, code := runReplay(t, "--events", "--mta", "exim", "LOG"); out != "" || code != 0 {
 		t.Errorf("a Postfix log read as Exim's: exit %d\n%s", code, out)
 	}
-	if out, _, _ := runReplay(t, "--events", "LOG", "LOG.gz"); !strings.Contains(out, `mail.log.gz" 2 203.0.113.10 delivered 1`) {
+	if out, _, _ := runReplay(t, "--events", "LOG", "LOG.gz"); !strings.Contains(out, `mail.log.gz" 3 203.0.113.10 unknown_recipient 1`) {
 		t.Errorf("%s", out)
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/mxshield/mxshield/agent/control"
 	"github.com/mxshield/mxshield/agent/internal/config"
 	"github.com/mxshield/mxshield/agent/internal/maillog"
+	"github.com/mxshield/mxshield/agent/internal/senders"
 	"github.com/mxshield/mxshield/agent/internal/sessions"
 	"github.com/mxshield/mxshield/agent/internal/store"
 	"github.com/mxshield/mxshield/agent/internal/tail"
@@ -54,6 +55,9 @@ type daemon struct {
 	store   *store.Store
 	shield  *bpf.Shield     // nil in a dry run
 	ender   *sessions.Ender // nil in a dry run
+	dnsParts
+	senders *senders.Set  // allows by name
+	ranges  chan struct{} // tells the housekeeper that senders has new ranges
 	inputs  []tail.Input
 	mtas    map[string]maillog.MTA // by input; those without an entry are told apart line by line
 	nets    []netip.Prefix         // Postfix mynetworks; only serve and the housekeeper use it and the next
@@ -62,14 +66,15 @@ type daemon struct {
 	mu       sync.Mutex // guards what follows
 	scorer   *verdict.Scorer
 	samples  *verdict.Samples
-	parsers  map[string]*maillog.Parser
-	pending  map[string][]byte // parser states of the state file whose parser is not made yet
+	parser   *maillog.Parser
+	pending  map[string][]byte // of the state file, until the parser is made
 	seed     uint64
 	batch    store.Batch  // what the next commit writes
 	flight   *store.Batch // what a commit is writing just now
 	own      []netip.Addr // own addresses and gateways
 	events   [maillog.NumKinds]uint64
 	caughtUp map[string]bool
+	reached  map[string]time.Time // by input: when the newest event was that was read
 	off      *control.Marker
 	warnings map[string]string
 	told     map[string]time.Time // when a repeated log message was last written
@@ -90,8 +95,8 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	defer signal.Stop(hup)
 	d := &daemon{
 		cfg: cfg, log: log, started: time.Now(), reload: reload,
-		mtas: map[string]maillog.MTA{}, parsers: map[string]*maillog.Parser{}, pending: map[string][]byte{}, caughtUp: map[string]bool{},
-		warnings: map[string]string{}, told: map[string]time.Time{}, kick: make(chan struct{}, 1),
+		mtas: map[string]maillog.MTA{}, pending: map[string][]byte{}, caughtUp: map[string]bool{}, reached: map[string]time.Time{},
+		warnings: map[string]string{}, told: map[string]time.Time{}, kick: make(chan struct{}, 1), ranges: make(chan struct{}, 1),
 	}
 	if d.node, err = os.Hostname(); err != nil || d.node == "" {
 		d.node = "localhost"
@@ -117,7 +122,13 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 		return err
 	}
 	defer d.store.Close()
-	d.openInputs(ctx)
+	if err := d.openDNS(); err != nil {
+		return err
+	}
+	d.openSenders()
+	marks := d.marks()
+	d.openInputs(ctx, marks)
+	d.newParser()
 	d.refreshNever(ctx, true)
 	if err := d.resync(false); err != nil {
 		d.warn("kernel", "not every block is in the kernel", err)
@@ -129,7 +140,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var all sync.WaitGroup
-	failed := make(chan error, len(d.inputs)+5)
+	failed := make(chan error, len(d.inputs)+6)
 	start := func(f func() error) {
 		all.Go(func() {
 			if err := f(); err != nil && ctx.Err() == nil {
@@ -138,7 +149,6 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 		})
 	}
 	lines := make(chan tail.Batch, 4)
-	marks := d.marks()
 	for _, in := range d.inputs {
 		start(func() error { return in.Run(ctx, marks[in.ID()], lines) })
 	}
@@ -146,7 +156,9 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 		start(func() error { return d.ender.Run(ctx) })
 		start(func() error { bpf.Watch(ctx, log, d.follow); return nil })
 	}
+	start(func() error { return d.keepSenders(ctx) })
 	start(func() error { return d.readLines(ctx, lines) })
+	start(func() error { return d.runDNS(ctx) })
 	start(func() error { return d.keepHouse(ctx, hup) })
 	start(func() error { return control.NewServer(d, log).Run(ctx, listener) })
 	committed := make(chan struct{})
@@ -277,7 +289,7 @@ func (d *daemon) openState() error {
 		d.seed = binary.BigEndian.Uint64(b[:])
 		d.batch.Extra = map[string][]byte{"seed": b[:]}
 	}
-	d.scorer = verdict.New(scoring(d.cfg, d.cfg.Weights, d.seed))
+	d.scorer = verdict.New(scoring(d.cfg, liveWeights(d.cfg.Weights), d.seed))
 	for i, k := range keys {
 		if err := d.scorer.Load(k, vals[i]); err != nil {
 			reject(err)
@@ -302,30 +314,6 @@ func (d *daemon) marks() map[string][]byte {
 	m := d.batch.Marks
 	d.batch.Marks = nil
 	return m
-}
-
-func (d *daemon) openInputs(ctx context.Context) {
-	fo, jo := tail.FileOptions{Log: d.log}, tail.JournalOptions{Log: d.log}
-	for _, l := range d.cfg.Logs {
-		var in tail.Input = tail.NewFile(l.File, fo)
-		if l.Journal != "" {
-			in = tail.NewJournal([]string{l.Journal}, jo)
-		}
-		d.inputs = append(d.inputs, in)
-		d.mtas[in.ID()] = l.MTA
-	}
-	if len(d.inputs) > 0 {
-		return
-	}
-	found, err := tail.Discover(ctx, tail.DiscoverOptions{})
-	if err != nil {
-		d.warn("input", "looking for the MTA's log", err)
-	}
-	d.log.Info("input", "why", found.Why)
-	for i, w := range found.Warnings {
-		d.warn(fmt.Sprintf("input %d", i), w, nil)
-	}
-	d.inputs = append(d.inputs, found.Open(fo, jo))
 }
 
 // resync brings the kernel in line with the table.
@@ -440,15 +428,20 @@ func (d *daemon) take(b *tail.Batch) {
 	now := time.Now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	p := d.parserLocked(b.Input)
+	p := d.switchParserLocked(b)
+	var at time.Time
 	var e maillog.Event // one for all lines: the parser fills it
 	for _, line := range b.Lines {
 		if !p.Parse(line, b.Read, &e) {
 			continue
 		}
 		d.events[e.Kind] += uint64(e.Count)
+		at = e.Time
 		if d.cfg.Weights[e.Kind] > 0 {
 			d.samples.Add(d.prefixOf(e.Source), line)
+		}
+		if d.lookedUpLocked(&e, now) {
+			continue
 		}
 		if v, ok := d.scorer.Observe(&e, now); ok {
 			d.judgeLocked(&v, e.Source, now)
@@ -457,28 +450,7 @@ func (d *daemon) take(b *tail.Batch) {
 			d.log.Warn(n.Text, "notice", n.Key) // status shows it as long as it holds
 		}
 	}
-	if d.batch.Marks == nil {
-		d.batch.Marks = map[string][]byte{}
-	}
-	d.batch.Marks[b.Input] = b.Mark
-	if b.CaughtUp {
-		d.caughtUp[b.Input] = true
-	}
-}
-
-func (d *daemon) parserLocked(input string) *maillog.Parser {
-	p := d.parsers[input]
-	if p == nil {
-		p = maillog.New(maillog.Options{Seed: d.seed, MTA: d.mtas[input]})
-		if s, ok := d.pending["pending:"+input]; ok {
-			if err := p.Restore(s); err != nil {
-				d.log.Warn("restore what waits for its delivery", "input", input, "error", err)
-			}
-			delete(d.pending, "pending:"+input)
-		}
-		d.parsers[input] = p
-	}
-	return p
+	d.markLocked(b, at)
 }
 
 func (d *daemon) prefixOf(a netip.Addr) netip.Prefix { return sourcePrefix(a, d.cfg.Block.IPv6Prefix) }
@@ -495,6 +467,9 @@ func sourcePrefix(a netip.Addr, bits6 int) netip.Prefix {
 
 // judgeLocked enters a verdict into the table.
 func (d *daemon) judgeLocked(v *verdict.Verdict, source netip.Addr, now time.Time) {
+	if !d.heedListsLocked(v, source, now) {
+		return
+	}
 	words := v.Evidence.Words()
 	// Our own network: the neighbours in it, backup and monitoring among them, are not to be cut off for one of them.
 	if wide := v.Prefix; d.holdsOwnLocked(wide) {
@@ -505,11 +480,18 @@ func (d *daemon) judgeLocked(v *verdict.Verdict, source netip.Addr, now time.Tim
 			d.scorer.Refused(wide)
 		}
 	}
+	if rule, ok := d.allowedSender(source); ok { // of a /64 or an area the rule may cover only the source
+		d.spareLocked(v, rule, words, now)
+		return
+	}
 	e := block.Entry{Prefix: v.Prefix, Kind: block.Block, Cause: v.Cause, Scope: v.Scope, Since: v.Since, Until: v.Until, Hits: d.hits(&v.Evidence.Counts)}
 	res, err := d.table.Apply(e, now)
 	var never *block.NeverError
 	var held *block.HeldError
 	switch {
+	case errors.As(err, &never) && never.By.Sender:
+		d.spareLocked(v, never.By.Rule, words, now)
+		return
 	case errors.As(err, &never):
 		d.scorer.Refused(v.Prefix)
 		if d.tellLocked("source never "+v.Prefix.String(), time.Hour, now) {
@@ -652,13 +634,17 @@ func (d *daemon) commit() error {
 		}
 		b.Scores[string(k)] = slices.Clone(v)
 	})
-	for id := range b.Marks {
-		if p := d.parsers[id]; p != nil {
-			if b.Extra == nil {
-				b.Extra = map[string][]byte{}
-			}
-			b.Extra["pending:"+id] = p.Pending()
+	if len(b.Marks) > 0 {
+		if b.Extra == nil {
+			b.Extra = map[string][]byte{}
 		}
+		b.Extra["parser"] = d.parser.Pending()
+	}
+	if ranges, ok := d.senders.Save(); ok {
+		if b.Extra == nil {
+			b.Extra = map[string][]byte{}
+		}
+		b.Extra[sendersKey] = ranges
 	}
 	d.flight = &b
 	d.mu.Unlock()
@@ -719,6 +705,8 @@ func (d *daemon) keepHouse(ctx context.Context, hup <-chan os.Signal) error {
 			}
 		case <-inspect.C:
 			d.inspect(ctx)
+		case <-d.ranges:
+			d.refreshNever(ctx, false)
 		case <-postfix.C:
 			d.refreshNever(ctx, true)
 		case <-compact.C:

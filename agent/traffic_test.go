@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
 	"github.com/mxshield/mxshield/agent/internal/config"
+	"github.com/mxshield/mxshield/agent/internal/maillog"
 	"github.com/mxshield/mxshield/scripts/loggen/traffic"
 )
 
@@ -18,7 +20,14 @@ func replayed(t *testing.T, o traffic.Options) (*replay, *traffic.Log) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := newReplay(config.Default(), replayOptions{files: []string{"-"}}, strings.NewReader(strings.Join(l.Lines, "\n")), io.Discard, io.Discard)
+	cfg := config.Default()
+	cfg.Traps = new(maillog.Traps)
+	for _, s := range traffic.Traps {
+		if err := cfg.Traps.Add(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := newReplay(cfg, replayOptions{files: []string{"-"}}, strings.NewReader(strings.Join(l.Lines, "\n")), io.Discard, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,8 +40,16 @@ func replayed(t *testing.T, o traffic.Options) (*replay, *traffic.Log) {
 // TestTraffic: a day of mail with attackers of many kinds, and with honest hosts that look bad. Every attacker is
 // found, no honest host is blocked.
 func TestTraffic(t *testing.T) {
-	for seed := range uint64(5) {
-		for _, lines := range []int{20_000, 100_000} {
+	seeds := uint64(3)
+	if os.Getenv("MXSHIELD_TEST_LONG") != "" {
+		seeds = 20
+	}
+	for seed := range seeds {
+		sizes := []int{20_000, 100_000}
+		if seed == 0 {
+			sizes = append(sizes, 250_000)
+		}
+		for _, lines := range sizes {
 			t.Run(fmt.Sprintf("seed %d, %d lines", seed, lines), func(t *testing.T) {
 				r, l := replayed(t, traffic.Options{Seed: seed, Lines: lines})
 				attackers, found, roles := 0, 0, map[string]int{}
@@ -69,10 +86,23 @@ func TestTraffic(t *testing.T) {
 						t.Errorf("%s is not blocked as a whole: %v", p, wide)
 					}
 				}
+				if honest := len(roles) - attackerRoles(l); honest < 20 {
+					t.Errorf("only %d honest roles", honest)
+				}
 				t.Logf("%d lines, %d hosts of %d roles; %d of %d attackers found by %d blocks", len(l.Lines), len(l.Truth.Hosts), len(roles), found, attackers, len(r.blocks))
 			})
 		}
 	}
+}
+
+func attackerRoles(l *traffic.Log) int {
+	roles := map[string]bool{}
+	for _, h := range l.Truth.Hosts {
+		if h.Attacker {
+			roles[h.Role] = true
+		}
+	}
+	return len(roles)
 }
 
 // TestTrafficThroughABalancer: all lines name one address. It must not be blocked, and it must be said.

@@ -4,14 +4,16 @@
  *
  * Repeating one packet would keep its one entry in the first-level cache and hide nearly the whole cost of a big table.
  * So the program itself draws a source from all of IPv4 and writes it into the packet: the blocked ones are
- * source(0) ... source(size-1), and source() is a bijection, so all others are innocent.
+ * source(0) ... source(size-1), and source() is a bijection, so all others are innocent. In an IPv6 packet it goes into
+ * the second 32 bits of the source, so each is a /64 of one /32.
  */
 #pragma once
 #include "shield.h"
 
-enum { BENCH_DROP, BENCH_PARSE, BENCH_TABLE, BENCH_LPM, BENCH_STRESS };
+enum { BENCH_DROP, BENCH_PARSE, BENCH_TABLE, BENCH_LPM, BENCH_STRESS, BENCH_LOAD };
 
 volatile const __u32 bench_what;
+volatile const __u32 bench_v6;
 volatile const __u32 bench_miss;
 volatile const __u32 bench_size;
 volatile const __u32 bench_innocent;	/* stress: source(i) is innocent for all i from here on */
@@ -56,6 +58,9 @@ static __always_inline int stress(void *data, void *end, struct ipv4hdr *ip)
 #ifndef BENCH_LPM_LOOKUP
 #define BENCH_LPM_LOOKUP(p, scope) PASS_NOT_BLOCKED
 #endif
+#ifndef BENCH_RANDOM_WORD
+#define BENCH_RANDOM_WORD(x) (x)
+#endif
 
 SEC("xdp")
 int mxshield_bench(struct xdp_md *ctx)
@@ -65,18 +70,37 @@ int mxshield_bench(struct xdp_md *ctx)
 	struct ipv4hdr *ip = data + sizeof(struct ethhdr);
 	struct packet p = {};
 	enum reason reason;
+	__u32 src;
 	__u8 scope;
 
 	if ((void *)(ip + 1) > end)
 		return XDP_PASS;
 	if (bench_what == BENCH_STRESS)
 		return stress(data, end, ip);
-	ip->src = source((bench_miss ? bench_size : 0) + draw(bench_miss ? (1ULL << 32) - bench_size : bench_size));
+	src = source((bench_miss ? bench_size : 0) + draw(bench_miss ? (1ULL << 32) - bench_size : bench_size));
+	if (bench_v6) {
+		struct ipv6hdr *ip6 = (void *)ip;
+
+		if ((void *)(ip6 + 1) > end)
+			return XDP_PASS;
+		ip6->src[1] = src;
+	} else {
+		ip->src = src;
+	}
 
 	switch (bench_what) {
 	case BENCH_PARSE:
 		if (parse(data, end, &p) != UNDECIDED || !port_scope(p.dst_port))
 			return XDP_PASS;
+		return XDP_DROP;
+	case BENCH_LOAD:
+		if (parse(data, end, &p) != UNDECIDED || !port_scope(p.dst_port))
+			return XDP_PASS;
+		/*
+		 * One cache miss: the next source depends on the word, so that the processor cannot fetch the words of several
+		 * packets at once. Between real packets it has other work than the next packet.
+		 */
+		bench_run += (__u32)BENCH_RANDOM_WORD(src) & 1;
 		return XDP_DROP;
 	case BENCH_TABLE:
 		return count(shield(data, end)) ? XDP_DROP : XDP_PASS;

@@ -35,12 +35,14 @@ const (
 	benchVarBenchMissed    = "bench_missed"
 	benchVarBenchRun       = "bench_run"
 	benchVarBenchSize      = "bench_size"
+	benchVarBenchV6        = "bench_v6"
 	benchVarBenchWhat      = "bench_what"
 	benchVarClock          = "clock"
 	benchVarExemptV4       = "exempt_v4"
 	benchVarExemptV6       = "exempt_v6"
 	benchVarExemptsV4      = "exempts_v4"
 	benchVarExemptsV6      = "exempts_v6"
+	benchVarPortBits       = "port_bits"
 	benchVarPorts          = "ports"
 )
 
@@ -117,12 +119,14 @@ type benchVariableSpecs struct {
 	BenchMissed   *ebpf.VariableSpec `ebpf:"bench_missed"`
 	BenchRun      *ebpf.VariableSpec `ebpf:"bench_run"`
 	BenchSize     *ebpf.VariableSpec `ebpf:"bench_size"`
+	BenchV6       *ebpf.VariableSpec `ebpf:"bench_v6"`
 	BenchWhat     *ebpf.VariableSpec `ebpf:"bench_what"`
 	Clock         *ebpf.VariableSpec `ebpf:"clock"`
 	ExemptV4      *ebpf.VariableSpec `ebpf:"exempt_v4"`
 	ExemptV6      *ebpf.VariableSpec `ebpf:"exempt_v6"`
 	ExemptsV4     *ebpf.VariableSpec `ebpf:"exempts_v4"`
 	ExemptsV6     *ebpf.VariableSpec `ebpf:"exempts_v6"`
+	PortBits      *ebpf.VariableSpec `ebpf:"port_bits"`
 	Ports         *ebpf.VariableSpec `ebpf:"ports"`
 }
 
@@ -181,12 +185,14 @@ type benchVariables struct {
 	BenchMissed   *ebpf.Variable `ebpf:"bench_missed"`
 	BenchRun      *ebpf.Variable `ebpf:"bench_run"`
 	BenchSize     *ebpf.Variable `ebpf:"bench_size"`
+	BenchV6       *ebpf.Variable `ebpf:"bench_v6"`
 	BenchWhat     *ebpf.Variable `ebpf:"bench_what"`
 	Clock         *ebpf.Variable `ebpf:"clock"`
 	ExemptV4      *ebpf.Variable `ebpf:"exempt_v4"`
 	ExemptV6      *ebpf.Variable `ebpf:"exempt_v6"`
 	ExemptsV4     *ebpf.Variable `ebpf:"exempts_v4"`
 	ExemptsV6     *ebpf.Variable `ebpf:"exempts_v6"`
+	PortBits      *ebpf.Variable `ebpf:"port_bits"`
 	Ports         *ebpf.Variable `ebpf:"ports"`
 }
 

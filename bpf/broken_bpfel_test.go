@@ -35,12 +35,14 @@ const (
 	brokenVarBenchMissed    = "bench_missed"
 	brokenVarBenchRun       = "bench_run"
 	brokenVarBenchSize      = "bench_size"
+	brokenVarBenchV6        = "bench_v6"
 	brokenVarBenchWhat      = "bench_what"
 	brokenVarClock          = "clock"
 	brokenVarExemptV4       = "exempt_v4"
 	brokenVarExemptV6       = "exempt_v6"
 	brokenVarExemptsV4      = "exempts_v4"
 	brokenVarExemptsV6      = "exempts_v6"
+	brokenVarPortBits       = "port_bits"
 	brokenVarPorts          = "ports"
 )
 
@@ -117,12 +119,14 @@ type brokenVariableSpecs struct {
 	BenchMissed   *ebpf.VariableSpec `ebpf:"bench_missed"`
 	BenchRun      *ebpf.VariableSpec `ebpf:"bench_run"`
 	BenchSize     *ebpf.VariableSpec `ebpf:"bench_size"`
+	BenchV6       *ebpf.VariableSpec `ebpf:"bench_v6"`
 	BenchWhat     *ebpf.VariableSpec `ebpf:"bench_what"`
 	Clock         *ebpf.VariableSpec `ebpf:"clock"`
 	ExemptV4      *ebpf.VariableSpec `ebpf:"exempt_v4"`
 	ExemptV6      *ebpf.VariableSpec `ebpf:"exempt_v6"`
 	ExemptsV4     *ebpf.VariableSpec `ebpf:"exempts_v4"`
 	ExemptsV6     *ebpf.VariableSpec `ebpf:"exempts_v6"`
+	PortBits      *ebpf.VariableSpec `ebpf:"port_bits"`
 	Ports         *ebpf.VariableSpec `ebpf:"ports"`
 }
 
@@ -181,12 +185,14 @@ type brokenVariables struct {
 	BenchMissed   *ebpf.Variable `ebpf:"bench_missed"`
 	BenchRun      *ebpf.Variable `ebpf:"bench_run"`
 	BenchSize     *ebpf.Variable `ebpf:"bench_size"`
+	BenchV6       *ebpf.Variable `ebpf:"bench_v6"`
 	BenchWhat     *ebpf.Variable `ebpf:"bench_what"`
 	Clock         *ebpf.Variable `ebpf:"clock"`
 	ExemptV4      *ebpf.Variable `ebpf:"exempt_v4"`
 	ExemptV6      *ebpf.Variable `ebpf:"exempt_v6"`
 	ExemptsV4     *ebpf.Variable `ebpf:"exempts_v4"`
 	ExemptsV6     *ebpf.Variable `ebpf:"exempts_v6"`
+	PortBits      *ebpf.Variable `ebpf:"port_bits"`
 	Ports         *ebpf.Variable `ebpf:"ports"`
 }
 

@@ -131,6 +131,15 @@ func (t *exactTable) drops(line, slot int) *uint32 {
 
 // free finds an empty slot, -1 if there is none.
 func (t *exactTable) free(line int) int {
+	if t.v6 == nil {
+		l := &t.v4[line]
+		for i := range l.Slot {
+			if atomic.LoadUint64(&l.Slot[i])>>32 == 0 {
+				return i
+			}
+		}
+		return -1
+	}
 	for i := range t.slots() {
 		if _, word := t.get(line, i); word == 0 {
 			return i
@@ -146,6 +155,21 @@ func (t *exactTable) inLine(line int, key uint64) int {
 		}
 	}
 	return -1
+}
+
+// touch brings into the cache what an insert at these places needs. One after the other each insert waits for memory
+// three times; here the loads do not wait for each other. The number it returns keeps the compiler from leaving them out.
+func (t *exactTable) touch(places []place) (sum uint64) {
+	for i := range places {
+		p := &places[i]
+		sum += t.bloom[p.word]
+		if t.v6 != nil {
+			sum += t.v6[p.first].Key[0] + t.v6[p.second].Key[0]
+		} else {
+			sum += t.v4[p.first].Slot[0] + t.v4[p.second].Slot[0]
+		}
+	}
+	return sum
 }
 
 // find returns where a key is.

@@ -480,7 +480,10 @@ func moveLinks(pins string, g *generation, xdp *ebpf.Program, tc func() (*ebpf.P
 
 // grow replaces an exact table by a new generation of it: larger if it is as full as it may be, as large with other
 // seeds if an insert found no room before. The other one stays.
-func (s *Shield) grow(v4 bool) error {
+func (s *Shield) grow(v4 bool) error { return s.growTo(v4, 0) }
+
+// growTo is grow, in one step, to room for so many entries, if it is known that they will come.
+func (s *Shield) growTo(v4 bool, entries int) error {
 	s.attachMu.Lock()
 	defer s.attachMu.Unlock()
 	s.mu.Lock()
@@ -488,16 +491,16 @@ func (s *Shield) grow(v4 bool) error {
 	if s.closed {
 		return os.ErrClosed
 	}
-	return s.rebuildLocked(v4)
+	return s.rebuildLocked(v4, entries)
 }
 
-// growth is the capacity a table should have next.
-func (s *Shield) growth(t *exactTable) int {
+// growth is the capacity a table should have next, if so many entries are known to come.
+func (s *Shield) growth(t *exactTable, entries int) int {
 	c := t.capacity()
-	if t.used < c {
+	if max(t.used+1, entries) <= c {
 		return c
 	}
-	return max(c, min(nextCapacity(c), s.opts.MaxExact))
+	return max(c, min(max(nextCapacity(c), entries), s.opts.MaxExact))
 }
 
 // nextCapacity is the step by which a table grows. A small one costs little, so it takes large steps: fewer programs to
@@ -512,7 +515,7 @@ func nextCapacity(c int) int {
 	return c + c/4
 }
 
-func (s *Shield) rebuildLocked(v4 bool) (err error) {
+func (s *Shield) rebuildLocked(v4 bool, entries int) (err error) {
 	old := s.gen
 	given := map[string]*ebpf.Map{}
 	for _, name := range mapNames {
@@ -523,11 +526,11 @@ func (s *Shield) rebuildLocked(v4 bool) (err error) {
 	if v4 {
 		delete(given, shieldMapExactV4)
 		delete(given, shieldMapBloomV4)
-		c4 = s.growth(old.v4)
+		c4 = s.growth(old.v4, entries)
 	} else {
 		delete(given, shieldMapExactV6)
 		delete(given, shieldMapBloomV6)
-		c6 = s.growth(old.v6)
+		c6 = s.growth(old.v6, entries)
 	}
 	g, err := s.makeGeneration(old.n+1, c4, c6, given, old.state)
 	if err != nil {

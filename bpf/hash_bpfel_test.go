@@ -101,11 +101,13 @@ const (
 	hashVarBenchMissed    = "bench_missed"
 	hashVarBenchRun       = "bench_run"
 	hashVarBenchSize      = "bench_size"
+	hashVarBenchV6        = "bench_v6"
 	hashVarBenchWhat      = "bench_what"
 	hashVarExemptV4       = "exempt_v4"
 	hashVarExemptV6       = "exempt_v6"
 	hashVarExemptsV4      = "exempts_v4"
 	hashVarExemptsV6      = "exempts_v6"
+	hashVarPortBits       = "port_bits"
 	hashVarPorts          = "ports"
 )
 
@@ -178,11 +180,13 @@ type hashVariableSpecs struct {
 	BenchMissed   *ebpf.VariableSpec `ebpf:"bench_missed"`
 	BenchRun      *ebpf.VariableSpec `ebpf:"bench_run"`
 	BenchSize     *ebpf.VariableSpec `ebpf:"bench_size"`
+	BenchV6       *ebpf.VariableSpec `ebpf:"bench_v6"`
 	BenchWhat     *ebpf.VariableSpec `ebpf:"bench_what"`
 	ExemptV4      *ebpf.VariableSpec `ebpf:"exempt_v4"`
 	ExemptV6      *ebpf.VariableSpec `ebpf:"exempt_v6"`
 	ExemptsV4     *ebpf.VariableSpec `ebpf:"exempts_v4"`
 	ExemptsV6     *ebpf.VariableSpec `ebpf:"exempts_v6"`
+	PortBits      *ebpf.VariableSpec `ebpf:"port_bits"`
 	Ports         *ebpf.VariableSpec `ebpf:"ports"`
 }
 
@@ -235,11 +239,13 @@ type hashVariables struct {
 	BenchMissed   *ebpf.Variable `ebpf:"bench_missed"`
 	BenchRun      *ebpf.Variable `ebpf:"bench_run"`
 	BenchSize     *ebpf.Variable `ebpf:"bench_size"`
+	BenchV6       *ebpf.Variable `ebpf:"bench_v6"`
 	BenchWhat     *ebpf.Variable `ebpf:"bench_what"`
 	ExemptV4      *ebpf.Variable `ebpf:"exempt_v4"`
 	ExemptV6      *ebpf.Variable `ebpf:"exempt_v6"`
 	ExemptsV4     *ebpf.Variable `ebpf:"exempts_v4"`
 	ExemptsV6     *ebpf.Variable `ebpf:"exempts_v6"`
+	PortBits      *ebpf.Variable `ebpf:"port_bits"`
 	Ports         *ebpf.Variable `ebpf:"ports"`
 }
 

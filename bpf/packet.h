@@ -2,6 +2,9 @@
 /*
  * Parsing: from the first byte of the Ethernet header to the addresses and the TCP destination port.
  *
+ * The port comes first, and most packets leave by it: IPv4 addresses are copied only when the tables may be asked for
+ * them. (IPv6 addresses are copied before the walk along the headers: after it, that doubled the verifier's work.)
+ *
  * What cannot be read passes: a packet we do not understand is the stack's business, and the stack throws away what
  * is broken. The one exception is IPv6 extension headers: there a valid packet can push the ports out of our reach
  * (a long chain, or a first fragment that ends inside the chain). It is returned with hidden set, and is then dropped
@@ -11,12 +14,12 @@
  * most about 12 kB of offset and no unbounded loop.
  */
 #pragma once
-#include "reason.h"
+#include "classify.h"
 
 #define MAX_VLAN_TAGS 2
 #define MAX_EXT_HEADERS 6
 
-/* Not a reason: parsing went well, the tables decide. */
+/* Not a reason: parsing went well, ports and tables decide. */
 #define UNDECIDED REASONS
 
 struct packet {
@@ -65,35 +68,19 @@ static __always_inline enum reason parse_ipv4(void *pos, void *end, struct packe
 	/* Pass: it ends inside the options or before the ports. */
 	if ((void *)(tcp + 1) > end)
 		return PASS_TRUNCATED;
+	p->dst_port = tcp->dst;
+	/* Pass: not a mail port. */
+	if (!maybe_protected(p->dst_port))
+		return PASS_OTHER_PORT;
+	barrier(); /* the compiler would read the addresses before */
 	p->src[0] = ip->src;
 	p->dst[0] = ip->dst;
-	p->dst_port = tcp->dst;
 	return UNDECIDED;
 }
 
-static __always_inline enum reason parse_ipv6(void *pos, void *end, struct packet *p)
+/* From the end of the IPv6 header, along the extension headers, to the port. */
+static __always_inline enum reason walk_ipv6(void *pos, void *end, __u8 next, struct packet *p)
 {
-	struct ipv6hdr *ip = pos;
-	__u8 next;
-
-	/* Pass: no whole header, nothing to compare. */
-	if ((void *)(ip + 1) > end)
-		return PASS_TRUNCATED;
-	/* Pass: the stack drops it. */
-	if (ip->version_class >> 4 != 6)
-		return PASS_MALFORMED;
-	p->ipv6 = 1;
-	p->src[0] = ip->src[0];
-	p->src[1] = ip->src[1];
-	p->src[2] = ip->src[2];
-	p->src[3] = ip->src[3];
-	p->dst[0] = ip->dst[0];
-	p->dst[1] = ip->dst[1];
-	p->dst[2] = ip->dst[2];
-	p->dst[3] = ip->dst[3];
-	next = ip->next;
-	pos = ip + 1;
-
 #pragma clang loop unroll(full)
 	for (int i = 0; i <= MAX_EXT_HEADERS; i++) {
 		struct exthdr *ext = pos;
@@ -110,7 +97,8 @@ static __always_inline enum reason parse_ipv6(void *pos, void *end, struct packe
 				return UNDECIDED;
 			}
 			p->dst_port = tcp->dst;
-			return UNDECIDED;
+			/* Pass: not a mail port. */
+			return maybe_protected(p->dst_port) ? UNDECIDED : PASS_OTHER_PORT;
 		}
 		/* Pass: mail is TCP. ESP and unknown headers end up here too. */
 		if (!is_ext_header(next))
@@ -134,6 +122,28 @@ static __always_inline enum reason parse_ipv6(void *pos, void *end, struct packe
 	}
 	/* Not reached: the last turn of the loop always returns. Pass, as everywhere, when in doubt. */
 	return PASS_TRUNCATED;
+}
+
+static __always_inline enum reason parse_ipv6(void *pos, void *end, struct packet *p)
+{
+	struct ipv6hdr *ip = pos;
+
+	/* Pass: no whole header, nothing to compare. */
+	if ((void *)(ip + 1) > end)
+		return PASS_TRUNCATED;
+	/* Pass: the stack drops it. */
+	if (ip->version_class >> 4 != 6)
+		return PASS_MALFORMED;
+	p->ipv6 = 1;
+	p->src[0] = ip->src[0];
+	p->src[1] = ip->src[1];
+	p->src[2] = ip->src[2];
+	p->src[3] = ip->src[3];
+	p->dst[0] = ip->dst[0];
+	p->dst[1] = ip->dst[1];
+	p->dst[2] = ip->dst[2];
+	p->dst[3] = ip->dst[3];
+	return walk_ipv6(ip + 1, end, ip->next, p);
 }
 
 static __always_inline enum reason parse(void *data, void *end, struct packet *p)

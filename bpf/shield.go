@@ -379,12 +379,8 @@ func (s *Shield) spec() (*ebpf.CollectionSpec, error) {
 	for _, name := range []string{shieldMapCidrV4, shieldMapCidrV6} {
 		spec.Maps[name].MaxEntries = uint32(s.opts.MaxCIDRs) + 1 // see putCIDRLocked
 	}
-	ports, err := portTable(s.opts)
-	if err != nil {
+	if err := setPorts(spec, s.opts); err != nil {
 		return nil, err
-	}
-	if err := spec.Variables[shieldVarPorts].Set(ports); err != nil {
-		return nil, fmt.Errorf("set ports: %w", err)
 	}
 	if err := setExempt(spec, s.opts.Exempt); err != nil {
 		return nil, err
@@ -421,6 +417,24 @@ func portTable(opts Options) (table [maxPorts]shieldPort, err error) {
 		}
 	}
 	return table, nil
+}
+
+// setPorts writes the protected ports into the object.
+func setPorts(spec *ebpf.CollectionSpec, opts Options) error {
+	ports, err := portTable(opts)
+	if err != nil {
+		return err
+	}
+	var bits uint64 // see maybe_protected() in classify.h
+	for _, p := range ports {
+		if p.Scope != 0 {
+			bits |= 1 << (p.Port >> 8 & 63)
+		}
+	}
+	if err := errors.Join(spec.Variables[shieldVarPorts].Set(ports), spec.Variables[shieldVarPortBits].Set(bits)); err != nil {
+		return fmt.Errorf("set ports: %w", err)
+	}
+	return nil
 }
 
 // load loads one of the two programs onto the maps of a generation.

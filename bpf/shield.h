@@ -18,7 +18,7 @@ static __always_inline enum reason judge(enum reason reason, struct packet *p)
 	/* Hidden: the port is out of reach. Dropped only if the source is blocked for any port; see packet.h. */
 	if (!p->hidden) {
 		scope = port_scope(p->dst_port);
-		/* Pass: not a mail port. Nearly all traffic that is not mail leaves here, before any table. */
+		/* Pass: not a mail port. Nearly all traffic that is not mail has left before, see maybe_protected(). */
 		if (!scope)
 			return PASS_OTHER_PORT;
 	}
@@ -46,5 +46,5 @@ static __always_inline int count(enum reason reason)
 
 	if (n)
 		(*n)++;
-	return reason == DROP_EXACT || reason == DROP_CIDR || reason == DROP_EXT_HEADERS;
+	return (1U << DROP_EXACT | 1U << DROP_CIDR | 1U << DROP_EXT_HEADERS) >> reason & 1;
 }

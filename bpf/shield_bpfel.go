@@ -135,6 +135,7 @@ const (
 	shieldVarExemptV6       = "exempt_v6"
 	shieldVarExemptsV4      = "exempts_v4"
 	shieldVarExemptsV6      = "exempts_v6"
+	shieldVarPortBits       = "port_bits"
 	shieldVarPorts          = "ports"
 )
 
@@ -209,6 +210,7 @@ type shieldVariableSpecs struct {
 	ExemptV6  *ebpf.VariableSpec `ebpf:"exempt_v6"`
 	ExemptsV4 *ebpf.VariableSpec `ebpf:"exempts_v4"`
 	ExemptsV6 *ebpf.VariableSpec `ebpf:"exempts_v6"`
+	PortBits  *ebpf.VariableSpec `ebpf:"port_bits"`
 	Ports     *ebpf.VariableSpec `ebpf:"ports"`
 }
 
@@ -266,6 +268,7 @@ type shieldVariables struct {
 	ExemptV6  *ebpf.Variable `ebpf:"exempt_v6"`
 	ExemptsV4 *ebpf.Variable `ebpf:"exempts_v4"`
 	ExemptsV6 *ebpf.Variable `ebpf:"exempts_v6"`
+	PortBits  *ebpf.Variable `ebpf:"port_bits"`
 	Ports     *ebpf.Variable `ebpf:"ports"`
 }
 

@@ -35,10 +35,8 @@ func loadStress(t testing.TB, s *Shield, load func() (*ebpf.CollectionSpec, erro
 	for name, m := range s.gen.maps {
 		spec.Maps[name].MaxEntries = m.MaxEntries()
 	}
-	ports, err := portTable(s.opts)
-	must(t, err)
 	must(t, errors.Join(
-		spec.Variables["ports"].Set(ports),
+		setPorts(spec, s.opts),
 		spec.Variables["clock"].Set(s.jiffies.constants()),
 		spec.Variables["bench_what"].Set(uint32(4)),
 		spec.Variables["bench_size"].Set(uint32(blocked)),
@@ -58,8 +56,6 @@ func (x *stressed) run(t testing.TB, n uint32) (missed, hurt uint64) {
 	must(t, errors.Join(x.coll.Variables["bench_missed"].Get(&missed), x.coll.Variables["bench_hurt"].Get(&hurt)))
 	return missed, hurt
 }
-
-func sourcePrefix(i uint32) netip.Prefix { return exactV4Prefix(benchSource(i)) }
 
 // shove moves an entry to its other line, if there is a slot.
 func (x *exactTable) shove(key uint64) bool {

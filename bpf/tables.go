@@ -65,6 +65,8 @@ func net64(p netip.Prefix) netip.Prefix { return netip.PrefixFrom(p.Addr(), 64).
 // checkPrefix refuses what is not the canonical form of a prefix.
 func checkPrefix(p netip.Prefix) error {
 	switch {
+	case p.Addr().Is4() && p.Bits() == 32:
+		return nil // nearly all
 	case !p.IsValid():
 		return hint(errors.New("invalid prefix"), "give an address and a length, like 192.0.2.7/32 or 2001:db8::/64")
 	case p.Addr().Is4In6():
@@ -130,19 +132,26 @@ func cidrV6Prefix(k shieldCidrV6Key) netip.Prefix {
 //
 // Errors: [ErrFull]; a prefix that is not canonical (host bits, IPv4-mapped); an unknown scope bit.
 func (s *Shield) Set(p netip.Prefix, scope uint8, until time.Time) error {
-	if err := checkPrefix(p); err != nil {
-		return fmt.Errorf("set: %w", err)
+	err := checkEntry(p, scope)
+	if err == nil {
+		err = s.withRoom(p, func() error { return s.setLocked(p, s.word(scope, until)) })
 	}
-	if scope&^ScopeAll != 0 {
-		return fmt.Errorf("set %s: unknown scope bits %#x", p, scope)
-	}
-	err := s.withRoom(p, func() error {
-		return s.setLocked(p, s.jiffies.toUnits(until, s.clock)<<timeShift|uint32(scope))
-	})
 	if err != nil {
 		return fmt.Errorf("set %s: %w", p, err)
 	}
 	return nil
+}
+
+func checkEntry(p netip.Prefix, scope uint8) error {
+	if scope&^ScopeAll != 0 {
+		return fmt.Errorf("unknown scope bits %#x", scope)
+	}
+	return checkPrefix(p)
+}
+
+// word is what the tables say of an entry; see maps.h. The lock is held: the clock may be stepped.
+func (s *Shield) word(scope uint8, until time.Time) uint32 {
+	return s.jiffies.toUnits(until, s.clock)<<timeShift | uint32(scope)
 }
 
 // withRoom runs a change under the lock, and once more after the exact table of p has got room if that lacked.
@@ -393,7 +402,10 @@ func (s *Shield) getCIDR(p netip.Prefix) (entry, bool, error) {
 // putExact writes an entry. One that is there keeps its drops, and gets those of e on top.
 func (s *Shield) putExact(p netip.Prefix, e entry) error {
 	t, key := s.exactTable(p)
-	at := t.placeOf(key)
+	return s.putExactAt(p, e, t, key, t.placeOf(key))
+}
+
+func (s *Shield) putExactAt(p netip.Prefix, e entry, t *exactTable, key uint64, at place) error {
 	line, slot, ok := t.findAt(at, key)
 	if ok {
 		t.set(line, slot, key, e.word)
@@ -577,7 +589,7 @@ func full(size int, text string) error {
 	return hint(fmt.Errorf("%w (%d entries)", ErrFull, size), text+", or let blocks end earlier")
 }
 
-func put(m *ebpf.Map, key any, e *shieldCidrValue, ifFull string) error {
+func put(m *ebpf.Map, key, e any, ifFull string) error {
 	wait := 100 * time.Microsecond
 	for {
 		err := m.Put(key, e)

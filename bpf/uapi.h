@@ -22,6 +22,9 @@ typedef signed long long __s64;
 /* The compiler must take v as it is, and forget what it knows of how it came about. */
 #define barrier_var(v) asm volatile("" : "+r"(v))
 
+/* Loads stay on the side of this that they are written on. */
+#define barrier() asm volatile("" ::: "memory")
+
 /* Both directions of one conversion; the object is built for little-endian hosts only (-target bpfel). */
 #define BE16(x) ((__u16)__builtin_bswap16(x))
 

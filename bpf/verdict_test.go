@@ -448,6 +448,21 @@ func TestVerdictTable(t *testing.T) {
 	}
 }
 
+// Ports that look like protected ones to maybe_protected(), and some that do not.
+func TestVerdictPorts(t *testing.T) {
+	l := newLab(t, labRules)
+	seen := map[Reason]int{}
+	for port := range 1 << 16 {
+		alike := slices.Contains([]int{25 & 63, 465 & 63, 587 & 63}, port&63)
+		if alike || port%97 == 0 {
+			seen[l.check(t, frame{src: []string{"198.18.0.2", "2001:db8:0:2::9"}[port>>6&1], port: uint16(port)}.bytes())]++
+		}
+	}
+	if len(seen) != 2 || seen[DropExact] != 3 {
+		t.Errorf("reasons %v, want 3 of %s, and else %s", seen, DropExact, PassOtherPort)
+	}
+}
+
 // A good packet and what may be wrong with it. The expectations are written out, so that they check the reference too.
 func TestVerdictCases(t *testing.T) {
 	l := newLab(t, labRules)

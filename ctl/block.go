@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/url"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
@@ -99,11 +100,12 @@ func (c *ctl) allowCommands() []*cli.Command {
 						}
 					}
 					v := struct {
-						Config []block.Never    `json:"config"`
-						Allows []control.Listed `json:"allows"`
-					}{config, l.Entries}
+						Config  []block.Never    `json:"config"`
+						Senders []control.Sender `json:"senders"`
+						Allows  []control.Listed `json:"allows"`
+					}{config, s.Senders, l.Entries}
 					return c.show(v, func() {
-						if len(config)+len(l.Entries) == 0 {
+						if len(config)+len(l.Entries)+len(s.Senders) == 0 {
 							fmt.Fprintln(c.out, "nothing is allowed beyond the never-block rules of `status`")
 							return
 						}
@@ -111,6 +113,9 @@ func (c *ctl) allowCommands() []*cli.Command {
 						fmt.Fprintln(w, "PREFIX\tSINCE\tUNTIL\tORIGIN\tREASON")
 						for _, n := range config {
 							fmt.Fprintf(w, "%s\t-\tno end\tconfig\t%s\n", n.Prefix, n.Rule)
+						}
+						for _, r := range s.Senders {
+							fmt.Fprintf(w, "%s\t%s\tno end\t%s\t%s\n", r.Rule, when(r.Refreshed), senderOrigin(&r), senderState(&r))
 						}
 						for _, e := range l.Entries {
 							fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", short(e.Entry), when(e.Since), until(e.Until), e.Origin, strconv.Quote(e.Reason))
@@ -121,6 +126,25 @@ func (c *ctl) allowCommands() []*cli.Command {
 			},
 		},
 	}}
+}
+
+func senderOrigin(r *control.Sender) string {
+	if r.Preset {
+		return "big senders"
+	}
+	return "config"
+}
+
+// senderState says what is known of an allow by name.
+func senderState(r *control.Sender) string {
+	t := fmt.Sprintf("%d ranges known", r.Ranges)
+	if strings.HasPrefix(r.Rule, "domain:") {
+		t = fmt.Sprintf("%d addresses proved", r.Ranges)
+	}
+	if r.Error != "" {
+		t += "; " + r.Error
+	}
+	return t
 }
 
 // change posts a request and prints what came of it.

@@ -155,6 +155,9 @@ func (c *ctl) why(w *control.Why) {
 	}
 	evidence("evidence", w.Evidence)
 	evidence("known", w.Known)
+	if w.Lists != "" {
+		p("lists", "%s", w.Lists)
+	}
 	for i, h := range w.History {
 		name := ""
 		if i == 0 {

@@ -73,12 +73,22 @@ func (c *ctl) status(s *control.Status) {
 		if i.Lag > 0 {
 			t += fmt.Sprintf(", %d bytes behind", i.Lag)
 		}
-		p("input", "%s", t)
+		if i.LagSeconds >= 1 {
+			t += ", " + ago(time.Duration(i.LagSeconds*float64(time.Second))) + " behind"
+		}
+		if i.Of != "" {
+			p("", "%s", t)
+		} else {
+			p("input", "%s", t)
+		}
 		for _, more := range []string{i.Detail, i.LastError} {
 			if more != "" {
 				p("", "%s", more)
 			}
 		}
+	}
+	if s.DNS != nil {
+		c.dnsLists(s.DNS, p)
 	}
 	p("sources", "%d with a score", s.Sources)
 	p("state", "%s, %d kB", s.State.Path, s.State.Bytes/1024)
@@ -86,8 +96,46 @@ func (c *ctl) status(s *control.Status) {
 		p("", "LAST WRITE FAILED: %s", s.State.Error)
 	}
 	p("never block", "%d rules (mxshieldctl -o json status lists them)", len(s.Never))
+	if n := len(s.Senders); n > 0 {
+		known, ranges, failed := 0, 0, 0
+		for _, r := range s.Senders {
+			ranges += r.Ranges
+			if r.Ranges > 0 {
+				known++
+			}
+			if r.Error != "" {
+				failed++
+			}
+		}
+		t := fmt.Sprintf("%d allowed by name, %d of them known with %d ranges", n, known, ranges)
+		if failed > 0 {
+			t += fmt.Sprintf("; %d could not be refreshed", failed)
+		}
+		p("senders", "%s (mxshieldctl allow list)", t)
+	}
 	for _, w := range s.Warnings {
 		p("WARNING", "%s", w)
+	}
+}
+
+// dnsLists prints a line per DNS list.
+func (c *ctl) dnsLists(d *control.DNS, p func(name, format string, a ...any)) {
+	for _, l := range d.Lists {
+		t := fmt.Sprintf("%s, %s, asked %d, listed %d, errors %d, skipped %d, %d queries left today, %.0f ms", l.Zone, l.IPv4, l.Asked, l.Listed, l.Errors, l.Skipped, l.Left, l.Millis)
+		if l.IPv6 != l.IPv4 {
+			t += ", IPv6 " + l.IPv6
+		}
+		p("list", "%s", t)
+	}
+	for _, r := range d.Resolvers {
+		state := "ok"
+		if r.Down {
+			state = "DOWN: " + r.Why
+		}
+		p("resolver", "%s, %s, %.0f ms, %d failures", r.Server, state, r.Millis, r.Failures)
+	}
+	if d.Dropped > 0 {
+		p("", "%d sources were not asked about: too many at once", d.Dropped)
 	}
 }
 

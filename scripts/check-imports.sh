@@ -9,8 +9,10 @@ allowed() { # room -> rooms it may import
 	case $1 in
 	agent) echo 'agent/block agent/control agent/internal/* bpf gossip scripts/loggen/traffic' ;; # the last one in a test only
 	agent/control) echo 'agent/block' ;;
-	agent/internal/config) echo 'agent/block agent/internal/maillog agent/internal/verdict' ;;
-	agent/internal/store) echo 'agent/block' ;;
+	agent/internal/config) echo 'agent/block agent/internal/dnslist agent/internal/maillog agent/internal/senders agent/internal/verdict gossip' ;;
+	agent/internal/dnslist) echo 'agent/internal/resolve scripts/lab' ;; # the last one in a test only
+	agent/internal/senders) echo 'agent/internal/resolve' ;;
+	agent/internal/store | agent/internal/zone) echo 'agent/block' ;;
 	agent/internal/verdict) echo 'agent/block agent/internal/maillog' ;;
 	scripts/loggen) echo 'scripts/loggen/traffic' ;;
 	ctl) echo 'agent/block agent/control bpf' ;;

@@ -15,9 +15,10 @@ const (
 	RuleConfig      Rule = "config_allow"
 	RuleManualBlock Rule = "manual_block"
 	RuleManualAllow Rule = "manual_allow"
-	RuleBlock       Rule = "block"   // an automatic block
-	RuleCleared     Rule = "cleared" // a block stands, but a clear cancels it
-	RuleNone        Rule = "none"    // nothing is known against the address
+	RuleSender      Rule = "sender_allow" // an allow by name: spf:, domain:
+	RuleBlock       Rule = "block"        // an automatic block
+	RuleCleared     Rule = "cleared"      // a block stands, but a clear cancels it
+	RuleNone        Rule = "none"         // nothing is known against the address
 )
 
 // A Decision is what happens to a packet from an address to a protected port now.
@@ -120,9 +121,13 @@ func (t *Table) verdictLocked(k pkey, at uint32) outcome {
 			manual = outcome{drop: true, scope: n.scope, until: n.until, rule: RuleManualBlock, by: i}
 		}
 	}
-	switch {
-	case manual.by != 0:
+	if manual.by != 0 {
 		return manual
+	}
+	if n, ok := t.never.sender(k); ok {
+		return outcome{rule: RuleSender, never: n, by: auto.by} // by: what would drop without the allow
+	}
+	switch {
 	case auto.by != 0:
 		return auto
 	case cleared.by != 0:

@@ -14,6 +14,9 @@ type Never struct {
 	Rule   string       `json:"rule"`
 	// Config marks an allow of the config file, which `allow list` shows and `allow remove` cannot take away.
 	Config bool `json:"config,omitempty"`
+	// Sender marks an allow by name (spf:, domain:). It keeps automatic blocks away, and a person can still block
+	// one bad host of a big sender.
+	Sender bool `json:"sender,omitempty"`
 }
 
 // BuiltinNever returns the ranges that are never the address of a stranger's mail server: loopback, link-local,
@@ -42,8 +45,9 @@ func BuiltinNever(private bool) []Never {
 // neverSet finds the never-block rule around a prefix. It is replaced as a whole, never changed.
 type neverSet struct {
 	rules map[pkey]Never
-	keys  []pkey    // of rules, by address
-	wide  [2][]pkey // those that lie in no other rule, by family and address: they do not overlap
+	keys  []pkey // of rules, by address
+	// Those that lie in no other rule, by family and address: they do not overlap. The senders' are apart.
+	wide, senders [2][]pkey
 }
 
 func newNeverSet(list []Never) *neverSet {
@@ -54,14 +58,19 @@ func newNeverSet(list []Never) *neverSet {
 		}
 		n.Prefix = n.Prefix.Masked()
 		k := keyOf(n.Prefix)
-		if _, dup := s.rules[k]; !dup {
-			s.rules[k] = n
+		if was, dup := s.rules[k]; !dup {
 			s.keys = append(s.keys, k)
+		} else if !was.Sender || n.Sender {
+			continue
 		}
+		s.rules[k] = n
 	}
 	slices.SortFunc(s.keys, comparePkey)
 	for _, k := range s.keys { // of two with the same address the wider one comes first
 		w := &s.wide[family(k)]
+		if s.rules[k].Sender {
+			w = &s.senders[family(k)]
+		}
 		if n := len(*w); n == 0 || !(*w)[n-1].covers(k) {
 			*w = append(*w, k)
 		}
@@ -92,15 +101,23 @@ func (s *neverSet) eachInside(k pkey, visit func(pkey)) {
 	}
 }
 
-// inside returns the rules that lie inside k.
-func (s *neverSet) inside(k pkey) (list []Never) {
-	s.eachInside(k, func(o pkey) { list = append(list, s.rules[o]) })
+// inside returns the rules that lie inside k and stay open in a block of it: a manual one closes the senders'.
+func (s *neverSet) inside(k pkey, manual bool) (list []Never) {
+	s.eachInside(k, func(o pkey) {
+		if n := s.rules[o]; !manual || !n.Sender {
+			list = append(list, n)
+		}
+	})
 	return list
 }
 
-// around returns the widest rule that covers k.
-func (s *neverSet) around(k pkey) (Never, bool) {
-	wide := s.wide[family(k)]
+// around returns the widest rule that covers k and that no block overrides.
+func (s *neverSet) around(k pkey) (Never, bool) { return s.find(s.wide[family(k)], k) }
+
+// sender returns the widest allow by name that covers k.
+func (s *neverSet) sender(k pkey) (Never, bool) { return s.find(s.senders[family(k)], k) }
+
+func (s *neverSet) find(wide []pkey, k pkey) (Never, bool) {
 	i, exact := slices.BinarySearchFunc(wide, k, comparePkey)
 	if !exact {
 		i-- // the last one that does not begin behind k
@@ -118,11 +135,17 @@ type NeverError struct {
 }
 
 func (e *NeverError) Error() string {
+	if e.By.Sender {
+		return fmt.Sprintf("%s is not blocked automatically: it is allowed by %s (%s)", e.Prefix, e.By.Rule, e.By.Prefix)
+	}
 	return fmt.Sprintf("%s is never blocked: it lies in %s (%s)", e.Prefix, e.By.Prefix, e.By.Rule)
 }
 
 // HintText tells what to do about it.
 func (e *NeverError) HintText() string {
+	if e.By.Sender {
+		return "mxshieldctl block " + e.Prefix.String() + " blocks it all the same"
+	}
 	if e.By.Config {
 		return "take the line out of the config file and reload the agent if this prefix may be blocked"
 	}

@@ -8,7 +8,7 @@
 // The decision for an address, made at read time:
 //
 //	never-block > allow in the config file > manual entries (most specific, then latest stamp)
-//	            > automatic blocks that no clear cancels (latest until wins)
+//	            > allows by name (spf:, domain:) > automatic blocks that no clear cancels (latest until wins)
 //
 // A clear covers every address inside its prefix, of any width. It cancels blocks with a stamp up to its own, and
 // automatic blocks made during its hold. The package knows no files, no sockets and no kernel.
@@ -32,6 +32,13 @@ type Sink interface {
 	Set(p netip.Prefix, scope uint8, until time.Time) error
 	// Remove forgets p; removing what is not set is no error.
 	Remove(p netip.Prefix) error
+}
+
+// A Sink may know a cheaper way to take many.
+type manySink interface {
+	// SetMany is Set for all that entries yields, in that order; about is how many those are, or 0. What goes wrong is
+	// told to failed, for each prefix.
+	SetMany(about int, entries func(yield func(p netip.Prefix, scope uint8, until time.Time) bool), failed func(p netip.Prefix, err error))
 }
 
 // Options of a Table.
@@ -192,6 +199,9 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 		if by, ok := t.never.around(k); ok {
 			return Result{}, &NeverError{e.Prefix, by}
 		}
+		if by, ok := t.never.sender(k); ok && e.Automatic() {
+			return Result{}, &NeverError{e.Prefix, by}
+		}
 		if e.Automatic() {
 			if c, ok := t.heldLocked(k, StampAt(now)); ok {
 				return Result{}, &HeldError{e.Prefix, t.entryLocked(c)}
@@ -219,7 +229,7 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 			}
 			res.Already = true
 		}
-		res.Open = t.never.inside(k)
+		res.Open = t.never.inside(k, e.Cause == Manual)
 	}
 	var touching []touched
 	if e.Kind == Clear || e.Kind == Allow {
@@ -615,7 +625,6 @@ func (t *Table) ResyncEach(each func(yield func(Enforced) bool) error, now time.
 	var ops []op
 	// Nearly all that is missing are single addresses and /64s with nothing inside: their order does not matter, so
 	// they go at once, and a list of a million is spared.
-	single := make([]op, 1)
 	seen := make([]uint64, t.nodes.used/64+1) // by number of the prefix's first node
 	rules := map[pkey]bool{}                  // never-block rules without a node
 	done := func(k pkey) bool {
@@ -629,7 +638,9 @@ func (t *Table) ResyncEach(each func(yield func(Enforced) bool) error, now time.
 		seen[i/64] |= 1 << (i % 64)
 		return was
 	}
+	have := 0
 	err = each(func(e Enforced) bool {
+		have++
 		k := keyOf(e.Prefix)
 		o := t.wantedLocked(k, at)
 		_, rule := t.never.rules[k]
@@ -647,30 +658,33 @@ func (t *Table) ResyncEach(each func(yield func(Enforced) bool) error, now time.
 	if err != nil {
 		return 0, err
 	}
-	missing := func(k pkey) bool {
-		v := t.verdictLocked(k, at)
-		t.settleLocked(k, v, at)
-		if !done(k) {
+	n, serr := t.sinkEachLocked(t.nodes.live-have, func(yield func(op) bool) {
+		missing := func(k pkey) bool {
+			v := t.verdictLocked(k, at)
+			t.settleLocked(k, v, at)
+			if done(k) {
+				return true
+			}
 			switch o := t.opLocked(k, v, at); {
 			case o.remove:
 			case o.scope != ScopeNone && t.aloneLocked(k):
-				single[0] = o
-				n, serr := t.sinkLocked(single)
-				if changed += n; err == nil {
-					err = serr
-				}
+				return yield(o)
 			default:
 				ops = append(ops, o)
 			}
+			return true
 		}
-		return true
-	}
-	t.walkLocked(missing)
-	for k := range t.never.rules {
-		missing(k)
+		t.walkLocked(missing)
+		for k := range t.never.rules {
+			missing(k)
+		}
+	})
+	changed += n
+	if err == nil {
+		err = serr
 	}
 	t.uncounted, t.counted = false, at
-	n, serr := t.sinkLocked(ops)
+	n, serr = t.sinkLocked(ops)
 	if err == nil {
 		err = serr
 	}
@@ -696,6 +710,9 @@ func sameEnd(a, b time.Time) bool {
 
 func (t *Table) knownLocked(k pkey) bool {
 	if _, ok := t.never.around(k); ok {
+		return true
+	}
+	if _, ok := t.never.sender(k); ok {
 		return true
 	}
 	return len(t.aroundLocked(k, true)) > 0
@@ -821,25 +838,57 @@ func (t *Table) sinkLocked(ops []op) (n int, first error) {
 		}
 		return int(a.key.bits) - int(b.key.bits)
 	})
-	for i := range ops {
-		o := &ops[i]
-		p := o.key.prefix()
-		var err error
-		if o.remove {
-			err = t.sink.Remove(p)
-		} else {
-			err = t.sink.Set(p, uint8(o.scope), time32(o.until))
+	sets := sort.Search(len(ops), func(i int) bool { return ops[i].remove })
+	_, first = t.sinkEachLocked(sets, func(yield func(op) bool) {
+		for _, o := range ops[:sets] {
+			yield(o)
 		}
-		if err != nil {
-			t.unsunk[o.key] = err
-			if first == nil {
-				first = err
-			}
-		} else {
-			delete(t.unsunk, o.key)
+	})
+	for i := range ops[sets:] {
+		k := ops[sets+i].key
+		if err := t.sunkLocked(k, t.sink.Remove(k.prefix())); first == nil {
+			first = err
 		}
 	}
 	return len(ops), first
+}
+
+// sinkEachLocked hands on what ops yields, all of it to be Set, and returns how many those were.
+func (t *Table) sinkEachLocked(about int, ops func(yield func(op) bool)) (n int, first error) {
+	many, ok := t.sink.(manySink)
+	if !ok || about < 16 {
+		ops(func(o op) bool {
+			n++
+			if err := t.sunkLocked(o.key, t.sink.Set(o.key.prefix(), uint8(o.scope), time32(o.until))); first == nil {
+				first = err
+			}
+			return true
+		})
+		return n, first
+	}
+	many.SetMany(about, func(yield func(netip.Prefix, uint8, time.Time) bool) {
+		ops(func(o op) bool {
+			n++
+			delete(t.unsunk, o.key)
+			return yield(o.key.prefix(), uint8(o.scope), time32(o.until))
+		})
+	}, func(p netip.Prefix, err error) {
+		_ = t.sunkLocked(keyOf(p), err)
+		if first == nil {
+			first = err
+		}
+	})
+	return n, first
+}
+
+// sunkLocked remembers whether the Sink took k.
+func (t *Table) sunkLocked(k pkey, err error) error {
+	if err != nil {
+		t.unsunk[k] = err
+	} else {
+		delete(t.unsunk, k)
+	}
+	return err
 }
 
 // Lead says how far the newest stamp of this table's clock is ahead of now: more than a moment if the wall clock was

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -240,6 +241,48 @@ func TestNever(t *testing.T) {
 	}
 	if s.scope(own, t0) != ScopeAll {
 		t.Errorf("the hole of a rule that went is open: %v", s.set)
+	}
+}
+
+// TestSenders: an allow by name keeps automatic blocks away, and a person can still block one bad host of a big sender.
+func TestSenders(t *testing.T) {
+	tab, s := newTable(t)
+	host, other := netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("198.51.100.10")
+	apply(t, tab, auto("198.51.100.9", Dictionary, time.Hour, t0), t0) // from before the name was known
+	rule := Never{Prefix: pfx("198.51.100.0/25"), Rule: "spf:google.com", Sender: true}
+	if err := tab.SetNever([]Never{rule}, t0); err != nil {
+		t.Fatal(err)
+	}
+	d := tab.Decide(pfx("198.51.100.9"), t0)
+	if d.Drop || d.Rule != RuleSender || d.Never == nil || *d.Never != rule || d.By == nil || d.By.Cause != Dictionary {
+		t.Errorf("decision %+v", d)
+	}
+	if len(s.set) != 0 {
+		t.Errorf("the kernel holds %v", s.set)
+	}
+	_, err := tab.Apply(auto("198.51.100.10", Dictionary, time.Hour, t0), t0)
+	var never *NeverError
+	if !errors.As(err, &never) || never.By != rule || !strings.Contains(err.Error(), "spf:google.com") || !strings.Contains(never.HintText(), "block 198.51.100.10") {
+		t.Errorf("an automatic block: %v", err)
+	}
+	// An automatic block of the network around goes in with a hole, a manual one without.
+	r := apply(t, tab, auto("198.51.100.0/24", Dictionary, time.Hour, t0), t0)
+	if len(r.Open) != 1 || s.scope(host, t0) != ScopeNone || s.scope(netip.MustParseAddr("198.51.100.200"), t0) != ScopeMX {
+		t.Errorf("open %v, the kernel holds %v", r.Open, s.set)
+	}
+	apply(t, tab, manual("198.51.100.9", time.Time{}), t0)
+	if s.scope(host, t0) != ScopeAll || s.scope(other, t0) != ScopeNone {
+		t.Errorf("one bad host: the kernel holds %v", s.set)
+	}
+	if r := apply(t, tab, manual("198.51.100.0/24", time.Time{}), t0); len(r.Open) != 0 || s.scope(other, t0) != ScopeAll {
+		t.Errorf("open %v, the kernel holds %v", r.Open, s.set)
+	}
+	// The same prefix as an own address is never blocked at all.
+	if err := tab.SetNever([]Never{rule, {Prefix: rule.Prefix, Rule: "own"}}, t0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tab.Apply(manual("198.51.100.9", time.Time{}), t0); !errors.As(err, &never) || never.By.Rule != "own" {
+		t.Errorf("a manual block of an own address: %v", err)
 	}
 }
 
@@ -505,6 +548,78 @@ func TestSinkFailureIsRetried(t *testing.T) {
 	}
 }
 
+// manyLPM takes many at once, as late as it may.
+type manyLPM struct {
+	*lpm
+	calls  int
+	refuse netip.Prefix
+}
+
+func (m *manyLPM) SetMany(_ int, entries func(func(netip.Prefix, uint8, time.Time) bool), failed func(netip.Prefix, error)) {
+	m.calls++
+	var all []Enforced
+	entries(func(p netip.Prefix, scope uint8, until time.Time) bool {
+		all = append(all, Enforced{p, scope, until})
+		return true
+	})
+	for _, e := range all {
+		err := m.Set(e.Prefix, e.Scope, e.Until)
+		if e.Prefix == m.refuse {
+			delete(m.set, e.Prefix)
+			err = errors.New("no room")
+		}
+		if err != nil {
+			failed(e.Prefix, err)
+		}
+	}
+}
+
+// A Sink that takes many at once holds the same after a resync, in an order as safe, and what it refuses is tried again.
+func TestResyncMany(t *testing.T) {
+	at := t0.Add(time.Minute)
+	one, many := newLPM(), &manyLPM{lpm: newLPM(), refuse: pfx("198.51.100.3")}
+	for _, sink := range []Sink{one, many} {
+		tab := New(Options{Origin: "mx1", Sink: sink})
+		set := func() map[netip.Prefix]Enforced {
+			if sink == Sink(one) {
+				return one.set
+			}
+			return many.set
+		}
+		for i := range 40 {
+			apply(t, tab, auto(fmt.Sprintf("198.51.100.%d", i), Dictionary, time.Hour, t0), t0)
+		}
+		apply(t, tab, manual("203.0.113.0/24", time.Time{}), t0)
+		apply(t, tab, Entry{Prefix: pfx("203.0.113.7"), Kind: Clear, Until: t0.Add(time.Hour)}, t0)
+		clear(set())
+		one.ops, many.ops = nil, nil
+		n, err := tab.Resync(nil, at, true)
+		if wantErr := sink != Sink(one); n != 42 || (err != nil) != wantErr {
+			t.Errorf("%T: %d changes, %v; want 42", sink, n, err)
+		}
+		if sink == Sink(one) {
+			continue
+		}
+		if many.calls == 0 || tab.Count(at).Unenforced != 1 {
+			t.Errorf("SetMany was called %d times, %d are counted as refused, want 1", many.calls, tab.Count(at).Unenforced)
+		}
+		hole, drop := slices.Index(many.ops, "set 203.0.113.7/32 0"), slices.Index(many.ops, "set 203.0.113.0/24 3")
+		if hole < 0 || drop < hole {
+			t.Errorf("the block goes in before the hole in it: %q", many.ops[len(many.ops)-3:])
+		}
+		many.refuse = netip.Prefix{}
+		tab.Expire(at.Add(time.Second))
+		if tab.Count(at).Unenforced != 0 || len(many.set) != len(one.set) {
+			t.Errorf("%d prefixes are set, want %d", len(many.set), len(one.set))
+		}
+		for p, e := range one.set {
+			if many.set[p] != e {
+				t.Errorf("%s: %v, want %v", p, many.set[p], e)
+			}
+		}
+	}
+}
+
 func TestFull(t *testing.T) {
 	tab := New(Options{Origin: "mx1", MaxEntries: 3})
 	for i := range 3 {
@@ -554,10 +669,12 @@ func TestHolesFirst(t *testing.T) {
 
 // model decides by the words of DESIGN section 6, over a plain list.
 func model(entries []Entry, never []Never, a netip.Addr, now time.Time) Scope {
+	sender := false
 	for _, n := range never {
-		if n.Prefix.Contains(a) {
+		if n.Prefix.Contains(a) && !n.Sender {
 			return ScopeNone
 		}
+		sender = sender || n.Prefix.Contains(a)
 	}
 	latest := map[string]Entry{}
 	for _, e := range entries {
@@ -600,6 +717,9 @@ func model(entries []Entry, never []Never, a netip.Addr, now time.Time) Scope {
 			return ScopeNone
 		}
 		return best.Scope
+	}
+	if sender {
+		return ScopeNone
 	}
 	return scope
 }
@@ -653,7 +773,7 @@ func TestDecisionAndSinkAgainstModel(t *testing.T) {
 				never = nil
 				for _, p := range []string{"198.51.100.1/32", "198.51.100.0/28", "2001:db8:1:1::1/128", "2001:db8:1::/48"} {
 					if rapid.Bool().Draw(t, p) {
-						never = append(never, Never{Prefix: netip.MustParsePrefix(p), Rule: "test"})
+						never = append(never, Never{Prefix: netip.MustParsePrefix(p), Rule: "test", Sender: rapid.Bool().Draw(t, "sender")})
 					}
 				}
 				if err := tab.SetNever(never, now); err != nil {

@@ -45,7 +45,9 @@ type Status struct {
 	Events     map[string]uint64 `json:"events"` // by kind, since the agent started
 	Sources    int               `json:"sources"`
 	State      State             `json:"state"`
-	Never      []block.Never     `json:"never"`
+	Never      []block.Never     `json:"never"` // without those of the allows by name
+	Senders    []Sender          `json:"senders,omitempty"`
+	DNS        *DNS              `json:"dns,omitempty"` // set: lists are asked
 	Warnings   []string          `json:"warnings,omitempty"`
 }
 
@@ -71,14 +73,29 @@ type Ports struct {
 // Input is one log that is read.
 type Input struct {
 	ID         string    `json:"id"`
+	Of         string    `json:"of,omitempty"` // the glob that it is a file of
 	State      string    `json:"state"`
 	Detail     string    `json:"detail,omitempty"`
 	Lag        int64     `json:"lag_bytes"`
+	LagSeconds float64   `json:"lag_seconds"` // how old the newest event is that was read, while there is more to read
 	Lines      uint64    `json:"lines"`
 	Truncated  uint64    `json:"truncated_lines,omitempty"`
 	Suppressed uint64    `json:"suppressed_messages,omitempty"`
+	Untrusted  uint64    `json:"untrusted_messages,omitempty"` // written by users who are not the MTA's, and ignored
+	Dropped    uint64    `json:"dropped_datagrams,omitempty"`
 	LastLine   time.Time `json:"last_line,omitzero"`
 	LastError  string    `json:"last_error,omitempty"`
+}
+
+// Sender is an allow by name: spf:NAME or domain:NAME.
+type Sender struct {
+	Rule      string    `json:"rule"`
+	Preset    bool      `json:"preset,omitempty"` // from the shipped list
+	Ranges    int       `json:"ranges"`           // known now; of a domain: addresses proved to belong to it
+	Refreshed time.Time `json:"refreshed,omitzero"`
+	Next      time.Time `json:"next,omitzero"`
+	Error     string    `json:"error,omitempty"`
+	Notes     []string  `json:"notes,omitempty"` // what of an SPF record is not taken over, and why
 }
 
 // State is the state file.
@@ -110,6 +127,7 @@ type Why struct {
 	// Evidence is what the log said about the source up to the block; Known what is known of it now.
 	Evidence *Evidence `json:"evidence,omitempty"`
 	Known    *Evidence `json:"known,omitempty"`
+	Lists    string    `json:"lists,omitempty"` // what DNS lists said of the source lately
 	History  []Audit   `json:"history,omitempty"`
 	Unblock  string    `json:"unblock,omitempty"` // what an unblock would do
 	Warnings []string  `json:"warnings,omitempty"`

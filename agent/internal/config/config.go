@@ -7,14 +7,23 @@
 //	exempt: [192.0.2.26]          # local addresses that are not shielded, at most 16 of each family
 //	logs:                         # default: found by itself
 //	  - {file: /var/log/mail.log, mta: auto}  # or postfix exim sendmail opensmtpd dovecot courier
+//	  - {file: /var/log/exim4/*log}           # all files that match, those to come too
 //	  - {journal: "postfix@-.service"}
+//	  - {syslog: "unixgram:/run/mxshield/log", users: [syslog], group: mxshield}  # or udp:127.0.0.1:5514
+//	  - {stdin: true}
 //	block: {for: 72h, max: 168h, threshold: 100, half_life: 1h, ipv6_prefix: 64, private: false}
 //	weights: {unknown_recipient: 10}
-//	allow: [192.0.2.0/24]
+//	traps: [honeypot@example.org, "@old.example.org"]
+//	allow: [192.0.2.0/24, "spf:example.org", "domain:example.net"]
+//	big_senders: true             # allow the shipped list of providers too
+//	dns:
+//	  resolvers: [127.0.0.1]      # default: /etc/resolv.conf
+//	  lists: [{zone: zen.spamhaus.org}, {zone: bl.example.net, codes: {"127.0.0.2": 60}}, "bl.example.org=127.0.0.[2..11]*2"]
 //	state: /var/lib/mxshield/state.db
 //	socket: /run/mxshield/control.sock
 //	pins: /sys/fs/bpf/mxshield
 //	dry_run: false
+//	cluster: {name: mx1, bind: "0.0.0.0:7946", advertise: "", peers: [mx2.example.org], key_file: /etc/mxshield/cluster.key, label: mx}
 package config
 
 import (
@@ -36,6 +45,7 @@ import (
 
 	"github.com/mxshield/mxshield/agent/block"
 	"github.com/mxshield/mxshield/agent/internal/maillog"
+	"github.com/mxshield/mxshield/agent/internal/senders"
 	"github.com/mxshield/mxshield/agent/internal/verdict"
 )
 
@@ -55,17 +65,26 @@ type Config struct {
 	Logs            []Log
 	Block           Block
 	Weights         [maillog.NumKinds]float64
+	Traps           *maillog.Traps // nil: none
 	Allow           []Allow
+	Senders         []senders.Sender // allows by name; the file's first, then the shipped ones
 	State           string
 	Socket          string
 	Pins            string
 	DryRun          bool
+	Cluster         *Cluster // nil: this node is alone
+	DNS             DNS
 }
 
-// Log is one input. File or Journal is set; without any Log the agent looks for one itself.
+// Log is one input. One of File, Journal, Syslog and Stdin is set; without any Log the agent looks for one itself.
 type Log struct {
-	File    string
+	File    string // absolute path, or a pattern of path/filepath.Match
 	Journal string
+	Syslog  string // address in Network: a path, or a loopback address and port
+	Network string // unixgram or udp
+	Users   []string
+	Group   string
+	Stdin   bool
 	MTA     maillog.MTA // Auto: told apart line by line
 }
 
@@ -111,10 +130,13 @@ type file struct {
 	} `yaml:"ports"`
 	Exempt []string `yaml:"exempt"`
 	Logs   []struct {
-		File    string `yaml:"file"`
-		Journal string `yaml:"journal"`
-		Syslog  string `yaml:"syslog"`
-		MTA     string `yaml:"mta"`
+		File    string   `yaml:"file"`
+		Journal string   `yaml:"journal"`
+		Syslog  string   `yaml:"syslog"`
+		Users   []string `yaml:"users"`
+		Group   string   `yaml:"group"`
+		Stdin   bool     `yaml:"stdin"`
+		MTA     string   `yaml:"mta"`
 	} `yaml:"logs"`
 	Block struct {
 		For        string   `yaml:"for"`
@@ -125,28 +147,35 @@ type file struct {
 		Private    bool     `yaml:"private"`
 	} `yaml:"block"`
 	Weights map[string]float64 `yaml:"weights"`
+	Traps   []string           `yaml:"traps"`
 	Allow   []string           `yaml:"allow"`
+	Big     *bool              `yaml:"big_senders"`
 	State   string             `yaml:"state"`
 	Socket  string             `yaml:"socket"`
 	Pins    string             `yaml:"pins"`
+	DNS     *dnsFile           `yaml:"dns"`
 	DryRun  bool               `yaml:"dry_run"`
+	Cluster *clusterFile       `yaml:"cluster"`
 
 	// Planned and not built yet: there so that the error can say so.
-	Traps   any `yaml:"traps"`
-	DNS     any `yaml:"dns"`
-	Cluster any `yaml:"cluster"`
 	Limits  any `yaml:"limits"`
 	Metrics any `yaml:"metrics"`
 }
 
+// confirmedReject is what an MTA's refusal because of a list counts, once the agent's own query has confirmed it. Others count
+// nothing: an MTA logs the errors of lists as listings.
+const confirmedReject = 20
+
 // Default returns the configuration of an empty file.
 func Default() *Config {
 	v := verdict.DefaultConfig()
+	v.Weights[maillog.DNSBLReject] = confirmedReject
 	return &Config{
 		Interfaces: []string{"auto"}, Attach: "auto",
 		MXPorts: []uint16{25}, SubmissionPorts: []uint16{465, 587},
 		Block:   Block{For: v.For, Max: v.Max, HalfLife: v.HalfLife, Threshold: v.Threshold, IPv6Prefix: v.IPv6Prefix},
 		Weights: v.Weights,
+		Senders: withPreset(nil),
 		State:   "/var/lib/mxshield/state.db", Socket: "/run/mxshield/control.sock", Pins: "/sys/fs/bpf/mxshield",
 	}
 }
@@ -239,8 +268,7 @@ func (c *checker) check(f *file) {
 		key, what string
 		val       any
 	}{
-		{"traps", "trap recipients", f.Traps}, {"dns", "DNS lists", f.DNS},
-		{"cluster", "the cluster", f.Cluster}, {"limits", "the new-connection limit", f.Limits}, {"metrics", "the metrics endpoint", f.Metrics},
+		{"limits", "the new-connection limit", f.Limits}, {"metrics", "the metrics endpoint", f.Metrics},
 	} {
 		if u.val != nil {
 			c.fault("$."+u.key, "take the key out; CHANGELOG.md says when it comes", "%s is not built in this version", u.what)
@@ -283,40 +311,9 @@ func (c *checker) check(f *file) {
 		}
 	}
 	c.exempt(f.Exempt)
-	for i, l := range f.Logs {
-		at := fmt.Sprintf("$.logs[%d]", i)
-		set := 0
-		for _, s := range []string{l.File, l.Journal, l.Syslog} {
-			if s != "" {
-				set++
-			}
-		}
-		switch {
-		case l.Syslog != "":
-			c.fault(at+".syslog", "read the file or the journal instead", "the syslog socket is not built in this version")
-		case set != 1:
-			c.fault(at, "for example {file: /var/log/mail.log} or {journal: \"postfix@-.service\"}", "needs one of file, journal")
-		case l.File != "" && !filepath.IsAbs(l.File):
-			c.fault(at+".file", "give the whole path", "%q is not absolute", l.File)
-		case l.File != "" && strings.ContainsAny(l.File, "*?["):
-			c.fault(at+".file", "name one file; rotated files are followed by themselves", "globs are not built in this version")
-		case strings.HasPrefix(l.Journal, "-"):
-			c.fault(at+".journal", "a unit name such as postfix@-.service", "%q is no unit name", l.Journal)
-		default:
-			if slices.ContainsFunc(cfg.Logs, func(o Log) bool { return o.File == l.File && o.Journal == l.Journal }) {
-				c.fault(at, "lines would count twice", "the same input stands there twice")
-			}
-			mta := maillog.Auto
-			if l.MTA != "" {
-				var ok bool
-				if mta, ok = maillog.ParseMTA(l.MTA); !ok {
-					c.fault(at+".mta", "auto, postfix, exim, sendmail, opensmtpd, dovecot or courier", "%.40q is unknown", l.MTA)
-				}
-			}
-			cfg.Logs = append(cfg.Logs, Log{l.File, l.Journal, mta})
-		}
-	}
+	c.logs(f)
 	c.block(f)
+	c.dns(f.DNS)
 	for name, w := range f.Weights {
 		k, ok := maillog.ParseKind(name)
 		switch at := "$.weights." + name; {
@@ -326,21 +323,38 @@ func (c *checker) check(f *file) {
 			c.fault(at, "it is no offence", "%s has no weight", name)
 		case math.IsNaN(w) || w < 0 || w > 10000:
 			c.fault(at, "0 to 10000; 0 ignores the kind", "%v is out of range", w)
-		case k == maillog.DNSBLReject && w != 0:
-			c.fault(at, "an MTA logs list errors as listings; a line counts once the agent's own query confirms it, which is not built in this version", "must be 0")
 		default:
 			cfg.Weights[k] = w
 		}
 	}
+	for i, s := range f.Traps {
+		if cfg.Traps == nil {
+			cfg.Traps = new(maillog.Traps)
+		}
+		if err := cfg.Traps.Add(s); err != nil {
+			c.fault(fmt.Sprintf("$.traps[%d]", i), "a recipient such as honeypot@example.org or honeypot-*@example.org, or a whole domain such as \"@old.example.org\"", "%v", err)
+		}
+	}
+	cfg.Senders = nil
 	for i, a := range f.Allow {
 		at := fmt.Sprintf("$.allow[%d]", i)
 		if strings.HasPrefix(a, "spf:") || strings.HasPrefix(a, "domain:") {
-			c.fault(at, "list the ranges themselves", "%.80q: allows by name are not built in this version", a)
+			snd, err := senders.Parse(a)
+			switch {
+			case err != nil:
+				c.fault(at, "for example spf:example.org (the ranges of its SPF record) or domain:example.org (hosts with proved names under it)", "%v", err)
+			case slices.Contains(cfg.Senders, snd):
+				c.fault(at, "take one out", "%s stands there twice", snd.Rule)
+			case len(cfg.Senders) >= maxSenders:
+				c.fault(at, "list ranges instead of names", "more than %d names", maxSenders)
+			default:
+				cfg.Senders = append(cfg.Senders, snd)
+			}
 			continue
 		}
 		p, err := block.ParsePrefix(a)
 		if err != nil {
-			c.fault(at, "an address or CIDR such as 192.0.2.0/24", "%v", err)
+			c.fault(at, "an address or CIDR such as 192.0.2.0/24, spf:NAME or domain:NAME", "%v", err)
 			continue
 		}
 		if min := minAllow(p); p.Bits() < min {
@@ -348,6 +362,9 @@ func (c *checker) check(f *file) {
 			continue
 		}
 		cfg.Allow = append(cfg.Allow, Allow{p, c.line(at)})
+	}
+	if f.Big == nil || *f.Big {
+		cfg.Senders = withPreset(cfg.Senders)
 	}
 	for _, s := range []struct {
 		key, val string
@@ -365,6 +382,20 @@ func (c *checker) check(f *file) {
 		c.fault("$.socket", "unix(7) allows 107 bytes", "the path has %d bytes", len(cfg.Socket))
 	}
 	cfg.DryRun = f.DryRun
+	c.cluster(f.Cluster)
+}
+
+// maxSenders bounds the allows by name: each is asked for every day, or compared with every name.
+const maxSenders = 100
+
+// withPreset adds the shipped senders that are not in the list yet.
+func withPreset(list []senders.Sender) []senders.Sender {
+	for _, p := range senders.Preset() {
+		if !slices.ContainsFunc(list, func(s senders.Sender) bool { return s.Rule == p.Rule }) {
+			list = append(list, p)
+		}
+	}
+	return list
 }
 
 func minAllow(p netip.Prefix) int {
@@ -463,7 +494,7 @@ func (c *checker) block(f *file) {
 // weighable says whether a kind of event can count against a source at all.
 func weighable(k maillog.Kind) bool {
 	switch k {
-	case maillog.None, maillog.Connect, maillog.Disconnect, maillog.Delivered, maillog.AuthSuccess:
+	case maillog.None, maillog.Connect, maillog.Disconnect, maillog.Delivered, maillog.AuthSuccess, maillog.Recipient, maillog.DNSListed:
 		return false
 	}
 	return true

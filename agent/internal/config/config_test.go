@@ -37,7 +37,7 @@ func TestSampleIsDefault(t *testing.T) {
 	}
 	var y []string
 	for line := range strings.Lines(string(b)) {
-		if l, ok := strings.CutPrefix(line, "# "); ok && (strings.Contains(l, ":") && !strings.Contains(l, "Every key") || strings.HasPrefix(l, "  ")) && !strings.HasPrefix(l, "`") && !strings.HasPrefix(l, "allow:") && !strings.HasPrefix(l, "exempt:") && !strings.HasPrefix(l, "logs:") && !strings.HasPrefix(l, "  -") {
+		if l, ok := strings.CutPrefix(line, "# "); ok && (strings.Contains(l, ":") && !strings.Contains(l, "Every key") || strings.HasPrefix(l, "  ")) && !strings.HasPrefix(l, "`") && !strings.HasPrefix(l, "allow:") && !strings.HasPrefix(l, "dns:") && !strings.HasPrefix(l, "exempt:") && !strings.HasPrefix(l, "logs:") && !strings.HasPrefix(l, "  -") {
 			y = append(y, l)
 		}
 	}
@@ -75,6 +75,23 @@ dry_run: true
 	}
 }
 
+func TestLogs(t *testing.T) {
+	c, err := Parse("f", []byte(`logs:
+  - {file: /var/log/exim4/*log, mta: exim}
+  - {syslog: "unixgram:/run/mxshield/log", users: [syslog, Debian-exim], group: adm}
+  - {syslog: "udp:[::1]:5514"}
+  - {stdin: true}
+`))
+	want := []Log{
+		{File: "/var/log/exim4/*log", MTA: maillog.Exim},
+		{Network: "unixgram", Syslog: "/run/mxshield/log", Users: []string{"syslog", "Debian-exim"}, Group: "adm"},
+		{Network: "udp", Syslog: "[::1]:5514"}, {Stdin: true},
+	}
+	if err != nil || !reflect.DeepEqual(c.Logs, want) {
+		t.Errorf("%v, %+v", err, c)
+	}
+}
+
 // TestFaults: each fault has its line and a hint, and names what is wrong.
 func TestFaults(t *testing.T) {
 	for _, c := range []struct {
@@ -88,13 +105,29 @@ func TestFaults(t *testing.T) {
 		{"dry_run: maybe\n", 1, ""},
 		{"# x\nfoo: 1\n", 2, "foo"},
 		{"block:\n  fro: 1h\n", 2, "fro"},
-		{"dns:\n  lists: []\n", 0, "not built"},
-		{"cluster: {name: mx1}\n", 1, "not built"},
-		{"traps: [a@example.org]\n", 1, "not built"},
+		{"dns:\n  own: [192.0.2.1]\n", 2, "not built"},
+		{"traps: [a@example.org, nobody]\n", 1, "no domain"},
+		{"traps:\n  - a@example.org\n  - \"a b@example.org\"\n", 3, "not a trap recipient"},
+		{"traps: [\"*@example.org\"]\n", 1, "a * stands only"},
+		{"weights: {recipient: 1}\n", 1, "no weight"},
 		{"limits: {syn_total: 5}\n", 1, "not built"},
 		{"metrics: 127.0.0.1:9\n", 1, "not built"},
-		{"logs:\n  - {syslog: \"unixgram:/x\"}\n", 2, "not built"},
-		{"allow:\n  - 192.0.2.1\n  - spf:example.org\n", 3, "not built"},
+		{"allow:\n  - 192.0.2.1\n  - spf:org\n", 3, "top-level"},
+		{"allow: [spf:example.org, \"domain:example.org\", \"spf:EXAMPLE.org.\"]\n", 1, "twice"},
+		{"logs:\n  - {syslog: \"unixgram:x\"}\n", 2, "absolute"},
+		{"logs:\n  - {syslog: /run/mxshield/log}\n", 2, "comes first"},
+		{"logs:\n  - {syslog: \"unixgram:/dev/log\"}\n", 2, "belongs to"},
+		{"logs:\n  - {syslog: \"unixgram:/" + strings.Repeat("x", 107) + "\"}\n", 2, "108 bytes"},
+		{"logs:\n  - {syslog: \"udp:0.0.0.0:514\"}\n", 2, "not a loopback"},
+		{"logs:\n  - {syslog: \"udp:[2001:db8::1]:514\"}\n", 2, "not a loopback"},
+		{"logs:\n  - {syslog: \"udp:127.0.0.1\"}\n", 2, "no address and port"},
+		{"logs:\n  - {syslog: \"udp:localhost:514\"}\n", 2, "no address and port"},
+		{"logs:\n  - {syslog: \"unixgram:/a\", users: [\"a b\"]}\n", 2, "no name"},
+		{"logs:\n  - {file: /a, users: [syslog]}\n", 2, "about a unix syslog socket"},
+		{"logs:\n  - {stdin: true}\n  - {stdin: true}\n", 3, "twice"},
+		{"logs:\n  - {stdin: false}\n", 2, "one of"},
+		{"logs:\n  - {file: \"/a[\"}\n", 2, "no pattern"},
+		{"logs:\n  - {file: /var/log/mail.log}\n  - {file: /var/log/*.log}\n", 2, "matched by"},
 		{"interfaces: []\n", 1, "empty"},
 		{"interfaces: [\"a b\"]\n", 1, "interface name"},
 		{"attach: fast\n", 1, "fast"},
@@ -115,7 +148,7 @@ func TestFaults(t *testing.T) {
 		{"block:\n  threshold: .nan\n", 2, "out of range"},
 		{"block:\n  ipv6_prefix: 128\n", 2, "out of range"},
 		{"weights:\n  sneezing: 1\n", 2, "sneezing"},
-		{"weights:\n  dnsbl_reject: 1\n", 2, "must be 0"},
+		{"weights:\n  dns_listed: 1\n", 2, "no weight"},
 		{"weights:\n  pregreet: -1\n", 2, "out of range"},
 		{"weights:\n  delivered: 1\n", 2, "no weight"},
 		{"allow:\n  - 192.0.2.0/33\n", 2, "neither"},

@@ -18,6 +18,19 @@ var corpusRef = time.Date(2026, 3, 2, 12, 0, 0, 0, time.UTC)
 
 const corpusSeed = 42
 
+// corpusTraps are the traps of the corpora.
+var corpusTraps = trapsOf("honeypot@example.org", "user+tag@example.org", "box-*@example.org", "@trap.example.net")
+
+func trapsOf(list ...string) *Traps {
+	t := new(Traps)
+	for _, s := range list {
+		if err := t.Add(s); err != nil {
+			panic(err)
+		}
+	}
+	return t
+}
+
 var corpora = []string{"testdata/postfix.txt", "testdata/exim.txt", "testdata/opensmtpd.txt", "testdata/sendmail.txt", "testdata/courier.txt", "testdata/dovecot.txt", "testdata/hostile.txt"}
 
 func describe(e *Event, ok bool) string {
@@ -61,7 +74,7 @@ func TestCorpus(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			p := New(Options{Seed: corpusSeed})
+			p := New(Options{Seed: corpusSeed, Traps: corpusTraps})
 			var out []string
 			got, raw, cases := "", "", 0
 			for i, l := range strings.Split(strings.TrimSuffix(string(b), "\n"), "\n") {
@@ -106,7 +119,7 @@ func TestNoAllocations(t *testing.T) {
 	for _, file := range corpora {
 		lines = append(lines, corpus(t, file)...)
 	}
-	p := New(Options{Seed: corpusSeed})
+	p := New(Options{Seed: corpusSeed, Traps: corpusTraps, Recipients: true})
 	var e Event
 	for _, l := range lines { // the tables are made at their first use
 		p.Parse(l, corpusRef, &e)
@@ -120,7 +133,7 @@ func TestNoAllocations(t *testing.T) {
 
 // TestCutLines: a line may end anywhere. In any part of a line of the corpora, beginning anywhere too, there is no panic.
 func TestCutLines(t *testing.T) {
-	p := New(Options{Seed: corpusSeed, MaxPending: 64})
+	p := New(Options{Seed: corpusSeed, MaxPending: 64, Traps: corpusTraps, Recipients: true})
 	var e Event
 	for _, file := range corpora {
 		for _, l := range corpus(t, file) {

@@ -15,9 +15,16 @@ func (p *Parser) courier(h *header, e *Event) bool {
 	}
 	switch string(tag) {
 	case "courieresmtpd", "esmtpd":
-		return courierSMTP(m, e)
+		if !courierSMTP(m, e) {
+			return false
+		}
+		// "from=<S>,to=<R>: ..."
+		if _, s, ok := bytes.Cut(m, []byte("from=<")); ok && !automatic(upTo(s)) && p.traps.behind(s, markComma) {
+			e.Kind = Trap
+		}
+		return true
 	case "courierd":
-		return courierMessage(m, e)
+		return p.courierd(h, m, e)
 	}
 	switch m[0] {
 	case 'L':
@@ -69,6 +76,32 @@ func (p *Parser) courier(h *header, e *Event) bool {
 		}
 	}
 	return false
+}
+
+// courierd reads "newmsg,id=ID: ..." and, if somebody wants to know, "started,id=ID,from=<S>,module=M,host=H,addr=<R>".
+func (p *Parser) courierd(h *header, m []byte, e *Event) bool {
+	if courierMessage(m, e) {
+		if id, _, ok := bytes.Cut(m[len("newmsg,id="):], []byte(":")); ok && p.when(h, e) {
+			p.follow(p.queueKey(id), e, false)
+		}
+		return true
+	}
+	b, ok := cut(m, "started,id=")
+	if !ok || !p.follows || !p.when(h, e) {
+		return false
+	}
+	id, b, ok := bytes.Cut(b, []byte(",from=<"))
+	if !ok {
+		return false
+	}
+	w := p.transit.look(p.queueKey(id), e.Time.Unix())
+	i := bytes.LastIndex(b, []byte(",addr=<"))
+	if w == nil || i < 0 {
+		return false
+	}
+	w.quiet = w.quiet || automatic(upTo(b))
+	to := upTo(b[i+len(",addr=<"):])
+	return p.recipient(w, to, to, true, e)
 }
 
 // lastReason is what follows the last "): " of "MECH user SASL(-13): reason".
@@ -166,7 +199,7 @@ func courierReply(b []byte) Kind {
 	case within(text, "user") && within(text, "unknown"), within(text, "no such user"):
 		return UnknownRecipient
 	case within(text, "spamhaus"), within(text, "blacklist"), within(text, "blocklist"), within(text, "dnsbl"), within(text, "rbl"), within(text, "http:"), within(text, "https:"):
-		return DNSBLReject
+		return listing(text)
 	case has(b, "500"), has(b, "501"), has(b, "502"), has(b, "503"), has(b, "504"):
 		return ProtocolError
 	case has(b, "517"), within(text, "sender"):

@@ -36,9 +36,16 @@
 // # Lines that belong together
 //
 // One failed login makes up to four lines (Postfix, Dovecot's auth process and its worker or PAM, its login process) and
-// counts once: the others are Other. See logins. A Parser knows only its own lines, so for this Postfix and Dovecot must
-// be read from one input. OpenSMTPD's and part of Sendmail's verdict lines have no address and need the lines before
+// counts once: the others are Other. See logins. A Parser knows only its own lines, so one Parser must read the logs of
+// Postfix and Dovecot, and those of Exim: see Switch. OpenSMTPD's and part of Sendmail's verdict lines have no address and need the lines before
 // them. "last message repeated N times" is N more of the line before it, "message repeated N times: [ msg]" N events.
+//
+// # Recipients
+//
+// A recipient is looked at for two purposes and is never part of an event: whether it is a trap (see Traps), and, with
+// Options.Recipients, whether it is the same as another one. That of an accepted message is named by lines that have no
+// source (Postfix's local, virtual, lmtp, smtp, pipe, error and discard, Exim's deliveries, Sendmail's to=, Courier's
+// started), so a bounded table remembers it by the queue id. Neither costs anything if it is not asked for.
 //
 // # To add a signature
 //
@@ -82,6 +89,9 @@ const (
 	Delivered
 	LostConnection
 	Other
+	Trap      // mail to a trap recipient, see Traps
+	Recipient // one recipient got a message of the source: see Options.Recipients
+	DNSListed // not from lines: what DNS lists say of a source
 	NumKinds
 )
 
@@ -91,6 +101,8 @@ var kindNames = [NumKinds]string{
 	NoRDNS: "no_rdns", HeloReject: "helo_reject", SenderReject: "sender_reject", Pregreet: "pregreet",
 	ProtocolError: "protocol_error", TooManyErrors: "too_many_errors", RateLimit: "rate_limit", Greylisted: "greylisted",
 	SpamReject: "spam_reject", Delivered: "delivered", LostConnection: "lost_connection", Other: "other",
+	Trap: "trap", Recipient: "recipient",
+	DNSListed: "dns_listed",
 }
 
 // String returns the kind's name as it stands in config keys and JSON.
@@ -120,6 +132,6 @@ type Event struct {
 	// Submission says that the event came in on a submission service (465, 587), where users log in.
 	Submission bool
 	// User is a 64-bit seeded hash of the user name of a login, 0 if the line carries none. The name itself is the
-	// attacker's text and goes no further than this.
+	// attacker's text and goes no further than this. Of a Recipient it is the hash of the recipient.
 	User uint64
 }

@@ -30,7 +30,7 @@ func (p *Parser) exim(h *header, e *Event) bool {
 	if !h.eximMessage(p, m, e) {
 		return false
 	}
-	if h.mta != Exim && p.twice.seen(p, h, m, e) {
+	if h.mta != Exim && p.twice.seen(p, h, m, e) || h.mta == Exim && p.several && p.copied(h, m, e) {
 		e.Kind, e.Count, e.User = Other, 1, 0
 	}
 	return true
@@ -67,7 +67,7 @@ func (h *header) eximMessage(p *Parser, m []byte, e *Event) bool {
 	switch m[0] {
 	case 'H':
 		if b, ok := cut(m, "H="); ok {
-			return h.eximHost(b, e)
+			return p.eximRefused(h, b, e)
 		}
 	case 'S':
 		return h.eximS(m, e)
@@ -95,14 +95,15 @@ func (h *header) eximMessage(p *Parser, m []byte, e *Event) bool {
 		}
 	}
 	if id := messageID(m); id > 0 {
+		q := m[:id-1]
 		m = m[id:]
 		if b, ok := cut(m, "<= "); ok {
-			return p.eximAccepted(h, b, e)
+			return p.eximAccepted(h, q, b, e)
 		}
 		if b, ok := cut(m, "H="); ok {
-			return h.eximHost(b, e)
+			return p.eximRefused(h, b, e)
 		}
-		return false
+		return p.follows && p.eximDelivery(h, q, m, e)
 	}
 	// "DRIVER authenticator failed for [H=]HOSTTEXT: REPLY". DRIVER is the administrator's name for it.
 	n := 0
@@ -301,6 +302,20 @@ func (h *header) eximHost(b []byte, e *Event) bool {
 	return false
 }
 
+// eximRefused is eximHost that knows of traps. A refusal that does not name its sender is no hit.
+func (p *Parser) eximRefused(h *header, b []byte, e *Event) bool {
+	if !h.eximHost(b, e) {
+		return false
+	}
+	if p.traps == nil || e.Submission || !p.traps.behind(b, markRcpt) {
+		return true
+	}
+	if _, s, ok := bytes.Cut(b, []byte(" F=<")); ok && !automatic(upTo(s)) {
+		e.Kind = Trap
+	}
+	return true
+}
+
 // eximReject reads "STAGE ...: TEXT" after "rejected ". TEXT is the administrator's; the texts of the default
 // configuration and the usual ones are known.
 func eximReject(b []byte, hard bool) Kind {
@@ -387,7 +402,7 @@ func eximText(text []byte, hard bool) Kind {
 		return RelayDenied
 	case within(text, "listed at "), within(text, "listed in "), within(text, "black list"), within(text, "blacklist"), within(text, "blocklist"), within(text, "in an rbl"),
 		within(text, "dnsbl"), within(text, "email blocked by "), within(text, "spamhaus"):
-		return DNSBLReject
+		return listing(text)
 	case has(text, "Sender verify failed"), within(text, "sender verif"):
 		return SenderReject
 	case within(text, "reverse dns"), within(text, "host lookup failed"), within(text, "reverse lookup"), within(text, "no ptr"), within(text, "rdns"):
@@ -429,7 +444,7 @@ func (p *Parser) eximAuth(h *header, b []byte, e *Event) bool {
 
 // eximAccepted reads "S H=HOSTTEXT P=proto [X=.. CV=.. DN=".." ][A=auth[:id] ]S=size ...". S is the client's and stands in
 // front: a quoted local part may hold anything, so it is skipped by its quotes.
-func (p *Parser) eximAccepted(h *header, b []byte, e *Event) bool {
+func (p *Parser) eximAccepted(h *header, q, b []byte, e *Event) bool {
 	i, quoted := 0, false
 	for i < len(b) && (quoted || b[i] != ' ') {
 		if b[i] == '"' {
@@ -442,6 +457,7 @@ func (p *Parser) eximAccepted(h *header, b []byte, e *Event) bool {
 	if i >= len(b) || i > whole {
 		return false
 	}
+	sender := bare(b[:i])
 	b, ok := cut(b[i:], " H=")
 	if !ok {
 		return false // U= of a local user, R= of a bounce
@@ -449,6 +465,21 @@ func (p *Parser) eximAccepted(h *header, b []byte, e *Event) bool {
 	if b, ok = h.hostText(b, e); !ok {
 		return false
 	}
+	p.eximLogin(b, e)
+	if !p.follows || !p.when(h, e) {
+		return true
+	}
+	quiet := e.Submission || e.Kind == AuthSuccess || automatic(sender)
+	// "[from <S> ]for R R ..." ends the line if log_selector has +received_recipients.
+	if i := bytes.LastIndex(b, markFor); i >= 0 && !quiet && p.traps.inList(b[i+len(markFor):]) {
+		e.Kind, quiet = Trap, true
+	}
+	p.follow(p.queueKey(q), e, quiet)
+	return true
+}
+
+// eximLogin reads what follows the host of a message that came in.
+func (p *Parser) eximLogin(b []byte, e *Event) {
 	e.Kind = Delivered
 	e.Count = 1
 	// P= is Exim's word for a login; who it was is believed only if nothing but Exim's own words stands before A=: an ident,
@@ -481,13 +512,44 @@ func (p *Parser) eximAccepted(h *header, b []byte, e *Event) bool {
 				}
 				e.User = p.userHash(u)
 			}
-			return true
+			return
 		default:
-			return true
+			return
 		}
 		b = b[end:]
 	}
-	return true
+}
+
+// eximDelivery reads "{=>|->|**|==} R[ <O>][:] ..." and "Completed" of a message. O is the address that R comes from.
+func (p *Parser) eximDelivery(h *header, q, b []byte, e *Event) bool {
+	key := p.queueKey(q)
+	if has(b, "Completed") {
+		p.transit.remove(key)
+		return false
+	}
+	if len(b) < 4 || b[2] != ' ' || !p.when(h, e) {
+		return false
+	}
+	sent := has(b, "=>") || has(b, "->")
+	if !sent && !has(b, "**") && !has(b, "==") {
+		return false
+	}
+	w := p.transit.look(key, e.Time.Unix())
+	if w == nil {
+		return false
+	}
+	to, b, _ := bytes.Cut(b[3:], []byte(" "))
+	to = bare(bytes.TrimSuffix(to, []byte(":")))
+	orig := to
+	if c, ok := cut(b, "<"); ok {
+		if c = upTo(c); c != nil {
+			orig = c
+		}
+	}
+	if bytes.IndexByte(to, '@') < 0 {
+		to = orig // a local user, a file, a pipe
+	}
+	return p.recipient(w, to, orig, sent, e)
 }
 
 // eximS reads the messages that begin with SMTP.
@@ -636,14 +698,10 @@ type twice struct {
 }
 
 func (t *twice) seen(p *Parser, h *header, m []byte, e *Event) bool {
-	switch e.Kind {
-	case Connect, Disconnect, Delivered, AuthSuccess, LostConnection, Other:
+	if !refusal(e.Kind) || !p.when(h, e) {
 		return false
 	}
-	if !p.when(h, e) {
-		return false
-	}
-	sum, now := max(1, hash(p.seed, m[:min(len(m), 512)], false)^hash(^p.seed, h.pid, false)), e.Time.Unix()
+	sum, now := p.eximSum(h, m), e.Time.Unix()
 	for i := range t.sum {
 		if t.sum[i] == sum && now-t.at[i] <= 1 && t.at[i]-now <= 1 {
 			t.sum[i] = 0
@@ -653,4 +711,49 @@ func (t *twice) seen(p *Parser, h *header, m []byte, e *Event) bool {
 	t.sum[t.next], t.at[t.next] = sum, now
 	t.next = (t.next + 1) % len(t.sum)
 	return false
+}
+
+// refusal says that Exim may write events of this kind to two logs.
+func refusal(k Kind) bool {
+	switch k {
+	case Connect, Disconnect, Delivered, AuthSuccess, LostConnection, Other:
+		return false
+	}
+	return true
+}
+
+func (p *Parser) eximSum(h *header, m []byte) uint64 {
+	return max(1, hash(p.seed, m[:min(len(m), 512)], false)^hash(^p.seed, h.pid, false))
+}
+
+// copyAge is how long, in seconds of the log, a refusal that only one log has is stored over a restart.
+const copyAge = 60
+
+// copied tells whether a refusal in one of Exim's own files stood in another one before, within a second. Each copy takes
+// one original back, so that the same refusal twice in the main log and twice in the reject log counts twice. The files
+// are read in turns, and one may be ahead by MaxPending refusals: beyond that they count in both.
+func (p *Parser) copied(h *header, m []byte, e *Event) bool {
+	if !refusal(e.Kind) || !p.when(h, e) {
+		return false
+	}
+	t, sum, now := &p.copies, p.eximSum(h, m), e.Time.Unix()
+	i, ok := t.find(sum)
+	if !ok {
+		t.addNumbers(sum, 1, p.from.id, now)
+		return false
+	}
+	w := &t.ring[t.index[i]-1]
+	switch n, by := w.numbers(); {
+	case now-w.at > 1 || w.at-now > 1:
+		t.addNumbers(sum, 1, p.from.id, now)
+		return false
+	case by == p.from.id:
+		t.addNumbers(sum, n+1, by, now)
+		return false
+	case n <= 1:
+		t.drop(i)
+	default:
+		w.setNumbers(n-1, by)
+	}
+	return true
 }

@@ -83,7 +83,7 @@ func checkMessage(t *testing.T, daemon, msg string) {
 		return // the corpus has those
 	}
 	line := []byte("Mar  2 10:00:00 mx postfix/" + daemon + "[1]: " + msg)
-	p := New(Options{MaxPending: 8})
+	p := New(Options{MaxPending: 8, Traps: corpusTraps, Recipients: true})
 	var e Event
 	ok := p.Parse(line, corpusRef, &e)
 	msg = strings.TrimRight(msg, "\r\n")
@@ -101,6 +101,10 @@ func checkMessage(t *testing.T, daemon, msg string) {
 	if p.Parse([]byte("Mar  2 10:00:01 mx postfix/qmgr[1]: "+firstWord(msg)+" from=<>, size=1, nrcpt=1 (queue active)"), corpusRef, &e) {
 		if daemon != "smtpd" || !strings.Contains(msg, "client=") || !slices(trusted(daemon, msg+","), e.Source) {
 			t.Errorf("delivered by %s after %q", e.Source, msg)
+		}
+		// ... and who delivered it hits the trap, but not with the null sender.
+		if p.Parse([]byte("Mar  2 10:00:02 mx postfix/lmtp[1]: "+firstWord(msg)+" to=<honeypot@example.org>, status=deferred (x)"), corpusRef, &e) {
+			t.Errorf("a bounce by %s hits a trap after %q", e.Source, msg)
 		}
 	}
 }
@@ -133,7 +137,7 @@ func FuzzParse(f *testing.F) {
 			f.Add(tag, msg)
 		}
 	}
-	shared := New(Options{MaxPending: 64})
+	shared := New(Options{MaxPending: 64, Traps: corpusTraps, Recipients: true})
 	f.Fuzz(func(t *testing.T, line, msg string) {
 		// A whole line in one parser that goes on from input to input: never panics, never leaves nonsense.
 		var e Event

@@ -14,7 +14,7 @@ import "net/netip"
 //
 // The bad cases: a source that fails at two servers at once, of which only one asks Dovecot, may get away with a few;
 // and if the table is full (4096 sources within loginWindow; an attacker cannot choose the places) a failure may count
-// twice. The same holds after a restart, and for lines that reach two Parsers.
+// twice. The same holds for lines that reach two Parsers. What is known here is stored over a restart, see Pending.
 type reporter uint8
 
 const (

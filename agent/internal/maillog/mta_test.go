@@ -97,6 +97,8 @@ var places = map[MTA][]place{
 		{"exim", `SMTP protocol synchronization error (x): rejected "@" H=[192.0.2.1] next input="@"`, false},
 		{"exim", `SMTP call from (@) [192.0.2.1] dropped: too many syntax or protocol errors (last command was "@")`, false},
 		{"exim", `1rgXyz-0001Ab-Cd <= "@"@example.com H=(@) [192.0.2.1] P=esmtp S=1 T="@"`, true},
+		{"exim", `1rgXyz-0001Ab-Cd <= s H=h [192.0.2.1] P=esmtp S=1 T="@" from <@> for @ honeypot@example.org`, false},
+		{"exim", `1rgXyz-0001Ab-Cd => @ <honeypot@example.org> R=@ T=x H=mx [192.0.2.99]`, false},
 		{"exim", `1rgXyz-0001Ab-Cd H=mx [192.0.2.99]: @`, false},
 		{"exim", `1rgXyz-0001Ab-Cd ** r@x H=mx [192.0.2.99]: @`, false},
 	},
@@ -110,9 +112,12 @@ var places = map[MTA][]place{
 		{"sm-mta", "622A1abC012345: h [192.0.2.1]: VRFY @ [rejected]", false},
 		{"sm-mta", "622A1abC012345: to=<@>, relay=mx [192.0.2.99], stat=@", false},
 		{"sm-mta", "622A1abC012345: <@>... User unknown", false},
+		{"sm-mta", "622A1abC012345: to=<honeypot@example.org>, ctladdr=<@>, relay=mx [192.0.2.99], stat=Sent", false},
 	},
 	OpenSMTPD: {
 		{"smtpd", openID + ` smtp failed-command command="@" result="550 Invalid recipient: @"`, true},
+		{"smtpd", openID + ` smtp envelope evpid=1 from=<@> to=<@>`, false},
+		{"smtpd", openID + ` smtp envelope evpid=1 from=<@> to=<honeypot@example.org>`, false},
 		{"smtpd", openID + ` smtp authentication user=@ result=permfail`, false},
 		{"smtpd", openID + ` smtp bad-input result="500 @"`, true},
 		{"smtpd", `smtp-in: Failed command on session ` + openID + `: "@" => 550 @`, true},
@@ -133,6 +138,8 @@ var places = map[MTA][]place{
 		{"imapd", "LOGIN, user=@, ip=[::ffff:192.0.2.1], port=[1], protocol=IMAP", false},
 		{"courieresmtpd", "error,relay=::ffff:192.0.2.1,from=<@>,to=<@>: 550 User unknown.", false},
 		{"courieresmtpd", `error,relay=::ffff:192.0.2.1,msg="535 Authentication failed.",cmd: @`, false},
+		{"courieresmtpd", "error,relay=::ffff:192.0.2.1,from=<@>,to=<honeypot@example.org>: 550 User unknown.", false},
+		{"courierd", "started,id=1.2,from=<@>,module=@,host=[192.0.2.99],addr=<honeypot@example.org>", false},
 		{"courierd", "newmsg,id=1.2: dns; @ (h [::ffff:192.0.2.1])", false},
 		{"imap", "badlogin: h [192.0.2.1] plaintext @ SASL(-13): authentication failure", false},
 	},
@@ -152,10 +159,10 @@ var client1 = netip.MustParseAddr("192.0.2.1")
 func checkPlaces(t *testing.T, mta MTA, text string) {
 	for _, pl := range places[mta] {
 		// "@@" is the client's text and an @; "@example" an @ of our own.
-		msg := strings.NewReplacer("@@h", noise(text, pl.quote)+"@h", "@example", "@example", "@x", "@x", "@", noise(text, pl.quote)).Replace(pl.msg)
+		msg := strings.NewReplacer("@@h", noise(text, pl.quote)+"@h", "honeypot@", "honeypot@", "@example", "@example", "@x", "@x", "@", noise(text, pl.quote)).Replace(pl.msg)
 		for _, limit := range []int{1 << 20, 1023} { // and cut by syslogd
 			line := "Mar  2 10:00:00 mx " + pl.tag + "[1]: " + msg
-			p := New(Options{MaxPending: 4})
+			p := New(Options{MaxPending: 4, Traps: corpusTraps, Recipients: true})
 			var e Event
 			if mta == OpenSMTPD {
 				p.Parse([]byte("Mar  2 10:00:00 mx smtpd[1]: "+openID+" smtp connected address=192.0.2.1 host=x"), corpusRef, &e)
@@ -174,7 +181,7 @@ func checkShape(t *testing.T, mta MTA, tag, msg string) {
 	if strings.HasPrefix(msg, "message repeated ") {
 		return
 	}
-	p := New(Options{MaxPending: 4, MTA: mta})
+	p := New(Options{MaxPending: 4, MTA: mta, Traps: corpusTraps, Recipients: true})
 	var e Event
 	if mta == OpenSMTPD {
 		p.Parse([]byte("Mar  2 10:00:00 mx smtpd[1]: "+openID+" smtp connected address=192.0.2.1 host=x"), corpusRef, &e)
@@ -204,7 +211,7 @@ func fuzzMTA(f *testing.F, mta MTA, file string, tags ...string) {
 		f.Add("", "", s)
 		f.Add("", "", s+strings.Repeat("y", 990))
 	}
-	shared := New(Options{MaxPending: 64, MTA: mta})
+	shared := New(Options{MaxPending: 64, MTA: mta, Traps: corpusTraps, Recipients: true})
 	f.Fuzz(func(t *testing.T, line, msg, text string) {
 		var e Event
 		if shared.Parse([]byte(line), corpusRef, &e) {
@@ -231,10 +238,10 @@ func TestPlaces(t *testing.T) {
 	for mta, list := range places {
 		n := 0
 		for _, pl := range list {
-			p := New(Options{MaxPending: 4})
+			p := New(Options{MaxPending: 4, Traps: corpusTraps, Recipients: true})
 			var e Event
 			p.Parse([]byte("Mar  2 10:00:00 mx smtpd[1]: "+openID+" smtp connected address=192.0.2.1 host=x"), corpusRef, &e)
-			if p.Parse([]byte("Mar  2 10:00:00 mx "+pl.tag+"[1]: "+strings.NewReplacer("@@h", "u@h", "@", "u").Replace(pl.msg)), corpusRef, &e) {
+			if p.Parse([]byte("Mar  2 10:00:00 mx "+pl.tag+"[1]: "+strings.NewReplacer("@@h", "u@h", "@example", "@example", "@", "u").Replace(pl.msg)), corpusRef, &e) {
 				n++
 			} else if !strings.Contains(pl.msg, "192.0.2.99") && !strings.HasSuffix(pl.msg, "User unknown") && !strings.Contains(pl.msg, " mta ") {
 				t.Errorf("%s: nothing from %s", mta, pl.msg)
@@ -353,12 +360,12 @@ func TestTablesPersist(t *testing.T) {
 	}
 	p = New(Options{Seed: 7})
 	p.Parse(clientLine("AAAAAA", "192.0.2.1", corpusRef), corpusRef, &e)
-	old := p.Pending()
+	old := p.Pending()[:pendingHead+pendingEntry]
 	old[3] = 1
 	if q = New(Options{Seed: 7}); q.Restore(old) != nil || !q.Parse(activeLine("AAAAAA", corpusRef), corpusRef, &e) || e.Kind != Delivered {
 		t.Errorf("version 1: %v", e)
 	}
-	if old[3] = 3; q.Restore(old) == nil {
+	if old[3] = 4; q.Restore(old) == nil {
 		t.Error("restored a version to come")
 	}
 }

@@ -76,6 +76,8 @@ func (p *Parser) opensmtpd(h *header, e *Event) bool {
 		e.Kind = Connect
 		return true
 	case "failed-command", "bad-input", "authentication", "message", "disconnected":
+	case "envelope":
+		return p.follows && p.session(h, key, e) && p.envelope(key, b, e)
 	default:
 		return false // envelope, tls, cert-check, ...
 	}
@@ -85,7 +87,36 @@ func (p *Parser) opensmtpd(h *header, e *Event) bool {
 	if string(what) == "disconnected" {
 		p.sessions.remove(key)
 	}
-	return p.sessionEvent(h, what, b, e)
+	if !p.sessionEvent(h, what, b, e) {
+		return false
+	}
+	if e.Kind == AuthSuccess {
+		p.hush(&p.sessions, key)
+	}
+	return true
+}
+
+// envelope reads "evpid=X from=<S> to=<R>" of one accepted recipient.
+func (p *Parser) envelope(key uint64, b []byte, e *Event) bool {
+	i, found := p.sessions.find(key)
+	_, s, ok := bytes.Cut(b, []byte(" from=<"))
+	if !ok || !found {
+		return false
+	}
+	j := bytes.LastIndex(s, markTo)
+	if j < 0 {
+		return false
+	}
+	w := p.sessions.ring[p.sessions.index[i]-1] // a copy: the session may send more
+	w.quiet = w.quiet || automatic(upTo(s))
+	to := upTo(s[j+len(markTo):])
+	return p.recipient(&w, to, to, true, e)
+}
+
+// mailed says whether the line of an accepted message names a trap, as "from=<S>[,] to=<R>" of the versions before 6.4.
+func (t *Traps) mailed(b []byte) bool {
+	i := bytes.Index(b, []byte("from=<"))
+	return t != nil && i >= 0 && !automatic(upTo(b[i+len("from=<"):])) && t.behind(b, markTo)
 }
 
 // session finds the client of a session.
@@ -126,6 +157,9 @@ func (p *Parser) sessionEvent(h *header, what, b []byte, e *Event) bool {
 		}
 	case "message":
 		e.Kind, e.Count = Delivered, 1
+		if p.traps.mailed(b) {
+			e.Kind = Trap
+		}
 	case "bad-input":
 		e.Kind = ProtocolError
 	case "authentication":
@@ -213,7 +247,7 @@ func failedCommand(command, result []byte) Kind {
 	case within(text, "rdns"), within(text, "reverse dns"), within(text, "fcrdns"):
 		return NoRDNS
 	case within(text, "dnsbl"), within(text, "blocklist"), within(text, "blacklist"), within(text, "spamhaus"), within(text, "rbl"):
-		return DNSBLReject
+		return listing(text)
 	case within(text, "relay"):
 		return RelayDenied
 	case within(text, "user unknown"), within(text, "unknown user"), within(text, "no such user"):
@@ -303,11 +337,14 @@ func (p *Parser) opensmtpd5(h *header, b []byte, e *Event) bool {
 		if c, ok = cut(c[n:], " on session "); !ok {
 			return false
 		}
-		id, _, ok := sessionID(c)
+		id, c, ok := sessionID(c)
 		if !ok || !p.session(h, p.queueKey(id), e) {
 			return false
 		}
 		e.Kind, e.Count = Delivered, 1
+		if w := p.sessions.look(p.queueKey(id), e.Time.Unix()); (w == nil || !w.quiet) && p.traps.mailed(c) {
+			e.Kind = Trap
+		}
 		return true
 	}
 	// "Accepted authentication for user U on session ID"
@@ -321,6 +358,7 @@ func (p *Parser) opensmtpd5(h *header, b []byte, e *Event) bool {
 			return false
 		}
 		e.Kind, e.User = AuthSuccess, p.userHash(c[:i])
+		p.hush(&p.sessions, p.queueKey(id))
 		return true
 	}
 	return false

@@ -19,6 +19,13 @@ type Options struct {
 	MaxPending int
 	// PendingAge is how long one waits; sessions of OpenSMTPD may last twice as long. Default 30 minutes.
 	PendingAge time.Duration
+	// Traps are looked for among the recipients. It is only read; nil is none.
+	Traps *Traps
+	// Recipients asks for an event Recipient for each delivery of an accepted message.
+	Recipients bool
+	// Several says that there is more than one log to read, see Parser.Switch: then the refusals that Exim writes to its
+	// main and to its reject log are told apart from two refusals.
+	Several bool
 }
 
 // An MTA is one whose log can be read.
@@ -86,23 +93,67 @@ func mtaOf(tag []byte) MTA {
 	return Auto
 }
 
-// A Parser reads the lines of one log. It remembers which source a queue id or a session belongs to and which failed
-// logins it has counted, so the lines must come in order, and a Parser is for one goroutine at a time.
+// A Parser reads the logs of one host. It remembers which source a queue id or a session belongs to and which failed
+// logins it has counted, so the lines of each log must come in order, and a Parser is for one goroutine at a time.
 //
-// What it remembers is its own: if the lines of one failed login reach two Parsers, say Postfix's from a file and
-// Dovecot's from the journal, each counts it.
+// A host may have several logs: Postfix's and Dovecot's, or Exim's main and reject log. One Parser reads them all, so
+// that what several of them tell counts once; Switch says which of them the next lines are of. With two Parsers each
+// would count it.
 type Parser struct {
 	seed     uint64
-	mta      MTA
+	several  bool
+	own      stream  // of those who have one log and never call Switch
+	from     *stream // of the lines to come
+	streams  map[string]*stream
 	pending  pending // Postfix: queue id -> source
 	sessions pending // OpenSMTPD: session id -> source
 	refused  pending // Sendmail: queue id -> number of refused recipients
-	logins   logins
-	twice    twice
-	stamps   stampCache
-	record   record
-	last     Event // what the line before was, for "last message repeated"; Kind None if it was no event
-	lastBy   header
+	transit  pending // queue id -> source, of accepted messages whose recipients are to come; used if follows
+	traps    *Traps
+	// follows says that the recipients of accepted messages matter, recipients that those who are none matter too.
+	follows, recipients bool
+	copies              pending // Exim: refusal -> which log has it, and how often
+	logins              logins
+	twice               twice
+	stamps              stampCache
+	record              record
+}
+
+// A stream is one log among those of a Parser, and what holds from line to line of it alone.
+type stream struct {
+	id   uint32 // hash of its name
+	mta  MTA
+	last Event // what the line before was, for "last message repeated"; Kind None if it was no event
+	by   reporter
+	key  uint32
+}
+
+// maxStreams bounds how many logs are remembered.
+const maxStreams = 1024
+
+// Switch makes the lines to come those of the log named so. mta says whose lines to read in it, as in Options.
+func (p *Parser) Switch(name string, mta MTA) {
+	s := p.streams[name]
+	if s == nil {
+		s = p.addStream(name)
+	}
+	s.mta = mta
+	p.from = s
+}
+
+func (p *Parser) addStream(name string) *stream {
+	if len(p.streams) >= maxStreams { // any: it is about one line of it
+		for n := range p.streams {
+			delete(p.streams, n)
+			break
+		}
+	}
+	s := &stream{id: uint32(hash(p.seed, []byte(name), false))}
+	if p.streams == nil {
+		p.streams = map[string]*stream{}
+	}
+	p.streams[name] = s
+	return s
 }
 
 // New returns a parser.
@@ -114,10 +165,17 @@ func New(o Options) *Parser {
 		o.PendingAge = 30 * time.Minute
 	}
 	n, age := min(o.MaxPending, 1<<20), int64(o.PendingAge/time.Second)
-	p := &Parser{seed: o.Seed, mta: o.MTA}
+	p := &Parser{seed: o.Seed, recipients: o.Recipients, several: o.Several, own: stream{mta: o.MTA}}
+	p.from = &p.own
+	if o.Traps.Len() > 0 {
+		p.traps = o.Traps
+	}
+	p.follows = p.recipients || p.traps != nil
 	p.pending.init(n, age)
 	p.sessions.init(n, 2*age)
 	p.refused.init(n, age)
+	p.transit.init(n, age)
+	p.copies.init(n, copyAge)
 	return p
 }
 
@@ -130,10 +188,19 @@ func New(o Options) *Parser {
 func (p *Parser) Parse(line []byte, ref time.Time, e *Event) bool {
 	h := header{ref: ref}
 	if !h.split(line, &p.record) {
-		p.last.Kind = None
+		p.from.last.Kind = None
 		return false
 	}
 	return p.parse(&h, e)
+}
+
+// Stamp returns when a line was written; false for one without a stamp. It is the time that Parse would give its event.
+func (p *Parser) Stamp(line []byte, ref time.Time) (time.Time, bool) {
+	h := header{ref: ref}
+	if !h.split(line, &p.record) || h.kind == stampNone {
+		return time.Time{}, false
+	}
+	return p.time(&h, ref)
 }
 
 // ParseMessage reads a record that is already split, as the journal has it: tag is the syslog identifier
@@ -154,7 +221,7 @@ func (p *Parser) parse(h *header, e *Event) bool {
 		if mta == Auto {
 			mta = mtaOf(h.tag)
 		}
-		if p.mta != Auto && mta != p.mta {
+		if p.from.mta != Auto && mta != p.from.mta {
 			mta = Auto
 		}
 		switch mta {
@@ -173,10 +240,10 @@ func (p *Parser) parse(h *header, e *Event) bool {
 		}
 	}
 	if !ok || !p.when(h, &ev) {
-		p.last.Kind = None
+		p.from.last.Kind = None
 		return false
 	}
-	p.last, p.lastBy.by, p.lastBy.key = ev, h.by, h.key
+	p.from.last, p.from.by, p.from.key = ev, h.by, h.key
 	if ev.Kind == AuthFailure {
 		p.countLogin(h, &ev)
 	}
@@ -187,12 +254,13 @@ func (p *Parser) parse(h *header, e *Event) bool {
 // repeated makes "last message repeated N times" N more of the line before. Not of what is no offence: one message is
 // delivered once.
 func (p *Parser) repeated(h *header, e *Event) bool {
-	if k := p.last.Kind; k == None || k == Delivered || k == AuthSuccess {
+	s := p.from
+	if k := s.last.Kind; k == None || k == Delivered || k == AuthSuccess || k == Trap || k == Recipient {
 		return false
 	}
-	*e = p.last
+	*e = s.last
 	e.Count, e.Time = h.count, time.Time{}
-	h.by, h.key = p.lastBy.by, p.lastBy.key
+	h.by, h.key = s.by, s.key
 	return true
 }
 

@@ -23,7 +23,9 @@ type waiting struct {
 	key  uint64 // 0 is free
 	addr [16]byte
 	at   int64 // seconds since 1970
-	sub  bool
+	sub  bool  // came in on a submission service; in the table refused: one of the recipients is a trap
+	// quiet: a trap among its recipients is no hit, see hush.
+	quiet bool
 }
 
 func (t *pending) init(n int, age int64) { t.max, t.age = n, max(1, age) }
@@ -79,17 +81,14 @@ func (t *pending) remove(key uint64) {
 	}
 }
 
-func (t *pending) take(key uint64, now int64) (netip.Addr, bool, bool) {
+func (t *pending) take(key uint64, now int64) (w waiting, ok bool) {
 	i, ok := t.find(key)
 	if !ok {
-		return netip.Addr{}, false, false
+		return w, false
 	}
-	w := t.ring[t.index[i]-1]
+	w = t.ring[t.index[i]-1]
 	t.drop(i)
-	if now-w.at > t.age {
-		return netip.Addr{}, false, false
-	}
-	return w.source(), w.sub, true
+	return w, now-w.at <= t.age
 }
 
 // look is take that leaves the entry there.
@@ -106,13 +105,30 @@ func (t *pending) look(key uint64, now int64) *waiting {
 	return w
 }
 
-// number is what a table of numbers holds in place of an address. It is never 0.
+// number is what a table of numbers holds in place of an address. With the mark of a trap the address is never 0.
 func (w *waiting) number() int { return int(binary.LittleEndian.Uint32(w.addr[:])) }
 
-func (t *pending) addNumber(key uint64, n int, at int64) {
+func (t *pending) addNumber(key uint64, n int, trap bool, at int64) {
 	var a [16]byte
 	binary.LittleEndian.PutUint32(a[:], uint32(min(n, 1e6)))
-	t.add(key, netip.AddrFrom16(a), at, false)
+	a[4] = 1
+	t.add(key, netip.AddrFrom16(a), at, trap)
+}
+
+// addNumbers and so on are for a table of two numbers.
+func (t *pending) addNumbers(key uint64, n int, m uint32, at int64) {
+	var w waiting
+	w.setNumbers(n, m)
+	t.add(key, netip.AddrFrom16(w.addr), at, false)
+}
+
+func (w *waiting) numbers() (int, uint32) {
+	return w.number(), binary.LittleEndian.Uint32(w.addr[4:])
+}
+
+func (w *waiting) setNumbers(n int, m uint32) {
+	binary.LittleEndian.PutUint32(w.addr[:], uint32(min(n, 1e6)))
+	binary.LittleEndian.PutUint32(w.addr[4:], m)
 }
 
 func (w *waiting) source() netip.Addr { return netip.AddrFrom16(w.addr).Unmap() }
@@ -133,22 +149,32 @@ func (t *pending) drop(i int) {
 
 // The bytes of Pending: "mxq" and the version, a check of the seed (8), the count (4), then per entry, table by table and
 // the oldest first: key (8), address (16), seconds since 1970 (8), flags (1). Little endian. The flags are 1 for
-// submission and twice the number of the table: 0 messages of Postfix, 1 sessions of OpenSMTPD, 2 messages of Sendmail,
-// whose address is the number of recipients refused. Version 1 had table 0 only, and is still read.
+// submission, 128 for quiet, and twice the number of the table: 0 messages of Postfix, 1 sessions of OpenSMTPD, 2 messages
+// of Sendmail, whose address is the number of recipients refused, 3 accepted messages whose recipients are still to come,
+// 4 refusals of Exim, whose address is how often which log has them. What follows the entries is told in state.go.
+// Version 1 had table 0 only, version 2 the first three and nothing behind them; both are still read.
 const (
-	pendingMagic = "mxq\x02"
-	pendingFirst = "mxq\x01"
+	pendingMagic = "mxq\x03"
+	pendingQuiet = 0x80
 	pendingHead  = len(pendingMagic) + 8 + 4
 	pendingEntry = 8 + 16 + 8 + 1
 )
 
+// transitStored is for how many seconds a message on its way is worth storing. Sendmail and Courier do not say when one has
+// reached all of its recipients, and half an hour of a busy server's would be megabytes, every second.
+const transitStored = 60
+
 var errPending = errors.New("not a table of pending queue ids")
 
-func (p *Parser) tables() [3]*pending { return [3]*pending{&p.pending, &p.sessions, &p.refused} }
+func (p *Parser) tables() [5]*pending {
+	return [5]*pending{&p.pending, &p.sessions, &p.refused, &p.transit, &p.copies}
+}
 
-// Pending returns what waits for a later line, for storing together with the position in the log: accepted recipients
-// whose message has not come yet, open sessions of OpenSMTPD, recipients refused by Sendmail. It leaves out what is too
-// old. A server at work has a few dozen, 33 bytes each; sessions that never send a message stay in it for PendingAge.
+// Pending returns what a later line may have to do with, for storing together with the positions in the logs: accepted
+// recipients whose message has not come yet, open sessions of OpenSMTPD, recipients refused by Sendmail, messages on their
+// way to their recipients (of the last minute), failed logins and refusals that have counted, the last line of each log. It
+// leaves out what is too old. A server at work has a few dozen of the first, 33 bytes each; sessions that never send a
+// message stay in it for PendingAge.
 func (p *Parser) Pending() []byte {
 	b := make([]byte, pendingHead, 1024)
 	copy(b, pendingMagic)
@@ -157,7 +183,7 @@ func (p *Parser) Pending() []byte {
 	for n, t := range p.tables() {
 		for i := range t.ring {
 			w := &t.ring[(t.head+i)%len(t.ring)]
-			if w.key == 0 || t.last-w.at > t.age {
+			if w.key == 0 || t.last-w.at > t.age || t == &p.transit && t.last-w.at > transitStored {
 				continue
 			}
 			b = binary.LittleEndian.AppendUint64(b, w.key)
@@ -167,42 +193,51 @@ func (p *Parser) Pending() []byte {
 			if w.sub {
 				flags |= 1
 			}
+			if w.quiet {
+				flags |= pendingQuiet
+			}
 			b = append(b, flags)
 			count++
 		}
 	}
 	binary.LittleEndian.PutUint32(b[12:], count)
-	return b
+	return p.appendState(b)
 }
 
-// Restore replaces the tables by those that Pending made. Damaged ones, or ones made under another seed, are an error
-// and change nothing: then the messages that were under way bring no credit and the open sessions no events, and that
-// is all.
+// Restore replaces what the Parser remembers by what Pending made. Damaged bytes, or ones made under another seed, are
+// an error and change nothing: then the messages that were under way bring no credit, the open sessions no events, and
+// a failed login of the last minutes may count twice, and that is all.
 func (p *Parser) Restore(b []byte) error {
 	if len(b) < pendingHead {
 		return errPending
 	}
 	tables := p.tables()
-	known := byte(len(tables))
-	switch string(b[:4]) {
-	case pendingMagic:
-	case pendingFirst:
-		known = 1
-	default:
+	known := [...]byte{0, 1, 3, byte(len(tables))}
+	if string(b[:3]) != pendingMagic[:3] || b[3] == 0 || int(b[3]) >= len(known) {
 		return errPending
 	}
+	version := b[3]
 	if binary.LittleEndian.Uint64(b[4:]) != p.seedCheck() {
 		return fmt.Errorf("%w of this host: the seed is another", errPending)
 	}
-	n := uint64(binary.LittleEndian.Uint32(b[12:]))
+	n, magic := uint64(binary.LittleEndian.Uint32(b[12:])), string(b[:4])
 	b = b[pendingHead:]
-	if uint64(len(b)) != n*uint64(pendingEntry) {
+	size := n * uint64(pendingEntry)
+	if uint64(len(b)) < size || magic != pendingMagic && uint64(len(b)) != size {
 		return fmt.Errorf("%w: %d bytes for %d entries", errPending, len(b), n)
 	}
+	var more state
+	if magic == pendingMagic {
+		var ok bool
+		if more, ok = readState(b[size:]); !ok {
+			return fmt.Errorf("%w: damaged behind its entries", errPending)
+		}
+	}
+	b = b[:size]
 	var sizes [len(tables)]int
 	for e := b; len(e) > 0; e = e[pendingEntry:] {
-		a, table := netip.AddrFrom16([16]byte(e[8:24])).Unmap(), e[32]>>1
-		if binary.LittleEndian.Uint64(e) == 0 || a.IsUnspecified() || table >= known || int64(binary.LittleEndian.Uint64(e[24:])) < 0 {
+		a, table := netip.AddrFrom16([16]byte(e[8:24])).Unmap(), e[32]&^pendingQuiet>>1
+		if binary.LittleEndian.Uint64(e) == 0 || a.IsUnspecified() || table >= known[version] || int64(binary.LittleEndian.Uint64(e[24:])) < 0 {
 			return fmt.Errorf("%w: impossible entry", errPending)
 		}
 		sizes[table]++
@@ -213,12 +248,17 @@ func (p *Parser) Restore(b []byte) error {
 		t.head, t.last = 0, 0
 	}
 	for e := b; len(e) > 0; e = e[pendingEntry:] {
-		i := e[32] >> 1
+		i := e[32] &^ pendingQuiet >> 1
 		if sizes[i]--; sizes[i] >= tables[i].max { // a smaller table than the one that was saved: the newest stay
 			continue
 		}
-		tables[i].add(binary.LittleEndian.Uint64(e), netip.AddrFrom16([16]byte(e[8:24])), int64(binary.LittleEndian.Uint64(e[24:])), e[32]&1 == 1)
+		key := binary.LittleEndian.Uint64(e)
+		tables[i].add(key, netip.AddrFrom16([16]byte(e[8:24])), int64(binary.LittleEndian.Uint64(e[24:])), e[32]&1 == 1)
+		if e[32]&pendingQuiet != 0 {
+			p.hush(tables[i], key)
+		}
 	}
+	p.restoreState(&more)
 	return nil
 }
 

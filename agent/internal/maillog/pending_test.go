@@ -60,7 +60,8 @@ func TestPendingModel(t *testing.T) {
 			tab.remove(key)
 			delete(model, key)
 		case 2:
-			got, _, ok := tab.take(key, 1)
+			w, ok := tab.take(key, 1)
+			got := w.source()
 			want, known := model[key]
 			if ok && (!known || got != want) {
 				t.Fatalf("take %d: %v, want %v %v", key, got, want, known)

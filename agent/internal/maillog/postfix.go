@@ -3,8 +3,8 @@ package maillog
 import "bytes"
 
 // The daemons of Postfix that talk to clients are smtpd and postscreen; cleanup refuses content; qmgr has the message
-// once it is accepted. Everything else (smtp, lmtp, local, bounce, dnsblog, anvil, tlsproxy, ...) speaks of our
-// destinations, of list answers or of statistics, and gives no event.
+// once it is accepted; what delivers it (smtp, lmtp, local, ...) names its recipients. Everything else (bounce, dnsblog,
+// anvil, tlsproxy, ...) speaks of our destinations, of list answers or of statistics, and gives no event.
 
 // postfix dispatches on the last path element of the tag. What stands before it is the instance or the service
 // (syslog_name), which may be anything; a bare "smtpd" is OpenSMTPD.
@@ -17,7 +17,7 @@ func (p *Parser) postfix(h *header, e *Event) bool {
 	if daemon == 0 {
 		return false
 	}
-	if !p.when(h, e) {
+	if daemon == 'd' && !p.follows || !p.when(h, e) {
 		return false
 	}
 	e.Submission = submission(h.tag[:i])
@@ -30,6 +30,8 @@ func (p *Parser) postfix(h *header, e *Event) bool {
 		return p.cleanup(h, e)
 	case 'q':
 		return p.qmgr(h, e)
+	case 'd':
+		return p.delivery(h, e)
 	}
 	return p.pickup(h)
 }
@@ -47,6 +49,8 @@ func daemonOf(b []byte) byte {
 		return 'q'
 	case "pickup":
 		return 'l'
+	case "lmtp", "local", "smtp", "virtual", "pipe", "error", "discard":
+		return 'd'
 	}
 	return 0
 }
@@ -238,6 +242,9 @@ func (p *Parser) action(q, b []byte, e *Event) bool {
 		}
 		e.Kind = classify(reply, content)
 	}
+	if !e.Submission && p.traps.hits(reply) {
+		e.Kind = Trap // whatever was made of it: discard, hold and the like are what one does with a trap's mail
+	}
 	return true
 }
 
@@ -255,6 +262,9 @@ func (p *Parser) accepted(h *header, q, b []byte, e *Event) bool {
 		key = p.proxyKey(h)
 	}
 	p.pending.add(key, e.Source, e.Time.Unix(), e.Submission)
+	if e.Submission || has(rest, ", sasl_") {
+		p.hush(&p.pending, key)
+	}
 	// The fields stand in this order. orig_client, which comes later and may be XFORWARD text, is never read.
 	if m, ok := cut(rest, ", sasl_method="); ok {
 		i := bytes.IndexByte(m, ',')
@@ -281,7 +291,13 @@ func proxyAccept(b []byte) bool {
 	return ok && len(b) > 0 && b[0] == '2'
 }
 
-func (p *Parser) proxied(h *header, e *Event) bool { return p.deliver(p.proxyKey(h), e) }
+func (p *Parser) proxied(h *header, e *Event) bool {
+	w, ok := p.deliver(p.proxyKey(h), e)
+	if ok && !w.quiet && p.traps.hits(h.msg) {
+		e.Kind = Trap
+	}
+	return ok
+}
 
 func (p *Parser) proxyKey(h *header) uint64 {
 	return max(1, stir(hash(p.seed, h.tag, false)^hash(^p.seed, h.pid, false)))
@@ -291,14 +307,13 @@ func (p *Parser) proxyKey(h *header) uint64 {
 // one host that use the same short queue id in the same half hour may swap a credit.
 func (p *Parser) queueKey(q []byte) uint64 { return max(1, hash(p.seed, q, false)) }
 
-func (p *Parser) deliver(key uint64, e *Event) bool {
-	a, sub, ok := p.pending.take(key, e.Time.Unix())
-	if !ok {
-		return false
+func (p *Parser) deliver(key uint64, e *Event) (w waiting, ok bool) {
+	if w, ok = p.pending.take(key, e.Time.Unix()); !ok {
+		return w, false
 	}
 	// One message, whatever its number of recipients and however often the line is repeated.
-	e.Kind, e.Source, e.Submission, e.Count = Delivered, a, sub, 1
-	return true
+	e.Kind, e.Source, e.Submission, e.Count = Delivered, w.source(), w.sub, 1
+	return w, true
 }
 
 // smtpdWarning reads what follows "warning: ".
@@ -460,7 +475,13 @@ func (p *Parser) postscreen(h *header, e *Event) bool {
 		m = b
 	}
 	if b, ok := cut(m, "reject: "); ok {
-		return postscreenReject(b, e)
+		if !postscreenReject(b, e) {
+			return false
+		}
+		if p.traps.hits(b) {
+			e.Kind = Trap
+		}
+		return true
 	}
 	for _, s := range &postscreenShapes {
 		b, ok := cut(m, s.start)
@@ -534,7 +555,7 @@ func postscreenReject(b []byte, e *Event) bool {
 	_, text := splitReply(r)
 	switch {
 	case has(text, "Service unavailable; client ["):
-		e.Kind = DNSBLReject
+		e.Kind = listing(text)
 	case len(r) > 0 && r[0] == '4' && has(text, "Service currently unavailable"):
 		e.Kind = Greylisted // first deep test: the client is to come back
 	case has(text, "Protocol error"):
@@ -551,6 +572,11 @@ func (p *Parser) cleanup(h *header, e *Event) bool {
 	if !ok {
 		return false
 	}
+	quiet := false
+	if p.traps != nil {
+		w := p.pending.look(p.queueKey(q), e.Time.Unix())
+		quiet = w != nil && w.quiet
+	}
 	if c, ok := cut(b, "milter-reject: "); ok {
 		p.pending.remove(p.queueKey(q))
 		n := command(c)
@@ -566,6 +592,9 @@ func (p *Parser) cleanup(h *header, e *Event) bool {
 		}
 		if c, ok = cut(c, ": "); ok {
 			e.Kind = classify(c, true)
+			if !quiet && p.traps.hits(c) {
+				e.Kind = Trap
+			}
 		}
 		return ok
 	}
@@ -575,7 +604,11 @@ func (p *Parser) cleanup(h *header, e *Event) bool {
 	}
 	if c, ok := cut(b, "reject: "); ok {
 		p.pending.remove(p.queueKey(q))
-		return contentReject(c, e)
+		ok = contentReject(c, e)
+		if ok && !quiet && p.traps.hits(c) {
+			e.Kind = Trap
+		}
+		return ok
 	}
 	return false
 }
@@ -621,19 +654,54 @@ func (p *Parser) qmgr(h *header, e *Event) bool {
 	if !ok {
 		return false
 	}
-	if has(b, "from=<") && bytes.HasSuffix(b, []byte("(queue active)")) {
-		return p.deliver(p.queueKey(q), e)
+	if s, ok := cut(b, "from=<"); ok && bytes.HasSuffix(b, []byte("(queue active)")) {
+		key := p.queueKey(q)
+		w, ok := p.deliver(key, e)
+		if ok {
+			p.follow(key, e, w.quiet || automatic(upTo(s)))
+		}
+		return ok
 	}
 	if string(b) == "removed" {
 		p.pending.remove(p.queueKey(q))
+		p.transit.remove(p.queueKey(q))
 	}
 	return false
+}
+
+// delivery reads "Q: to=<R>[, orig_to=<O>], relay=.., .., status=S (TEXT)" of what delivers. R and O are the client's or the
+// administrator's, TEXT the destination's; the source is that of the queue id.
+func (p *Parser) delivery(h *header, e *Event) bool {
+	q, b, ok := queueID(h.msg)
+	if !ok {
+		return false
+	}
+	if b, ok = cut(b, "to=<"); !ok {
+		return false
+	}
+	w := p.transit.look(p.queueKey(q), e.Time.Unix())
+	if w == nil {
+		return false // ours, or forwarded by one of us
+	}
+	to, b, ok := bytes.Cut(b, []byte(">, "))
+	if !ok {
+		return false
+	}
+	orig := to
+	if c, ok := cut(b, "orig_to=<"); ok {
+		if orig, b, ok = bytes.Cut(c, []byte(">, ")); !ok {
+			return false
+		}
+	}
+	_, status, _ := bytes.Cut(b, []byte(", status="))
+	return p.recipient(w, to, orig, has(status, "sent "), e)
 }
 
 // pickup takes local mail. It may use a short queue id again that an abandoned session left behind.
 func (p *Parser) pickup(h *header) bool {
 	if q, b, ok := queueID(h.msg); ok && has(b, "uid=") {
 		p.pending.remove(p.queueKey(q))
+		p.transit.remove(p.queueKey(q))
 	}
 	return false
 }

@@ -38,7 +38,7 @@ func classify(r []byte, content bool) Kind {
 		return NoRDNS
 	case has(text, "Service unavailable; "):
 		if bytes.Contains(text, []byte("] blocked using ")) {
-			return DNSBLReject
+			return listing(text)
 		}
 		return Other
 	case has(text, "Data command rejected: Improper use of SMTP command pipelining"),

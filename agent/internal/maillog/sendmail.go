@@ -20,8 +20,11 @@ func (p *Parser) sendmail(h *header, e *Event) bool {
 	}
 	switch b[0] {
 	case 't', 'S':
-		if has(b, "to=") || has(b, "STARTTLS=") {
-			return false // by far the commonest
+		if c, ok := cut(b, "to="); ok {
+			return p.follows && p.sendmailTo(h, q, c, e) // by far the commonest
+		}
+		if has(b, "STARTTLS=") {
+			return false
 		}
 	case 'f':
 		if has(b, "from=") {
@@ -29,7 +32,11 @@ func (p *Parser) sendmail(h *header, e *Event) bool {
 		}
 	case 'r':
 		if c, ok := cut(b, "ruleset="); ok {
-			return sendmailRuleset(c, e)
+			ok = sendmailRuleset(c, e)
+			if d, rcpt := cut(c, "check_rcpt, arg1=<"); ok && rcpt && p.traps.match(upTo(d)) && p.when(h, e) {
+				p.sendmailTrap(q, 0, e.Time.Unix()) // whether it is a hit the line with the sender tells
+			}
+			return ok
 		}
 		if c, ok := cut(b, "rejecting commands from "); ok {
 			c, ok = firstRelay(c, e)
@@ -191,7 +198,7 @@ func sendmailText(rc replyCode, text []byte) Kind {
 		return SenderReject
 	case within(text, "listed at"), within(text, "blacklist"), within(text, "blocklist"), within(text, "rbl"), within(text, "dnsbl"), within(text, "see http"),
 		within(text, "spamhaus"):
-		return DNSBLReject
+		return listing(text)
 	case within(text, "user unknown"), within(text, "unknown user"):
 		return UnknownRecipient
 	case within(text, "reverse dns"):
@@ -241,11 +248,53 @@ func (p *Parser) sendmailUnknown(h *header, q, b []byte, e *Event) bool {
 		return false
 	}
 	key, n := p.queueKey(q), h.count
+	if p.traps.match(upTo(b[1:])) {
+		p.sendmailTrap(q, n, e.Time.Unix())
+		return false
+	}
+	trap := false
 	if w := p.refused.look(key, e.Time.Unix()); w != nil {
 		n += w.number()
+		trap = w.sub
 	}
-	p.refused.addNumber(key, n, e.Time.Unix())
+	p.refused.addNumber(key, n, trap, e.Time.Unix())
 	return false
+}
+
+// sendmailTrap notes that a trap is among the refused recipients of a message, and n more were refused.
+func (p *Parser) sendmailTrap(q []byte, n int, at int64) {
+	key := p.queueKey(q)
+	if w := p.refused.look(key, at); w != nil {
+		n += w.number()
+	}
+	p.refused.addNumber(key, n, true, at)
+}
+
+// sendmailTo reads "R[,R...], [ctladdr=.., ]delay=.., ..., stat=S" of a delivery. One hit or one recipient a line is
+// enough.
+func (p *Parser) sendmailTo(h *header, q, b []byte, e *Event) bool {
+	if !p.when(h, e) {
+		return false
+	}
+	w := p.transit.look(p.queueKey(q), e.Time.Unix())
+	if w == nil {
+		return false
+	}
+	list, b, ok := bytes.Cut(b, []byte(", "))
+	if !ok {
+		return false
+	}
+	first, _, _ := bytes.Cut(list, []byte(","))
+	orig := bare(first)
+	for rest := list; len(rest) > 0 && p.traps != nil; {
+		var r []byte
+		r, rest, _ = bytes.Cut(rest, []byte(","))
+		if r = bare(r); p.traps.match(r) {
+			orig = r
+			break
+		}
+	}
+	return p.recipient(w, bare(first), orig, bytes.Contains(b, []byte(", stat=Sent")), e)
 }
 
 // sendmailFrom reads "from=<S>, size=N, class=N, nrcpts=N, [msgid=<M>, ...]relay=RELAY". S and M are the client's.
@@ -253,9 +302,9 @@ func (p *Parser) sendmailFrom(h *header, q, b []byte, e *Event) bool {
 	if !p.when(h, e) {
 		return false
 	}
-	key, refused := p.queueKey(q), 0
+	key, refused, trap := p.queueKey(q), 0, false
 	if w := p.refused.look(key, e.Time.Unix()); w != nil {
-		refused = w.number()
+		refused, trap = w.number(), w.sub
 		p.refused.remove(key)
 	}
 	head, ok := lastRelay(b, e)
@@ -275,13 +324,24 @@ func (p *Parser) sendmailFrom(h *header, q, b []byte, e *Event) bool {
 		}
 		accepted = accepted*10 + int(c-'0')
 	}
+	s, _ := cut(b, "from=")
+	if sender, _, ok := bytes.Cut(s, []byte(",")); ok {
+		s = bare(sender)
+	}
+	// Mail of those who log in comes to the daemon MSA, or as ESMTPA and ESMTPSA.
+	quiet := automatic(s) || bytes.Contains(head, []byte(", daemon=MSA")) || bytes.Contains(head, []byte(", proto=ESMTPA,")) || bytes.Contains(head, []byte(", proto=ESMTPSA,"))
 	switch {
+	case trap && !quiet:
+		e.Kind, e.Count, quiet = Trap, 1, true
 	case refused > accepted:
 		e.Kind, e.Count = UnknownRecipient, refused
 	case accepted > 0:
 		e.Kind, e.Count = Delivered, 1
 	default:
 		e.Kind, e.Count = Other, 1
+	}
+	if accepted > 0 {
+		p.follow(key, e, quiet)
 	}
 	return true
 }

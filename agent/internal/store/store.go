@@ -245,10 +245,10 @@ func (s *Store) Size() int64 {
 // Batch collects what belongs into one transaction. The zero Batch is empty and ready.
 type Batch struct {
 	Entries  []block.Entry
-	Scores   map[string][]byte // nil value: delete
-	Marks    map[string][]byte
+	Scores   map[string][]byte       // nil value: delete
+	Marks    map[string][]byte       // nil value: delete
 	Evidence map[netip.Prefix][]byte // nil value: delete
-	Extra    map[string][]byte
+	Extra    map[string][]byte       // nil value: delete
 	Audit    []Audit
 }
 
@@ -282,12 +282,12 @@ func (s *Store) Commit(b *Batch) error {
 			}
 		}
 		for k, v := range b.Marks {
-			if err := tx.Bucket(bMarks).Put([]byte(k), v); err != nil {
+			if err := putOrDelete(tx.Bucket(bMarks), []byte(k), v); err != nil {
 				return err
 			}
 		}
 		for k, v := range b.Extra {
-			if err := tx.Bucket(bExtra).Put([]byte(k), v); err != nil {
+			if err := putOrDelete(tx.Bucket(bExtra), []byte(k), v); err != nil {
 				return err
 			}
 		}

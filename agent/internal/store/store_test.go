@@ -94,6 +94,12 @@ func TestCommitAndLoad(t *testing.T) {
 	if h, _ := s.History(netip.MustParsePrefix("203.0.113.1/32"), 10); len(h) != 0 {
 		t.Errorf("history of another address: %+v", h)
 	}
+	if err := s.Commit(&Batch{Marks: map[string][]byte{"file:/x": nil}, Extra: map[string][]byte{"seed": nil}}); err != nil {
+		t.Fatal(err)
+	}
+	if c := load(t, s); len(c.marks) != 0 || len(c.extra) != 0 {
+		t.Errorf("not taken out: %+v", c)
+	}
 }
 
 func TestLocked(t *testing.T) {

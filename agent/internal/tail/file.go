@@ -24,6 +24,8 @@ type FileOptions struct {
 	Linger time.Duration // how long a rotated file must have been quiet to be given up; default 3 s
 	Poll   time.Duration // look at the file at least this often; default 1 s
 	Log    *slog.Logger  // default: none
+
+	left func(position) // told where the reading of a rotated file ended
 }
 
 // File follows a log file by name, through rotation.
@@ -580,6 +582,9 @@ func (fo *follower) drainAll(ctx context.Context) error {
 			if err := fo.add(ctx, s, s.part, size); err != nil {
 				return err
 			}
+		}
+		if fo.opts.left != nil {
+			fo.opts.left(s.position())
 		}
 		s.close()
 		fo.srcs = append(fo.srcs[:i], fo.srcs[i+1:]...)

@@ -25,7 +25,7 @@ type JournalOptions struct {
 	Command []string      // how journalctl is called, e.g. with --directory; default {"journalctl"}
 	Since   time.Duration // how far to go back when there is no mark; default 1 h
 	Trusted []uint32      // users whose records count; default root and those named by Users
-	Users   []string      // looked up in Passwd when Run starts, if Trusted is nil; default {"postfix"}
+	Users   []string      // looked up in Passwd when Run starts, if Trusted is nil; default MTAUsers
 	Passwd  string        // default /etc/passwd
 	Backoff time.Duration // first pause before a journalctl that ended is started again, doubling up to 30 s; default 250 ms
 	Log     *slog.Logger  // default: none
@@ -59,7 +59,7 @@ func NewJournal(units []string, opts JournalOptions) *Journal {
 		opts.Passwd = "/etc/passwd"
 	}
 	if opts.Users == nil {
-		opts.Users = []string{"postfix"}
+		opts.Users = MTAUsers
 	}
 	if opts.Backoff <= 0 {
 		opts.Backoff = 250 * time.Millisecond
@@ -144,6 +144,10 @@ func (j *Journal) Run(ctx context.Context, markBytes []byte, out chan<- Batch) e
 		pause = min(2*pause, maxBackoff)
 	}
 }
+
+// MTAUsers are the users as whom mail servers write their log, where they are not root: of Postfix, Exim, Sendmail,
+// OpenSMTPD, Dovecot, Courier. Users who run programs of others (nobody, vmail, dovenull) are none of them.
+var MTAUsers = []string{"postfix", "Debian-exim", "exim", "mailnull", "smmsp", "smmta", "_smtpd", "smtpd", "opensmtpd", "dovecot", "courier"}
 
 // lookupUsers returns the numbers of those users that passwd has.
 func lookupUsers(passwd string, names []string) []uint32 {

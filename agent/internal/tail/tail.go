@@ -1,5 +1,5 @@
-// Package tail follows the inputs that carry an MTA's log (files and the systemd journal) and hands whole lines, in
-// batches, to one consumer.
+// Package tail follows the inputs that carry an MTA's log (files, globs of files, the systemd journal, a syslog socket,
+// standard input) and hands whole lines, in batches, to one consumer.
 //
 // It knows nothing of what the lines say, except for the notices by which rsyslog and journald admit that they threw
 // messages away. It stores nothing: every Batch brings a Mark, an opaque checkpoint that means exactly "everything up
@@ -46,13 +46,15 @@ const (
 	Reading   = "reading"   // working through what was there before
 	Following = "following" // at the end; a new line is handed over within milliseconds
 	Failed    = "failed"    // cannot read; LastError says why; tried again until it works
+	Ended     = "ended"     // standard input was closed: nothing more can come
 )
 
 // Batch is a run of whole lines of one input. Its memory belongs to the receiver.
 type Batch struct {
 	Input    string    // which input, e.g. "file:/var/log/mail.log": the key to keep Mark under
+	Of       string    // the glob that the input is a file of, e.g. "file:/var/log/exim4/*log"; else empty
 	Lines    [][]byte  // without newline; may be empty when only the Mark or CaughtUp is news
-	Mark     []byte    // checkpoint after these lines; never nil
+	Mark     []byte    // checkpoint after these lines; nil only when a file of a glob is gone: its Mark is of no more use
 	CaughtUp bool      // the end of the input was reached with this batch
 	Read     time.Time // when the batch was made
 }
@@ -62,11 +64,12 @@ type Status struct {
 	Input      string
 	State      string // one of the states above
 	Detail     string // for people, e.g. "waiting for /var/log/mail.log to appear"
-	Lag        int64  // bytes not yet handed over (files only)
+	Lag        int64  // bytes not yet handed over (files, and standard input if it is a pipe)
 	Lines      uint64 // lines handed over
 	Truncated  uint64 // lines longer than 64 KiB, and journal records too large to read
 	Suppressed uint64 // messages that rsyslog or journald say they dropped; a notice without a number counts as one
-	Untrusted  uint64 // journal records ignored because a user who is not the MTA's wrote them
+	Untrusted  uint64 // journal records and datagrams ignored because a user who is not the MTA's wrote them
+	Dropped    uint64 // datagrams that the kernel dropped because the receive buffer was full (UDP only)
 	LastLine   time.Time
 	LastError  string
 }

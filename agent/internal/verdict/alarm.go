@@ -23,6 +23,7 @@ const (
 
 	holdFor   = 180  // seconds from the first would-be block of a known sender to the block
 	holdAgain = 600  // the same while the breaker is open
+	holdMost  = 10   // thresholds: with a score above that many it does not wait
 	holdStale = 3600 // seconds after which an old hold says nothing
 )
 

@@ -208,7 +208,7 @@ func (s *Scorer) spreads(k key, r *record, kind maillog.Kind, over bool, at, now
 func (s *Scorer) survey(a *area, cause block.Cause, nowSec uint32, now time.Time) (Verdict, bool) {
 	e := Evidence{Threshold: s.cfg.Threshold, Parts: parts(&a.seen)}
 	var credit, hour uint32 // sources with credit, and the hour of the first one
-	mail, total := false, 0.0
+	mail, total := s.ownInside(a.prefix()), 0.0
 	look := func(slot int, k key) {
 		r := *s.rec(slot)
 		if r.has() {

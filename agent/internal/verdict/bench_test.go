@@ -90,25 +90,6 @@ func busy(n, sources int) [][]byte {
 	return log[:n]
 }
 
-func BenchmarkParseScore(b *testing.B) {
-	b.Run("mta=postfix", func(b *testing.B) {
-		log := busy(50000, 50000)
-		p, s := maillog.New(maillog.Options{}), New(DefaultConfig())
-		var e maillog.Event
-		b.ReportAllocs()
-		b.ResetTimer()
-		verdicts := 0
-		for i := range b.N {
-			if p.Parse(log[i%len(log)], t0, &e) {
-				if _, ok := s.Observe(&e, t0); ok {
-					verdicts++
-				}
-			}
-		}
-		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "lines/s")
-	})
-}
-
 // BenchmarkObserve: a million sources known, one event each in turn.
 func BenchmarkObserve(b *testing.B) {
 	s := New(DefaultConfig())

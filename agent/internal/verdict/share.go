@@ -120,7 +120,7 @@ func (v holding) percent() int {
 }
 
 func (v holding) words() string {
-	return fmt.Sprintf("it brought %d%% or more of the mail accepted in the last 24 h (a load balancer, NAT or filtering service in front of this host?)", v.percent())
+	return fmt.Sprintf("it brought %d%% or more of the mail accepted in the last 24 h (a load balancer, NAT or filtering service in front of this host?); if the logged address is not the client's, no block can work: turn on the PROXY protocol or shield the host in front", v.percent())
 }
 
 // spared remembers which sources were not blocked because of their share.
@@ -157,7 +157,7 @@ func (s *Scorer) spareNotice(k key, since, now uint32) Notice {
 	return Notice{
 		Key:   "share " + p.String(),
 		Since: when(since),
-		Text:  fmt.Sprintf("%s offends but is not blocked automatically: %s; if the logged address is not the client's, no block can work: turn on the PROXY protocol or shield the host in front", who, s.share.of(k, now).words()),
+		Text:  fmt.Sprintf("%s offends but is not blocked automatically: %s", who, s.spares(k, now)),
 	}
 }
 
@@ -240,7 +240,7 @@ func (s *Scorer) Notices(now time.Time) (list []Notice) {
 	sec := unix(now)
 	list = s.alarms.notices(list, sec)
 	for _, x := range s.spared.list {
-		if x.since != 0 && x.last+86400 > sec && s.share.of(x.key, sec).great() {
+		if x.since != 0 && x.last+86400 > sec && s.spares(x.key, sec) != "" {
 			list = append(list, s.spareNotice(x.key, x.since, sec))
 		}
 	}
@@ -249,7 +249,14 @@ func (s *Scorer) Notices(now time.Time) (list []Notice) {
 
 // sparedWords says why the source of a is never blocked automatically now, or nothing.
 func (s *Scorer) sparedWords(a netip.Addr, now uint32) string {
-	if v := s.share.of(s.key(a), now); v.great() {
+	return s.spares(s.key(a), now)
+}
+
+func (s *Scorer) spares(k key, now uint32) string {
+	if a, ok := s.own[k]; ok {
+		return "it is an MX of our own domains (" + a.String() + ")"
+	}
+	if v := s.share.of(k, now); v.great() {
 		return v.words()
 	}
 	return ""

@@ -15,14 +15,15 @@ import (
 // A stored source is a key and a value. Key: the prefix length (1 byte) and the address (4 or 16 bytes). Value, little
 // endian: version (1), at, until (4 each), points, offences, fails, accepted, logins (float32 each), names (8),
 // acceptedNow, loginsNow (2 each), parts (2, 2), why (1, 1), repeat, flags (1 each), the number of counts (1) and, if
-// there are any, first and last (4 each) and per count the kind (1) and its number (2).
+// there are any, first and last (4 each) and per count the kind (1) and its number (2), and behind them, if it got mail to anybody
+// meanwhile, its reach: at (4), deliveries (float32), and a bit per recipient (16).
 //
 // Kinds and causes are stored as numbers: a change of their order needs a new version.
 //
-// Version 1 had fewer flags and is still read. Beside the sources there are records whose key begins with 0xff: see
+// Version 1 had fewer flags, version 2 no reach; both are still read. Beside the sources there are records whose key begins with 0xff: see
 // share.go, alarm.go and area.go.
 const (
-	storeVersion = 2
+	storeVersion = 3
 	special      = 0xff // begins the keys of what is not a source
 	storeFixed   = 1 + 2*4 + 5*4 + 8 + 2*2 + 2*2 + 2 + 2 + 1
 )
@@ -34,7 +35,7 @@ var errRecord = errors.New("not the record of a source")
 // that of the table. Its cost is one bit per known source and the encoding of those that changed.
 func (s *Scorer) Changed(fn func(key, val []byte)) {
 	var kb [17]byte
-	var vb [storeFixed + 8 + 3*evidenceKinds]byte
+	var vb [storeFixed + 8 + 3*evidenceKinds + reachStored]byte
 	for _, k := range s.gone {
 		if _, back := s.lookup(k); !back {
 			fn(s.appendKey(kb[:0], k), nil)
@@ -93,9 +94,9 @@ func (s *Scorer) appendRecord(b []byte, slot int, k key, r *record) []byte {
 		}
 	}
 	if b[at] == 0 {
-		b = b[:at+1]
+		return b[:at+1]
 	}
-	return b
+	return c.reach.store(b)
 }
 
 // Load takes in a source that Changed gave out, in place of what is known about it. A record that is damaged, of
@@ -109,7 +110,7 @@ func (s *Scorer) Load(keyBytes, val []byte) error {
 	if err != nil {
 		return err
 	}
-	if len(val) < storeFixed || val[0] != storeVersion && val[0] != 1 {
+	if len(val) < storeFixed || val[0] == 0 || val[0] > storeVersion {
 		return fmt.Errorf("%w of this version", errRecord)
 	}
 	le := binary.LittleEndian
@@ -132,6 +133,12 @@ func (s *Scorer) Load(keyBytes, val []byte) error {
 	}
 	var c counts
 	n, rest := int(val[49]), val[storeFixed:]
+	if val[0] >= 3 && n > 0 && len(rest) == 8+3*n+reachStored {
+		if err := c.reach.load(rest[8+3*n:]); err != nil {
+			return err
+		}
+		rest = rest[:8+3*n]
+	}
 	if n == 0 && len(rest) != 0 || n > 0 && len(rest) != 8+3*n || n >= evidenceKinds {
 		return fmt.Errorf("%w: wrong length", errRecord)
 	}

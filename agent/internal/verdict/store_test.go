@@ -47,7 +47,7 @@ func TestSaveLoadIsNoDifference(t *testing.T) {
 		now := t0
 		kinds := []maillog.Kind{maillog.UnknownRecipient, maillog.UnknownRecipient, maillog.AuthFailure, maillog.AuthFailure,
 			maillog.AuthSuccess, maillog.Delivered, maillog.RelayDenied, maillog.Pregreet, maillog.ProtocolError, maillog.RateLimit,
-			maillog.NoRDNS, maillog.Connect, maillog.SpamReject}
+			maillog.NoRDNS, maillog.Connect, maillog.SpamReject, maillog.Trap, maillog.Recipient, maillog.Recipient}
 		for range rapid.IntRange(1, 300).Draw(t, "events") {
 			e := maillog.Event{
 				Kind:   rapid.SampledFrom(kinds).Draw(t, "kind"),

@@ -264,71 +264,91 @@ func (t *table) touch(slot int, r *record, good bool) {
 
 func (t *table) mark(slot int) { t.dirty[slot/64] |= 1 << (slot % 64) }
 
-// evidence is the counts behind the scores, for one in 25 of the sources the table may hold: those that offended
-// last. Decisions do not need it. It is a cache of sets of four, found by the hash of the source.
+// evidence is the counts behind the scores, for one in 45 of the sources the table may hold: those that offended
+// last. Decisions can do without it: then a source lacks the credit for its recipients. It is a cache of sets of four, found
+// by the hash of the source.
 type evidence struct {
-	sets [][4]counts
+	sets []evidenceSet
+}
+
+// evidenceSet has in front what is looked at to find a place: one cache line.
+type evidenceSet struct {
+	owner  [4]uint32 // slot + 1, 0 is free
+	used   [4]uint32 // the last of each
+	counts [4]counts
+}
+
+// oldest is the place whose last offence is longest ago, a free one if there is one.
+func (set *evidenceSet) oldest() int {
+	old := 0
+	for i, u := range set.used {
+		if u < set.used[old] {
+			old = i
+		}
+	}
+	return old
 }
 
 type counts struct {
-	owner       uint32 // slot + 1, 0 is free
 	first, last uint32
 	n           [evidenceKinds - 1]uint16
+	reach       reach // who got mail from it meanwhile
 }
 
-const evidenceKinds = 15
+const evidenceKinds = 17
 
 // evidenceSlot says where a kind is counted; 0 is nowhere.
 var evidenceSlot = [maillog.NumKinds]uint8{
 	maillog.UnknownRecipient: 1, maillog.DNSBLReject: 2, maillog.RelayDenied: 3, maillog.AuthFailure: 4,
 	maillog.NoRDNS: 5, maillog.HeloReject: 6, maillog.SenderReject: 7, maillog.Pregreet: 8, maillog.ProtocolError: 9,
 	maillog.TooManyErrors: 10, maillog.RateLimit: 11, maillog.Greylisted: 12, maillog.SpamReject: 13,
-	maillog.LostConnection: 14,
+	maillog.LostConnection: 14, maillog.Trap: 15, maillog.DNSListed: 16,
 }
 
-func (e *evidence) init(limit int) { e.sets = make([][4]counts, max(64, limit/100)) }
+func (e *evidence) init(limit int) { e.sets = make([]evidenceSet, max(64, limit/194)) }
 
-func (e *evidence) set(h uint64) *[4]counts {
+func (e *evidence) set(h uint64) *evidenceSet {
 	hi, _ := bits.Mul64(h, uint64(len(e.sets)))
 	return &e.sets[hi]
 }
 
-// add counts n events; at is 0 for events that are no offence and do not stretch the burst.
-func (e *evidence) add(slot int, h uint64, k maillog.Kind, n int, at uint32) {
+// add counts n events; at is 0 for events that are no offence and do not stretch the burst. It returns the counts, or nil.
+func (e *evidence) add(slot int, h uint64, k maillog.Kind, n int, at uint32) *counts {
 	set := e.set(h)
-	c, old := (*counts)(nil), &set[0]
-	for i := range set {
-		if set[i].owner == uint32(slot+1) {
-			c = &set[i]
-			break
-		}
-		if set[i].last < old.last {
-			old = &set[i]
-		}
-	}
-	if c == nil {
+	i := set.find(slot)
+	if i < 0 {
 		if at == 0 {
-			return
+			return nil
 		}
-		c = old
-		*c = counts{owner: uint32(slot + 1), first: at, last: at}
+		i = set.oldest()
+		set.owner[i], set.counts[i] = uint32(slot+1), counts{first: at, last: at}
 	}
+	c := &set.counts[i]
 	if at != 0 {
 		c.first, c.last = min(c.first, at), max(c.last, at)
+		set.used[i] = c.last
 	}
 	if i := evidenceSlot[k]; i > 0 {
 		c.n[i-1] = uint16(min(math.MaxUint16, int(c.n[i-1])+n))
 	}
+	return c
 }
 
 func (e *evidence) get(slot int, h uint64) *counts {
 	set := e.set(h)
-	for i := range set {
-		if set[i].owner == uint32(slot+1) {
-			return &set[i]
-		}
+	if i := set.find(slot); i >= 0 {
+		return &set.counts[i]
 	}
 	return nil
+}
+
+func (set *evidenceSet) find(slot int) int {
+	for i, o := range set.owner {
+		if o == uint32(slot+1) {
+			return i
+		}
+	}
+	return -1
 }
 
 func (e *evidence) read(slot int, h uint64, out *Evidence) {
@@ -345,20 +365,15 @@ func (e *evidence) read(slot int, h uint64, out *Evidence) {
 }
 
 func (e *evidence) drop(slot int, h uint64) {
-	if c := e.get(slot, h); c != nil {
-		*c = counts{}
+	set := e.set(h)
+	if i := set.find(slot); i >= 0 {
+		set.owner[i], set.used[i], set.counts[i] = 0, 0, counts{}
 	}
 }
 
 // put places c as the evidence of a slot that has none.
 func (e *evidence) put(slot int, h uint64, c counts) {
 	set := e.set(h)
-	old := &set[0]
-	for i := range set {
-		if set[i].last < old.last {
-			old = &set[i]
-		}
-	}
-	c.owner = uint32(slot + 1)
-	*old = c
+	i := set.oldest()
+	set.owner[i], set.used[i], set.counts[i] = uint32(slot+1), c.last, c
 }

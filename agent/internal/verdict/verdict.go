@@ -7,6 +7,7 @@
 // Each prefix (IPv4 /32, IPv6 /64 by default) has a score that halves every HalfLife. An offence adds its kind's weight.
 // At Threshold, less a hair (see reached), there is a verdict. The default weights, in points, with a threshold of 100:
 //
+//	trap              100  see traps
 //	pregreet           50  a program that talks before the greeting is no mail server; two are enough
 //	relay_denied       25  nobody relays through strangers by accident four times an hour
 //	auth_failure       20  see the password guard
@@ -18,7 +19,8 @@
 //	helo_reject         2  a misconfigured host repeats it with each try, and must get in again once it is mended
 //	rate_limit          2  the limits are ours, and senders of real mail run into them
 //	no_rdns             0  comes with every connection of a host with a sloppy zone, and such hosts send real mail
-//	dnsbl_reject        0  a list that answers wrongly lists everybody; weighs once the agent asks for itself
+//	dnsbl_reject        0  a list that answers wrongly lists everybody; the agent weighs those that its own query confirms
+//	dns_listed          -  as many points as the lists' codes have, see Listed
 //	greylisted, lost_connection, connect, disconnect, other  0  honest hosts and monitors do these all day
 //
 // # The ratio guard
@@ -26,10 +28,42 @@
 // An accepted message (delivered) cancels one offence of any kind but auth_failure: with n offences of w points
 // together (both decayed) and a credit of c messages, the score is w*max(0, n-c)/n, which for unknown recipients alone
 // is weight*max(0, unknown-accepted). Messages from before the present burst count in full, up to 5000, and halve
-// every 7 days; those inside the burst count a tenth, so that one valid recipient among 500 buys nothing. A burst
-// begins with the first offence after the score was down to a hundredth of the threshold. Besides, a message accepted
-// inside a burst forgives up to 20 points of protocol_abuse and flood: what the MTA notes about a message and
-// takes it all the same is sloppiness, not an attack.
+// every 7 days; those inside the burst count a tenth but for the first 30, which count one and a half, so
+// that one valid recipient among 500 buys nothing. A burst begins with the first offence after the score was down to a
+// hundredth of the threshold. A message pays for one offence, once: what cancelled something is used up as that fades. So
+// who sends more that is refused than that is accepted has no standing in the long run, and who bought 50 messages has 50
+// guesses, not 50 an hour.
+//
+// Inside a burst a source has credit for the recipients that it reached too, as far as the log names them (Recipient): one
+// and a half offences for each different one, fading as the score does; for repeated ones once there are 150 different
+// ones. Who knows our recipients is not guessing at them, and a newsletter with 40% dead addresses, which nobody has heard
+// of before, is let through, as is all that misses no more than half as much again as it hits. user+tag counts as user, and behind an alias or a
+// catch-all of the MTA's own it is the mailbox that counts. At a site with few mailboxes there is not much to be had that
+// way: a backup MX without history that passes on more guesses than that is told by SetOwnMX, or by an allow.
+//
+// What a spammer can buy, in unknown recipients before the block (TestBuyingCredit):
+//
+//	nothing                                                   10
+//	a message before the attack, in an earlier hour          102, ten thresholds: see known senders
+//	50 messages before                                       150, of which 50 are paid for and used up
+//	the same, and then slowly, 15 an hour                     63; without credit 7 an hour go unnoticed
+//	one message to the same recipient per guess               61; two: 70; it takes ten, each of them in somebody's mailbox
+//	one to one of 20 known recipients per guess               96
+//	one to one of 400 known recipients per two guesses       250
+//	one to one of 150 or more known recipients per guess     without end: it knows what it guesses at
+//
+// A message accepted inside a burst besides forgives up to 20 points of protocol_abuse and flood: what the MTA notes about a
+// message and takes it all the same is sloppiness, not an attack.
+//
+// # Traps
+//
+// One hit blocks, and neither messages inside the burst nor a few before it cancel it: the recipient was scraped or
+// guessed. But a list host or provider meets one now and then, because somebody signed it up or guessed it, and its
+// block costs its other users' mail: a known sender pays 100 accepted messages for each hit (1% of its mail) as long as it
+// has them. If it has not it is blocked: with fewer than 10 messages at once, else after the wait of a known sender. So 100
+// messages accepted in an earlier hour buy a spammer one hit. Whoever writes a domain that gets mail among the traps by
+// mistake trips the breaker after ten known senders. What is no hit at all (bounces, callbacks, our own users) package maillog says.
+// A trap is to be kept secret: who knows it can sign it up for newsletters of others.
 //
 // # Areas
 //
@@ -58,8 +92,8 @@
 // # Known senders, and our own faults
 //
 // A source is a known sender if mail of it was accepted (for failed logins: if somebody logged in) in an earlier clock
-// hour. It is not blocked when it reaches the threshold, but at its next offence three minutes later. Those minutes are
-// for finding out whether the fault is ours, before anybody is blocked for it:
+// hour. It is not blocked when it reaches the threshold, but at its next offence three minutes later, or as soon as it
+// has ten times the threshold. Those minutes are for finding out whether the fault is ours, before anybody is blocked for it:
 //
 //   - An outage: within one to two minutes, or 15 to 30 at a small site, at least 8 different known senders were refused
 //     for the same kind, and at least four times as many as sources had mail accepted (logged in). A dictionary attack
@@ -84,12 +118,18 @@
 // balancer has no hours to wait for. So a spammer at a host with three messages a day gains nothing, and one who wants
 // the immunity of a tenth must bring a tenth of the mail for three hours. Who is spared is in Notices for a day.
 //
+// So is an MX of our own domains (SetOwnMX), which passes on what others try at it. It is not learnt from the log: that
+// mail for us comes from it every sender has in common with it, and a name under our domain a provider's customers have
+// too.
+//
 // # Greylisting weighs nothing
 //
 // Not even hammering at a greylist does, because it cannot be told from honest retries. Greylisting is by sender, recipient
 // and source, and an event carries only the source: a newsletter's first thousand recipients look like one recipient tried
 // a thousand times. Large senders do retry within seconds, some for hours, until the delay of the last address of
 // their pool is over. And there is little to gain: who hammers gets nothing in, and the MTA's own limits (rate_limit) see him.
+// The tuple could be remembered, but not judged: hundreds of quick retries are what some large senders do to each new
+// recipient, and a bot does less. Who wants it can give greylisted a weight; an accepted message cancels each.
 //
 // # Old and late lines
 //
@@ -136,6 +176,7 @@ func DefaultConfig() Config {
 
 // DefaultWeights returns the table of the package comment.
 func DefaultWeights() (w [maillog.NumKinds]float64) {
+	w[maillog.Trap] = 100
 	w[maillog.Pregreet] = 50
 	w[maillog.RelayDenied] = 25
 	w[maillog.AuthFailure] = 20
@@ -153,6 +194,11 @@ const (
 	creditHalfLife = 7 * 24 * time.Hour
 	creditCap      = 5000 // messages or logins
 	inBurst        = 0.1  // what a message or login inside a burst counts
+	trusted        = 30   // messages inside a burst that count as if each had reached another recipient
+	standing       = 100  // messages before the burst that a trap hit costs
+	hardly         = 10   // with fewer a trap hit blocks without the wait of a known sender
+	known          = 1.5  // offences that one recipient reached inside a burst outweighs
+	knows          = 150  // distinct recipients from which on repeated ones are believed
 	forgiven       = 20   // points of protocol_abuse and flood per message accepted inside a burst
 	ahead          = 300  // seconds that an event may be ahead of now
 	maxCount       = 1e5  // events one line may stand for
@@ -169,8 +215,10 @@ var causes = [maillog.NumKinds]block.Cause{
 	maillog.RelayDenied:      block.RelayProbe,
 	maillog.AuthFailure:      block.AuthBrute,
 	maillog.DNSBLReject:      block.DNSBL,
+	maillog.DNSListed:        block.DNSBL,
 	maillog.RateLimit:        block.Flood,
 	maillog.Connect:          block.Flood,
+	maillog.Trap:             block.Trap,
 }
 
 func causeOf(k maillog.Kind) block.Cause {
@@ -197,10 +245,11 @@ type Evidence struct {
 	Score     float64   `json:"score"` // points, with credit taken off
 	Threshold float64   `json:"threshold"`
 	Counts    Counts    `json:"counts"`
-	Accepted  uint32    `json:"accepted"`         // messages, halved every 7 days
+	Accepted  uint32    `json:"accepted"`         // messages, halved every 7 days, less those used up: see the ratio guard
 	Logins    uint32    `json:"logins,omitempty"` // successful ones, likewise
 	Parts     int       `json:"parts,omitempty"`  // of a /24, /56 or /48: hosts, /64s or /56s that offended
 	Names     int       `json:"names,omitempty"`  // distinct login names that failed, an estimate good to about 100
+	Lists     string    `json:"lists,omitempty"`  // what DNS lists say, if that was asked just then
 	First     time.Time `json:"first,omitzero"`   // first and last offence of the burst, whole seconds
 	Last      time.Time `json:"last,omitzero"`
 }
@@ -252,6 +301,7 @@ var kindWords = [maillog.NumKinds][2]string{
 	maillog.Connect:          {"connection", "connections"},
 	maillog.UnknownRecipient: {"unknown recipient", "unknown recipients"},
 	maillog.DNSBLReject:      {"DNSBL rejection", "DNSBL rejections"},
+	maillog.DNSListed:        {"listing by DNS lists", "listings by DNS lists"},
 	maillog.RelayDenied:      {"relay attempt", "relay attempts"},
 	maillog.AuthFailure:      {"failed login", "failed logins"},
 	maillog.NoRDNS:           {"connection without reverse name", "connections without reverse name"},
@@ -264,6 +314,7 @@ var kindWords = [maillog.NumKinds][2]string{
 	maillog.Greylisted:       {"greylisting", "greylistings"},
 	maillog.SpamReject:       {"spam rejection", "spam rejections"},
 	maillog.LostConnection:   {"lost connection", "lost connections"},
+	maillog.Trap:             {"trap hit", "trap hits"},
 }
 
 // Words says it to a person: "52 unknown recipients, 0 accepted, in 41 s".
@@ -290,6 +341,9 @@ func (e Evidence) Words() string {
 	fmt.Fprintf(&b, "%d accepted", e.Accepted)
 	if e.Logins > 0 {
 		fmt.Fprintf(&b, ", %d logins", e.Logins)
+	}
+	if e.Lists != "" {
+		b.WriteString(", listed by " + e.Lists)
 	}
 	if !e.First.IsZero() {
 		fmt.Fprintf(&b, ", in %s", roughly(e.Last.Sub(e.First)))
@@ -338,6 +392,7 @@ type Scorer struct {
 	walked uint32 // when survey last walked over the table
 	share  share
 	spared spared
+	own    map[key]netip.Addr // MXs of our own domains, see SetOwnMX
 	alarms alarms
 	news   []Notice
 	calm   float64 // a score below this is over
@@ -392,6 +447,10 @@ func (s *Scorer) Observe(e *maillog.Event, now time.Time) (Verdict, bool) {
 	if k == maillog.None || k >= maillog.NumKinds || !e.Source.IsValid() {
 		return Verdict{}, false
 	}
+	if k == maillog.Recipient {
+		s.recipient(e, now)
+		return Verdict{}, false
+	}
 	good := k == maillog.Delivered || k == maillog.AuthSuccess
 	weight := s.cfg.Weights[k]
 	if !good && weight == 0 {
@@ -399,13 +458,7 @@ func (s *Scorer) Observe(e *maillog.Event, now time.Time) (Verdict, bool) {
 		return Verdict{}, false
 	}
 	n := min(max(e.Count, 1), maxCount)
-	nowSec := unix(now)
-	at := nowSec
-	if !e.Time.IsZero() {
-		if t := unix(e.Time); t <= nowSec+ahead {
-			at = t
-		}
-	}
+	at, nowSec := times(e, now)
 	key := s.key(e.Source)
 	slot, known := s.lookup(key)
 	if !known {
@@ -441,19 +494,37 @@ func (s *Scorer) Observe(e *maillog.Event, now time.Time) (Verdict, bool) {
 		}
 		return Verdict{}, false
 	}
+	if k == maillog.Trap && r.pays(n) {
+		s.evidence.add(slot, s.hash(key), k, n, at)
+		return Verdict{}, false
+	}
 	if s.raw(r) < s.calm {
 		s.begin(slot, r)
 	}
-	s.evidence.add(slot, s.hash(key), k, n, at)
-	mail, auth := s.score(r)
-	before := mail + auth
+	c := s.evidence.add(slot, s.hash(key), k, n, at)
+	before := s.score(r, c).sum()
 	worth := math.Exp2(-late * s.decay)
 	if k == maillog.AuthFailure {
 		r.fails += float32(r.guess(e.User, n, gap <= quick) * worth)
 	} else {
-		r.offend(causeOf(k), weight*float64(n)*worth, float64(n)*worth)
+		count := float64(n) * worth
+		if k == maillog.Trap {
+			count = 0 // no accepted message cancels it
+		}
+		r.offend(causeOf(k), weight*float64(n)*worth, count)
 	}
-	return s.judge(slot, key, r, k, before, at, nowSec, now)
+	return s.judge(slot, key, r, c, k, before, at, nowSec, now)
+}
+
+// times returns when an event was and when it is taken in.
+func times(e *maillog.Event, now time.Time) (at, nowSec uint32) {
+	nowSec = unix(now)
+	if !e.Time.IsZero() {
+		if at = unix(e.Time); at <= nowSec+ahead {
+			return at, nowSec
+		}
+	}
+	return nowSec, nowSec
 }
 
 // meet notes that a source with credit is active in a later hour than it got some of it.
@@ -490,6 +561,9 @@ func (s *Scorer) forward(r *record, at, now uint32) (late float64) {
 	dt := float64(at - r.at)
 	r.at = at
 	f := math.Exp2(-dt * s.decay)
+	// What is cancelled is used up as it fades: a message pays for one offence, once.
+	spent := float64(min(r.offences, r.accepted)) * (1 - f)
+	r.accepted = max(0, r.accepted-float32(spent))
 	r.points, r.offences, r.fails = shrink(r.points, f), shrink(r.offences, f), shrink(r.fails, f)
 	f = math.Exp2(-dt * s.fade)
 	r.accepted, r.logins = shrink(r.accepted, f), shrink(r.logins, f)
@@ -509,15 +583,28 @@ func (s *Scorer) raw(r *record) float64 {
 	return float64(r.points) + s.cfg.Weights[maillog.AuthFailure]*float64(r.fails)
 }
 
-// score is the two parts of the score after credit, in points.
-func (s *Scorer) score(r *record) (mail, auth float64) {
-	if r.offences > r.accepted {
-		mail = float64(r.points) * float64(r.offences-r.accepted) / float64(r.offences)
+// parted is the score after credit, in points: what failed logins made, and the rest.
+type parted struct{ mail, auth float64 }
+
+func (p parted) sum() float64 { return p.mail + p.auth }
+
+// score takes the credit off. c are the counts of the source, nil if they are not kept.
+func (s *Scorer) score(r *record, c *counts) (p parted) {
+	trap := 0.0
+	for i, why := range r.why {
+		if why == uint8(block.Trap) {
+			trap += r.part(i)
+		}
 	}
+	credit := float64(r.accepted) + s.reach(c, r.at)
+	if n := float64(r.offences); n > credit {
+		p.mail = (float64(r.points) - trap) * (n - credit) / n
+	}
+	p.mail += trap
 	if r.fails > r.logins {
-		auth = s.cfg.Weights[maillog.AuthFailure] * float64(r.fails-r.logins)
+		p.auth = s.cfg.Weights[maillog.AuthFailure] * float64(r.fails-r.logins)
 	}
-	return mail, auth
+	return p
 }
 
 // begin starts a burst: what was accepted in the last one is history now, and history counts in full.
@@ -534,7 +621,7 @@ func (s *Scorer) begin(slot int, r *record) {
 }
 
 func (s *Scorer) endBurst(r *record) {
-	r.accepted = min(creditCap, r.accepted+(1-inBurst)*float32(r.acceptedNow))
+	r.accepted = min(creditCap, r.accepted+(1-inBurst)*float32(max(0, int(r.acceptedNow)-trusted)))
 	r.logins = min(creditCap, r.logins+(1-inBurst)*float32(r.loginsNow))
 	r.acceptedNow, r.loginsNow = 0, 0
 	r.flags &^= flagBurst
@@ -551,9 +638,12 @@ func (s *Scorer) credit(r *record, k maillog.Kind, n, late float64) {
 	}
 	worth := n * math.Exp2(-late*s.fade)
 	if r.flags&flagBurst != 0 {
-		*now = uint16(min(math.MaxUint16, float64(*now)+n))
+		was := float64(*now)
+		*now = uint16(min(math.MaxUint16, was+n))
 		worth *= inBurst
 		if k == maillog.Delivered {
+			full := min(n, max(0, trusted-was))
+			worth *= 1 + full/n*(known-inBurst)/inBurst
 			r.forgive(forgiven * n)
 		}
 	}
@@ -580,8 +670,9 @@ func (s *Scorer) note(e *maillog.Event) {
 func (s *Scorer) reached(points float64) bool { return points >= s.cfg.Threshold*(1-1.0/128) }
 
 // judge decides after an offence that raised the score from before.
-func (s *Scorer) judge(slot int, key key, r *record, k maillog.Kind, before float64, at, nowSec uint32, now time.Time) (Verdict, bool) {
-	mail, auth := s.score(r)
+func (s *Scorer) judge(slot int, key key, r *record, c *counts, k maillog.Kind, before float64, at, nowSec uint32, now time.Time) (Verdict, bool) {
+	p := s.score(r, c)
+	mail, auth := p.mail, p.auth
 	if (mail+auth)*offending < s.cfg.Threshold {
 		return Verdict{}, false
 	}
@@ -609,7 +700,7 @@ func (s *Scorer) judge(slot int, key key, r *record, k maillog.Kind, before floa
 		}
 		cause = block.AuthBrute
 	}
-	if s.share.of(key, nowSec).great() {
+	if s.spares(key, nowSec) != "" {
 		if s.spared.add(key, nowSec) {
 			s.tell(s.spareNotice(key, nowSec, nowSec))
 		}
@@ -619,7 +710,7 @@ func (s *Scorer) judge(slot int, key key, r *record, k maillog.Kind, before floa
 		return Verdict{}, false
 	}
 	if !blocked {
-		if s.holds(r, cause, nowSec) {
+		if s.holds(r, cause, mail+auth, nowSec) {
 			return Verdict{}, false
 		}
 		if r.flags&flagHeld == 0 && r.until != 0 && r.repeat < math.MaxUint8 {
@@ -639,7 +730,7 @@ func (s *Scorer) judge(slot int, key key, r *record, k maillog.Kind, before floa
 
 // holds counts the would-be block of a source and says whether it has to wait, because the source is a known sender
 // and the fault may be ours. While it waits, r.until is the end of the wait.
-func (s *Scorer) holds(r *record, c block.Cause, now uint32) bool {
+func (s *Scorer) holds(r *record, c block.Cause, score float64, now uint32) bool {
 	kind := maillog.None
 	if c == block.AuthBrute {
 		kind = maillog.AuthFailure
@@ -651,7 +742,7 @@ func (s *Scorer) holds(r *record, c block.Cause, now uint32) bool {
 	}
 	wait := uint32(holdFor)
 	if r.flags&flagHeld != 0 {
-		if now < r.until {
+		if now < r.until && (score < holdMost*s.cfg.Threshold || s.alarms.breakers[c].on(now)) {
 			return true
 		}
 		if s.alarms.breakers[c].on(now) {
@@ -663,6 +754,10 @@ func (s *Scorer) holds(r *record, c block.Cause, now uint32) bool {
 		r.repeat++ // the field is needed: what follows, now or later, is a repetition
 	}
 	s.count(c, true, now)
+	if c == block.Trap && r.accepted < hardly && !s.alarms.breakers[c].on(now) {
+		r.flags |= flagHeld // counted as a repetition above
+		return false
+	}
 	r.flags |= flagHeld
 	r.until = now + wait
 	return true
@@ -685,7 +780,8 @@ func when(sec uint32) time.Time {
 }
 
 func (s *Scorer) account(slot int, key key, r *record) Account {
-	mail, auth := s.score(r)
+	p := s.score(r, s.evidence.get(slot, s.hash(key)))
+	mail, auth := p.mail, p.auth
 	a := Account{Prefix: s.prefix(key), Raw: s.raw(r), Auth: auth, Cause: r.cause(), Until: when(r.until), Repeat: int(r.repeat)}
 	if auth > mail {
 		a.Cause = block.AuthBrute
@@ -695,7 +791,11 @@ func (s *Scorer) account(slot int, key key, r *record) Account {
 	}
 	e := &a.Evidence
 	e.Score, e.Threshold = mail+auth, s.cfg.Threshold
-	e.Accepted = uint32(math.Round(float64(r.accepted) + (1-inBurst)*float64(r.acceptedNow)))
+	now := int(r.acceptedNow)
+	e.Accepted = uint32(math.Round(max(float64(now), float64(r.accepted)-(known-1)*float64(min(now, trusted))+(1-inBurst)*float64(max(0, now-trusted)))))
+	if e.Accepted == 0 && r.accepted >= 1e-3 {
+		e.Accepted = 1 // used up, but there was some
+	}
 	e.Logins = uint32(math.Round(float64(r.logins) + (1-inBurst)*float64(r.loginsNow)))
 	e.Names = r.distinct()
 	s.evidence.read(slot, s.hash(key), e)
@@ -812,6 +912,20 @@ func (r *record) offend(c block.Cause, points, n float64) {
 		r.why[0], part[0] = uint8(c), points
 	case r.why[1] == 0:
 		r.why[1], part[1] = uint8(c), points
+	case c == block.Trap, r.why[0] == uint8(block.Trap), r.why[1] == uint8(block.Trap):
+		// A trap hit keeps its place and its share: what is cancelled and what is not must not be mixed up.
+		i := 0
+		if c == block.Trap && part[1] < part[0] || r.why[0] == uint8(block.Trap) {
+			i = 1
+		}
+		if worn := min(points, part[i]); c != block.Trap {
+			part[i] -= worn
+			points -= worn
+			total += worn
+		}
+		if points > 0 {
+			r.why[i], part[i] = uint8(c), points
+		}
 	default:
 		worn := min(points, part[0], part[1])
 		part[0], part[1] = part[0]-worn, part[1]-worn

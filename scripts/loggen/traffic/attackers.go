@@ -79,6 +79,12 @@ var attacks = []attack{
 			w.about(30 * time.Second)
 		}
 	}},
+	{"writes to a trap, refused", func(m *maker, w *who) {
+		w.session(func() { w.refused("s@example.com", "info@old.example.org") })
+	}},
+	{"writes to a trap, accepted", func(m *maker, w *who) {
+		w.session(func() { w.send("s@example.com", "HoneyPot+news@Example.Org") })
+	}},
 	{"spammer, one valid recipient in twenty", func(m *maker, w *who) {
 		for i := range 120 {
 			if i%20 == 10 {
@@ -125,6 +131,32 @@ func (m *maker) attackers() {
 	for range 600 {
 		w.reject(unknown)
 		w.about(time.Second)
+	}
+	// Spammers who buy: in an earlier hour, and message for guess to the one address they have.
+	w = m.host("198.51.100.4", "spammer, 50 messages to accounts of its own, then a dictionary", true)
+	w.at = m.random(6 * time.Hour)
+	for i := range 50 {
+		w.session(func() { w.send("s@example.com", fmt.Sprintf("own%d@example.org", i)) })
+		w.about(time.Minute)
+	}
+	w.wait(2 * time.Hour)
+	for range 600 {
+		w.reject(unknown)
+		w.about(2 * time.Second)
+	}
+	w = m.host("198.51.100.5", "spammer, a message to the one address it knows for each guess", true)
+	w.at = m.random(4 * time.Hour)
+	for range 300 {
+		w.reject(unknown)
+		w.send("s@example.com", "u7@example.org")
+		w.about(5 * time.Second)
+	}
+	w = m.host("198.51.100.6", "spammer, the same with a tag of its own on each", true)
+	w.at = m.random(4 * time.Hour)
+	for i := range 300 {
+		w.reject(unknown)
+		w.send("s@example.com", fmt.Sprintf("u7+%d@example.org", i))
+		w.about(5 * time.Second)
 	}
 	// Nobody of these reaches a threshold of his own.
 	start := m.random(4 * time.Hour)

@@ -130,6 +130,72 @@ func (m *maker) honest() {
 		w.wait(time.Second)
 	}
 
+	w = m.host("192.0.2.12", "newsletter nobody has heard of, 40% of it to dead addresses", false)
+	w.at = m.random(4 * time.Hour)
+	for i, n := 0, min(5000, m.o.Lines/50); i < n; { // 5000 of a log of 250,000 lines
+		if m.chance(40) {
+			w.reject(unknown)
+		} else {
+			w.send("news@example.net", fmt.Sprintf("reader%d@example.org", i))
+			i++
+		}
+		w.wait(time.Second)
+	}
+
+	w = m.host("192.0.2.13", "backup MX after an outage of ours: half of what it brings is others' dictionary attack", false)
+	w.at = m.random(4 * time.Hour)
+	for range m.scale(800) {
+		if m.chance(50) {
+			w.reject(unknown)
+		} else {
+			w.send(fmt.Sprintf("s%d@example.com", m.rnd.IntN(1e6)), fmt.Sprintf("u%d@example.org", m.rnd.IntN(300)))
+		}
+		w.about(500 * time.Millisecond)
+	}
+
+	w = m.host("192.0.2.14", "list host whom somebody gave a trap to", false)
+	for i := range 300 {
+		w.send("list@example.net", fmt.Sprintf("u%d@example.org", m.rnd.IntN(300)))
+		if i == 250 {
+			w.send("list@example.net", "honeypot@example.org")
+			w.refused("list@example.net", "info@old.example.org")
+		}
+		w.about(2 * time.Minute)
+	}
+
+	w = m.host("192.0.2.15", "bounces what a trap is said to have sent", false)
+	w.at = m.random(2 * time.Hour)
+	for range 5 {
+		w.session(func() { w.send("", "honeypot@example.org") })
+		w.session(func() { w.refused("", "info@old.example.org") })
+		w.about(10 * time.Minute)
+	}
+
+	w = m.host("192.0.2.16", "asks whether a trap exists that wrote to it", false)
+	w.at = m.random(2 * time.Hour)
+	for _, s := range []string{"", "double-bounce@mail.example.net", "postmaster@example.net"} {
+		w.session(func() { w.refused(s, "info@old.example.org") })
+		w.about(time.Minute)
+	}
+
+	w = m.host("192.0.2.17", "comes back every 5 s while it is greylisted", false)
+	w.at = m.random(3 * time.Hour)
+	for range 3 {
+		for range 60 {
+			w.session(func() { w.quiet(greylist) })
+			w.about(5 * time.Second)
+		}
+		w.session(func() { w.message(false) })
+	}
+
+	w = m.host("100.200.1.9", "user of ours who writes to a trap", false)
+	w.at = m.random(time.Hour)
+	q := w.id()
+	w.log("submission/smtpd", "%s: client=%s, sasl_method=PLAIN, sasl_username=alice@example.org", q, w.client())
+	w.log("qmgr", "%s: from=<alice@example.org>, size=900, nrcpt=1 (queue active)", q)
+	w.log("lmtp", "%s: to=<honeypot@example.org>, relay=mx1[private/dovecot-lmtp], delay=0.1, dsn=2.0.0, status=sent (250 2.0.0 Saved)", q)
+	w.h.Accepted++
+
 	for i, user := range []int{77, 0} {
 		w = m.host(fmt.Sprintf("100.200.1.%d", i+1), "user with a wrong saved password", false)
 		for range 270 {
@@ -167,7 +233,8 @@ func (m *maker) honest() {
 	}
 
 	w = m.host("2001:db8:600d:1::1", "load balancer for a part of the mail, and of an attack from 08:00 to 09:30", false)
-	for range m.scale(3000) {
+	share := max(1000, m.scale(3000)) // a tenth of the mail, in small logs too
+	for range share {
 		w.session(func() { w.message(true) })
 		if w.at > 8*time.Hour && w.at < 9*time.Hour+30*time.Minute {
 			w.connect()
@@ -176,7 +243,7 @@ func (m *maker) honest() {
 			}
 			w.quit()
 		}
-		w.about(day / time.Duration(m.scale(3000)) * 9 / 10)
+		w.about(day / time.Duration(share) * 9 / 10)
 	}
 
 	w = m.host("2001:db8:600d:2::1", "no reverse name, delivers", false)

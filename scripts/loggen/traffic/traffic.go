@@ -44,6 +44,9 @@ type Log struct {
 	Truth Truth
 }
 
+// Traps are the trap recipients of the site, as they stand in the config.
+var Traps = []string{"honeypot@example.org", "@old.example.org"}
+
 // Start is when the day begins.
 var Start = time.Date(2026, 3, 2, 0, 0, 0, 0, time.UTC)
 
@@ -157,6 +160,13 @@ func (w *who) quiet(reply string) {
 		w.client(), fmt.Sprintf(reply, n), n%977, n, w.name)
 }
 
+// refused is a recipient refused to a sender.
+func (w *who) refused(sender, rcpt string) {
+	w.h.Refused++
+	w.log("smtpd", "NOQUEUE: reject: RCPT from %s: 550 5.1.1 <%s>: Recipient address rejected: User unknown in virtual mailbox table; from=<%s> to=<%s> proto=ESMTP helo=<%s>",
+		w.client(), rcpt, sender, rcpt, w.name)
+}
+
 // The refusals. %d becomes a number of the recipient.
 const (
 	unknown  = "550 5.1.1 <u%d@example.org>: Recipient address rejected: User unknown in virtual mailbox table"
@@ -173,14 +183,23 @@ func (w *who) id() string {
 
 // message goes in; bulk ones leave fewer lines.
 func (w *who) message(bulk bool) {
+	rcpt := ""
+	if !bulk {
+		rcpt = fmt.Sprintf("u%d@example.org", w.m.rnd.IntN(300))
+	}
+	w.send("s@example.net", rcpt)
+}
+
+// send is a message of a sender that reaches a recipient; without one the log does not say whom.
+func (w *who) send(sender, rcpt string) {
 	q := w.id()
 	w.log("smtpd", "%s: client=%s", q, w.client())
-	if !bulk {
+	if rcpt != "" {
 		w.log("cleanup", "%s: message-id=<%s@example.net>", q, q)
 	}
-	w.log("qmgr", "%s: from=<s@example.net>, size=%d, nrcpt=1 (queue active)", q, 1000+w.m.rnd.IntN(50000))
-	if !bulk {
-		w.log("lmtp", "%s: to=<u@example.org>, relay=mx1[private/dovecot-lmtp], delay=0.1, dsn=2.0.0, status=sent (250 2.0.0 Saved)", q)
+	w.log("qmgr", "%s: from=<%s>, size=%d, nrcpt=1 (queue active)", q, sender, 1000+w.m.rnd.IntN(50000))
+	if rcpt != "" {
+		w.log("lmtp", "%s: to=<%s>, relay=mx1[private/dovecot-lmtp], delay=0.1, dsn=2.0.0, status=sent (250 2.0.0 Saved)", q, rcpt)
 	}
 	w.log("qmgr", "%s: removed", q)
 	w.h.Accepted++

@@ -1,0 +1,213 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/mxshield/mxshield/agent/internal/dnslist"
+)
+
+// DNS says whom the agent asks, and what.
+type DNS struct {
+	Resolvers []netip.AddrPort // none: those of /etc/resolv.conf
+	Lists     []dnslist.List   // without their keys, see dnslist.List.LoadKey
+}
+
+// dnsFile is the dns key as it stands.
+type dnsFile struct {
+	Resolvers []string `yaml:"resolvers"`
+	Lists     []any    `yaml:"lists"`
+
+	// Planned and not built yet.
+	BeforeAccept any `yaml:"before_accept"`
+	Publish      any `yaml:"publish"`
+	Own          any `yaml:"own"`
+}
+
+// Bounds of the dns key.
+const (
+	maxResolvers = 8
+	maxLists     = 32
+	maxCodes     = 256
+)
+
+func (c *checker) dns(f *dnsFile) {
+	if f == nil {
+		return
+	}
+	for _, u := range []struct {
+		key, what string
+		val       any
+	}{{"before_accept", "asking before accepting", f.BeforeAccept}, {"publish", "publishing the table as a zone", f.Publish}, {"own", "watching own addresses", f.Own}} {
+		if u.val != nil && u.val != false {
+			c.fault("$.dns."+u.key, "take the key out; CHANGELOG.md says when it comes", "%s is not built in this version", u.what)
+		}
+	}
+	d := &c.cfg.DNS
+	if len(f.Resolvers) > maxResolvers {
+		c.fault("$.dns.resolvers", "two or three are enough", "%d resolvers are too many: at most %d", len(f.Resolvers), maxResolvers)
+		return
+	}
+	for i, s := range f.Resolvers {
+		at := fmt.Sprintf("$.dns.resolvers[%d]", i)
+		r, err := netip.ParseAddrPort(s)
+		if a, aerr := netip.ParseAddr(s); aerr == nil {
+			r, err = netip.AddrPortFrom(a, 53), nil
+		}
+		switch {
+		case err != nil || r.Port() == 0 || r.Addr().IsUnspecified() || r.Addr().IsMulticast():
+			c.fault(at, "an address such as 127.0.0.1 or [::1]:5353", "%.80q is no address of a server", s)
+		case slices.Contains(d.Resolvers, r):
+			c.fault(at, "take one out", "%s stands there twice", r)
+		default:
+			d.Resolvers = append(d.Resolvers, r)
+		}
+	}
+	if len(f.Lists) > maxLists {
+		c.fault("$.dns.lists", "a handful of good ones does", "%d lists are too many: at most %d", len(f.Lists), maxLists)
+		return
+	}
+	for i, item := range f.Lists {
+		at := fmt.Sprintf("$.dns.lists[%d]", i)
+		var l dnslist.List
+		ok := false
+		switch v := item.(type) {
+		case string:
+			l, ok = c.site(at, v)
+		case map[string]any:
+			l, ok = c.list(at, v)
+		default:
+			c.fault(at, listHint, "is neither a text nor a mapping")
+		}
+		if !ok {
+			continue
+		}
+		if other := slices.IndexFunc(d.Lists, func(o dnslist.List) bool { return o.Zone == l.Zone }); other >= 0 {
+			c.fault(at, "put all its codes into one item", "%s stands there twice", l.Name)
+			continue
+		}
+		d.Lists = append(d.Lists, l)
+	}
+	for _, l := range d.Lists {
+		if l.Zone == "zen.spamhaus.org" || l.Zone == "zen.dq.spamhaus.net" {
+			for i, o := range d.Lists {
+				part, _, _ := strings.Cut(o.Zone, ".")
+				if o.Zone != l.Zone && strings.Contains(o.Zone, "spamhaus.") && slices.Contains([]string{"zen", "sbl", "xbl", "pbl", "css", "sbl-xbl"}, part) {
+					c.fault(fmt.Sprintf("$.dns.lists[%d]", i), "take it out", "%s is part of %s: a source would count twice", o.Name, l.Name)
+				}
+			}
+			break
+		}
+	}
+}
+
+const listHint = `for example {zone: zen.spamhaus.org}, {zone: bl.example.net, codes: {"127.0.0.2": 60}} or "bl.example.net=127.0.0.[2..11]*2"`
+
+// site reads an item in postscreen's form, or the zone of a preset alone.
+func (c *checker) site(at, s string) (dnslist.List, bool) {
+	l, err := dnslist.ParseSite(s)
+	switch {
+	case err != nil:
+		c.fault(at, listHint, "%v", err)
+		return l, false
+	case l.NeedsKey():
+		c.fault(at, "{zone: "+l.Zone+", key_file: /etc/mxshield/dqs.key}", "%s needs a key_file", l.Name)
+		return l, false
+	}
+	return l, true
+}
+
+func (c *checker) list(at string, m map[string]any) (l dnslist.List, ok bool) {
+	before := len(c.errs)
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		if !slices.Contains([]string{"zone", "codes", "key_file", "rate", "daily"}, k) {
+			c.fault(at, "keys of a list: zone, codes, key_file, rate, daily", "%.40q is unknown", k)
+		}
+	}
+	zone, _ := m["zone"].(string)
+	if zone == "" {
+		c.fault(at, listHint, "needs a zone")
+		return l, false
+	}
+	l, err := dnslist.NewList(zone)
+	if err != nil {
+		c.fault(at+".zone", listHint, "%v", err)
+		return l, false
+	}
+	if v, has := m["codes"]; has {
+		l.Codes = c.codes(at, v)
+	} else if len(l.Codes) == 0 {
+		c.fault(at, "say what its answers count, as in codes: {\"127.0.0.2\": 60}; presets: "+strings.Join(dnslist.Presets(), ", "), "%s is no preset and has no codes", l.Name)
+	}
+	if v, has := m["key_file"]; has {
+		path, isText := v.(string)
+		if !isText || !filepath.IsAbs(path) {
+			c.fault(at+".key_file", "give the whole path", "is no path")
+		}
+		l.KeyFile = path
+	}
+	if l.NeedsKey() && l.KeyFile == "" {
+		c.fault(at, "key_file: /etc/mxshield/dqs.key", "%s needs a key_file", l.Name)
+	}
+	limit := func(key string, most float64) float64 {
+		v, has := m[key]
+		if !has {
+			return 0
+		}
+		n, isNumber := number(v)
+		if !isNumber || !(n >= 1) || n > most {
+			c.fault(at+"."+key, fmt.Sprintf("a number from 1 to %g", most), "%.20v is out of range", v)
+			return 0
+		}
+		return n
+	}
+	if n := limit("rate", 10_000); n > 0 {
+		l.Rate = n
+	}
+	if n := limit("daily", 1e9); n > 0 {
+		l.Daily = int(n)
+	}
+	return l, len(c.errs) == before
+}
+
+func (c *checker) codes(at string, v any) (list []dnslist.Code) {
+	at += ".codes"
+	m, ok := v.(map[string]any)
+	if !ok || len(m) == 0 || len(m) > maxCodes {
+		c.fault(at, `{"127.0.0.2": 60, "127.0.0.[4..7]": 30}`, "must be a mapping of 1 to %d patterns to points", maxCodes)
+		return nil
+	}
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		p, err := dnslist.ParsePattern(k)
+		if err != nil {
+			c.fault(at, "four parts such as 127.0.0.2 or 127.0.0.[4..7]", "%v", err)
+			continue
+		}
+		n, isNumber := number(m[k])
+		if !isNumber || math.IsNaN(n) || math.Abs(n) > dnslist.MaxPoints {
+			c.fault(at, fmt.Sprintf("points from -%d (welcome) to %d; block.threshold is what blocks", dnslist.MaxPoints, dnslist.MaxPoints), "%q: %.20v is out of range", k, m[k])
+			continue
+		}
+		list = append(list, dnslist.Code{Pattern: p, Points: n})
+	}
+	return list
+}
+
+func number(v any) (float64, bool) {
+	switch n := v.(type) {
+	case int:
+		return float64(n), true
+	case int64:
+		return float64(n), true
+	case uint64:
+		return float64(n), true
+	case float64:
+		return n, true
+	}
+	return 0, false
+}

@@ -1,0 +1,278 @@
+package maillog
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// MaxTraps bounds the number of trap recipients; a hundred thousand of them take about 12 MB.
+const MaxTraps = 100_000
+
+// maxRecipient is the longest address that is looked up: RFC 5321 allows 64 + 1 + 255 bytes.
+const maxRecipient = 320
+
+// maxTags is how many delimiters in one local part are tried.
+const maxTags = 8
+
+// Traps is a set of recipients that nobody has a reason to write to. ASCII letters match in either case; an IDN matches
+// the form that the log has, so list both. It is filled before it is used, and then only read.
+//
+//	honeypot@example.org    this recipient, and honeypot+anything@example.org
+//	honeypot-*@example.org  honeypot-anything@example.org: where - delimits too. Said apart, since sales-team is not sales
+//	@old.example.org        every recipient of this domain, not of those below it; also without the @
+//
+// A trap makes an event of kind Trap out of a line that names it as the recipient of a client's command or message.
+// The recipient is the client's text and is never more than that: the source is the one that the line, or the queue id that
+// it names, has anyway.
+//
+// Not counted is what comes from the null sender, mailer-daemon, postmaster or double-bounce: bounces of mail with a forged
+// sender, and verification callbacks, hit the innocent who forwarded or asked. Neither is what somebody sent who logged in.
+// Where a refusal does not name the sender (OpenSMTPD's) it is no hit: the trap has to accept mail there.
+type Traps struct {
+	set     map[string]struct{} // lower case: local@domain, local-*@domain, @domain
+	domains bool
+	dashes  bool
+}
+
+var errTrap = errors.New("not a trap recipient")
+
+// Add takes in one trap as it stands in the config.
+func (t *Traps) Add(s string) error {
+	local, domain, ok := cutLast(strings.ToLower(s))
+	if !ok {
+		local, domain = "", strings.ToLower(s)
+	}
+	domain = strings.TrimSuffix(domain, ".")
+	switch {
+	case len(t.set) >= MaxTraps:
+		return fmt.Errorf("more than %d traps", MaxTraps)
+	case len(s) > maxRecipient || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune("<>,;\"()[]\\", r) }):
+		return fmt.Errorf("%.80q: %w", s, errTrap)
+	case !strings.Contains(domain, ".") || strings.HasPrefix(domain, ".") || strings.Contains(domain, "..") || strings.Contains(domain, "*"):
+		return fmt.Errorf("%.80q: %w: %.80q is no domain", s, errTrap, domain)
+	}
+	name, many := strings.CutSuffix(local, "-*")
+	if strings.Contains(name, "*") || many && name == "" {
+		return fmt.Errorf("%.80q: %w: a * stands only behind the - of a local part", s, errTrap)
+	}
+	if t.set == nil {
+		t.set = map[string]struct{}{}
+	}
+	t.domains = t.domains || local == ""
+	t.dashes = t.dashes || many
+	t.set[local+"@"+domain] = struct{}{}
+	return nil
+}
+
+// Len returns how many there are. It is 0 for nil.
+func (t *Traps) Len() int {
+	if t == nil {
+		return 0
+	}
+	return len(t.set)
+}
+
+func cutLast(s string) (local, domain string, ok bool) {
+	i := strings.LastIndexByte(s, '@')
+	if i < 0 {
+		return "", "", false
+	}
+	return s[:i], s[i+1:], true
+}
+
+// match says whether an address as a client wrote it is a trap.
+func (t *Traps) match(a []byte) bool {
+	if t == nil {
+		return false
+	}
+	at := bytes.LastIndexByte(a, '@')
+	if at <= 0 || len(a) > maxRecipient {
+		return false
+	}
+	local, domain := a[:at], bytes.TrimSuffix(a[at+1:], []byte("."))
+	if len(local) > 2 && local[0] == '"' && local[len(local)-1] == '"' {
+		local = local[1 : len(local)-1] // "honeypot"@ is honeypot@, RFC 5321 4.1.2
+	}
+	// local@domain, and behind it room for a shorter local part with the same domain.
+	var buf, short [maxRecipient + 2]byte
+	n := lower(buf[:], local)
+	buf[n] = '@'
+	end := n + 1 + lower(buf[n+1:], domain)
+	if t.domains {
+		if _, ok := t.set[string(buf[n:end])]; ok {
+			return true
+		}
+	}
+	if _, ok := t.set[string(buf[:end])]; ok {
+		return true
+	}
+	tags := 0
+	for i := 1; i < n && tags < maxTags; i++ {
+		k := i
+		switch c := buf[i]; {
+		case c == '+':
+			copy(short[:], buf[:i])
+		case c == '-' && t.dashes:
+			copy(short[:], buf[:i])
+			short[i], short[i+1] = '-', '*'
+			k += 2
+		default:
+			continue
+		}
+		tags++
+		if k+end-n > len(short) {
+			continue
+		}
+		m := k + copy(short[k:], buf[n:end])
+		if _, ok := t.set[string(short[:m])]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// lower copies src to dst with ASCII letters in lower case.
+func lower(dst, src []byte) int {
+	for i, c := range src {
+		if isUpper(c) {
+			c |= 0x20
+		}
+		dst[i] = c
+	}
+	return len(src)
+}
+
+// behind says whether a trap stands in b behind any mark, up to an angle bracket. Which mark is the MTA's own and which
+// one a client has written does not matter: who writes a trap into its own line asks for it, and cannot hide the true
+// one by writing another in front of it or behind.
+func (t *Traps) behind(b, mark []byte) bool {
+	if t == nil {
+		return false
+	}
+	for {
+		i := bytes.Index(b, mark)
+		if i < 0 {
+			return false
+		}
+		b = b[i+len(mark):]
+		if n := bytes.IndexByte(b[:min(len(b), maxRecipient+1)], '>'); n > 0 && t.match(b[:n]) {
+			return true
+		}
+	}
+}
+
+// inList says whether one of the recipients of a list with blanks or commas between them is a trap.
+func (t *Traps) inList(b []byte) bool {
+	for len(b) > 0 && t != nil {
+		n := bytes.IndexAny(b, " ,")
+		if n < 0 {
+			n = len(b)
+		}
+		if t.match(bare(b[:n])) {
+			return true
+		}
+		b = b[min(n+1, len(b)):]
+	}
+	return false
+}
+
+// bare takes off angle brackets.
+func bare(b []byte) []byte {
+	if len(b) > 1 && b[0] == '<' && b[len(b)-1] == '>' {
+		return b[1 : len(b)-1]
+	}
+	return b
+}
+
+// automatic says that a sender is one whose mail answers other mail: bounces, and the callbacks that ask whether a sender
+// exists. RFC 5321 4.5.5 has both come from the null sender; Postfix asks as double-bounce, others as postmaster.
+func automatic(sender []byte) bool {
+	if len(sender) == 0 {
+		return true
+	}
+	if i := bytes.LastIndexByte(sender, '@'); i >= 0 {
+		sender = sender[:i]
+	}
+	return foldEqual(sender, "mailer-daemon") || foldEqual(sender, "postmaster") ||
+		len(sender) >= len("double-bounce") && foldEqual(sender[:len("double-bounce")], "double-bounce")
+}
+
+func foldEqual(b []byte, word string) bool { return len(b) == len(word) && index(b, word) == 0 }
+
+// upTo is b up to an angle bracket; nil if there is none.
+func upTo(b []byte) []byte {
+	if n := bytes.IndexByte(b, '>'); n >= 0 {
+		return b[:n]
+	}
+	return nil
+}
+
+var (
+	markFrom  = []byte("; from=<")
+	markTo    = []byte(" to=<")
+	markComma = []byte(",to=<")
+	markRcpt  = []byte("rejected RCPT <")
+	markFor   = []byte(" for ")
+)
+
+// hits says whether "REPLY; from=<S>[,] to=<R>[,] proto=..." of Postfix is about a trap.
+func (t *Traps) hits(b []byte) bool {
+	if t == nil {
+		return false
+	}
+	i := bytes.Index(b, markFrom)
+	if i < 0 {
+		return false
+	}
+	b = b[i+len(markFrom):]
+	return !automatic(upTo(b)) && t.behind(b, markTo)
+}
+
+// ---- accepted messages on their way
+
+// follow remembers the source of a message until its recipients are named. quiet: a trap among them is no hit.
+func (p *Parser) follow(key uint64, e *Event, quiet bool) {
+	if p.follows {
+		p.transit.add(key, e.Source, e.Time.Unix(), e.Submission)
+		if quiet {
+			p.hush(&p.transit, key)
+		}
+	}
+}
+
+// hush marks an entry as one of which a trap is no hit: its client logged in, or its sender answers other mail.
+func (p *Parser) hush(t *pending, key uint64) {
+	if i, ok := t.find(key); ok {
+		t.ring[t.index[i]-1].quiet = true
+	}
+}
+
+// recipient makes an event of a recipient of a message that w is about: a trap, or, if it was delivered, Recipient. to is
+// where it went, orig what the client asked for: behind an alias it may be a trap, and a catch-all is one recipient.
+func (p *Parser) recipient(w *waiting, to, orig []byte, sent bool, e *Event) bool {
+	e.Source, e.Submission, e.Count = w.source(), w.sub, 1
+	if !w.quiet && p.traps.match(orig) {
+		w.quiet = true // one message, one hit
+		e.Kind = Trap
+		return true
+	}
+	if !sent || !p.recipients || len(to) == 0 {
+		return false
+	}
+	e.Kind, e.User = Recipient, p.recipientHash(to)
+	return true
+}
+
+// recipientHash is the same for all variants of a recipient that a delimiter makes.
+func (p *Parser) recipientHash(a []byte) uint64 {
+	local, domain := a, []byte(nil)
+	if i := bytes.LastIndexByte(a, '@'); i >= 0 {
+		local, domain = a[:i], a[i:]
+	}
+	if i := bytes.IndexAny(local, "+-"); i > 0 {
+		local = local[:i]
+	}
+	return max(1, hash(p.seed^hash(p.seed, domain, true), local, true))
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// cell is one line of a benchmark.
+type cell struct {
+	name    string            // without Benchmark
+	keys    map[string]string // of key=value in the name
+	metrics map[string]float64
+}
+
+// parseLine takes a line as `go test -bench` prints it: name, count, and pairs of a value and its unit.
+func parseLine(line string) (cell, bool) {
+	f := strings.Fields(line)
+	if len(f) < 4 || len(f)%2 != 0 || !strings.HasPrefix(f[0], "Benchmark") {
+		return cell{}, false
+	}
+	parts := strings.Split(strings.TrimPrefix(f[0], "Benchmark"), "/")
+	last := &parts[len(parts)-1]
+	if i := strings.LastIndexByte(*last, '-'); i > 0 {
+		if _, err := strconv.Atoi((*last)[i+1:]); err == nil { // GOMAXPROCS
+			*last = (*last)[:i]
+		}
+	}
+	c := cell{name: parts[0], keys: map[string]string{}, metrics: map[string]float64{}}
+	for _, p := range parts[1:] {
+		if k, v, ok := strings.Cut(p, "="); ok {
+			c.keys[k] = v
+		}
+	}
+	for i := 2; i < len(f); i += 2 {
+		v, err := strconv.ParseFloat(f[i], 64)
+		if err != nil {
+			return cell{}, false
+		}
+		c.metrics[f[i+1]] = v
+	}
+	return c, true
+}
+
+// table is how a benchmark is shown: a row for each combination of the values of rows, a column for each value of the key
+// column, and for each of those a second one with the ratio to the row that differs only in having base. Rows and columns
+// come in the order in which the benchmark ran. If a cell was run several times, its median counts.
+type table struct {
+	title     string
+	benchmark string
+	metric    string
+	rows      []string
+	column    string
+	only      []string          // values of column, in this order; nil: all
+	where     map[string]string // rows of which alone are shown: key -> values, separated by blanks
+	base      map[string]string // one of rows -> its value in the row that is compared with; nil: no ratios
+	note      string
+}
+
+var tables = []table{
+	{
+		title: "Verdict per packet, by blocked sources", benchmark: "Verdict", metric: "ns/pkt", rows: []string{"size", "table"},
+		column: "case", where: map[string]string{"table": "parse cacheline hash lpm"}, base: map[string]string{"table": "cacheline"},
+		note: "Net of the generator of packets; the ratio is to cacheline, which is what is shipped.",
+	},
+	{
+		title: "What innocents pay, by blocked sources", benchmark: "Verdict", metric: "ns/run", rows: []string{"size", "table"},
+		column: "case", only: []string{"miss", "other_port"}, where: map[string]string{"table": "drop parse load cacheline"},
+		base: map[string]string{"table": "parse", "case": "miss"},
+		note: "With the generator; load is parse and one cache miss. The ratio is to parse.",
+	},
+	{
+		title: "Writing the tables", benchmark: "Table", metric: "ns/entry", rows: []string{"size", "table"}, column: "op",
+		base: map[string]string{"table": "cacheline"},
+		note: "The ratio is to cacheline. insert is in bulk, set one by one; of hash only the latter exists here, and is called insert.",
+	},
+	{
+		title: "Memory of the tables", benchmark: "Table", metric: "bytes/entry", rows: []string{"size", "table"}, column: "op", only: []string{"insert"},
+	},
+}
+
+func (t table) markdown(cells []cell) string {
+	type at struct{ row, column string }
+	values := map[at][]float64{}
+	var rows, columns []string
+	rowKeys := map[string]map[string]string{}
+	for _, c := range cells {
+		v, ok := c.metrics[t.metric]
+		column := c.keys[t.column]
+		if c.name != t.benchmark || !ok || !t.shows(c, column) {
+			continue
+		}
+		row := t.row(c.keys, "")
+		if !slices.Contains(rows, row) {
+			rows, rowKeys[row] = append(rows, row), c.keys
+		}
+		if !slices.Contains(columns, column) {
+			columns = append(columns, column)
+		}
+		values[at{row, column}] = append(values[at{row, column}], v)
+	}
+	if len(rows) == 0 {
+		return ""
+	}
+	if t.only != nil {
+		columns = t.only
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "\n%s (%s)\n\n| %s |", t.title, t.metric, strings.Join(t.rows, " | "))
+	for _, c := range columns {
+		fmt.Fprintf(&b, " %s |", strings.ReplaceAll(c, "_", " "))
+		if t.base != nil {
+			b.WriteString(" ratio |")
+		}
+	}
+	b.WriteString("\n|" + strings.Repeat("---|", strings.Count(b.String()[strings.LastIndexByte(b.String(), '\n'):], "|")-1) + "\n")
+	for _, row := range rows {
+		b.WriteString("| " + row + " |")
+		for _, c := range columns {
+			v, ok := median(values[at{row, c}])
+			b.WriteString(" " + number(v, ok) + " |")
+			if t.base == nil {
+				continue
+			}
+			of := c
+			if v := t.base[t.column]; v != "" {
+				of = v
+			}
+			base, hasBase := median(values[at{t.row(rowKeys[row], "base"), of}])
+			b.WriteString(" " + number(v/base, ok && hasBase && base > 0) + " |")
+		}
+		b.WriteString("\n")
+	}
+	if t.note != "" {
+		b.WriteString("\n" + t.note + "\n")
+	}
+	return b.String()
+}
+
+func (t table) shows(c cell, column string) bool {
+	for key, values := range t.where {
+		if !slices.Contains(strings.Fields(values), c.keys[key]) {
+			return false
+		}
+	}
+	return t.only == nil || slices.Contains(t.only, column)
+}
+
+// row is the head of a row; with base, of the one that it is compared with.
+func (t table) row(keys map[string]string, base string) string {
+	var head []string
+	for _, k := range t.rows {
+		v := keys[k]
+		if other := t.base[k]; base != "" && other != "" {
+			v = other
+		}
+		head = append(head, strings.ReplaceAll(v, "_", " "))
+	}
+	return strings.Join(head, " | ")
+}
+
+func median(x []float64) (float64, bool) {
+	if len(x) == 0 {
+		return 0, false
+	}
+	x = slices.Sorted(slices.Values(x))
+	return x[len(x)/2], true
+}
+
+// number has two significant digits, and all before the point.
+func number(v float64, ok bool) string {
+	switch {
+	case !ok:
+		return ""
+	case math.Abs(v) >= 10:
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	case math.Abs(v) >= 1:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	}
+	return strconv.FormatFloat(v, 'f', 2, 64)
+}
