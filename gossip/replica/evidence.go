@@ -235,7 +235,7 @@ func (n *Node) flushEvidence(now time.Time) {
 		b := append(make([]byte, 0, MaxDatagram), head...)
 		base := millis(now)
 		b = binary.BigEndian.AppendUint64(b, base)
-		for ; at < len(v.queue) && len(b) < MaxDatagram-40; at++ {
+		for ; at < len(v.queue) && len(b) < n.o.Datagram-40; at++ {
 			k := v.queue[at]
 			delete(v.queued, k)
 			r := v.find(k, 0)
@@ -260,7 +260,7 @@ func (n *Node) flushEvidence(now time.Time) {
 	}
 }
 
-func (n *Node) onEvidence(r *reader, now time.Time) error {
+func (n *Node) onEvidence(from string, r *reader, now time.Time) error {
 	origin, _, base := r.name(), r.clock(), r.u64()
 	if r.bad || base >= 1<<48 {
 		return wireError(kindEvidence)
@@ -294,8 +294,8 @@ func (n *Node) onEvidence(r *reader, now time.Time) error {
 	if r.bad {
 		return wireError(kindEvidence)
 	}
-	if origin == n.o.Node {
-		return nil
+	if origin != from {
+		return errForged
 	}
 	v, at := &n.evidence, millis(now)
 	id, ok := v.names[origin]

@@ -32,11 +32,12 @@ import (
 	"github.com/mxshield/mxshield/agent/block"
 )
 
-// Net carries messages to other nodes. Neither method may call back into the Node, nor keep msg.
+// Net carries messages to other nodes; *gossip.Cluster is one. No method may call back into the Node. A message is not
+// changed after it was handed over, so that it may be kept, but it goes to several peers.
 type Net interface {
 	// Peers lists the names of the other live nodes.
 	Peers() []string
-	// Send hands over a datagram of at most MaxDatagram bytes, which may get lost.
+	// Send hands over a datagram of at most Options.Datagram bytes, which may get lost.
 	Send(peer string, msg []byte) bool
 	// Stream hands over a message of at most MaxMessage bytes, which arrives unless the peer dies. It may refuse.
 	Stream(peer string, msg []byte) bool
@@ -51,6 +52,8 @@ type Options struct {
 	Table *block.Table
 	// State is what State returned, as it was in the state file together with the entries of the table.
 	State []byte
+	// Datagram is the largest message that is sent as a datagram; 0 or more than MaxDatagram: MaxDatagram.
+	Datagram int
 	// Accepted says whether mail from an address or /64 was accepted here lately, and was welcome. A node that blocks
 	// BreakerHosts such sources within BreakerTime is suspended here. nil: no breaker.
 	Accepted     func(netip.Prefix) bool
@@ -163,6 +166,10 @@ func New(o Options) (*Node, error) {
 	if o.Node == "" || len(o.Node) > maxName {
 		return nil, fmt.Errorf("node name %.40q: 1 to %d bytes", o.Node, maxName)
 	}
+	if o.Datagram == 0 || o.Datagram > MaxDatagram {
+		o.Datagram = MaxDatagram
+	}
+	o.Datagram = max(o.Datagram, 512) // what comes before the first record must fit
 	if o.BreakerHosts == 0 {
 		o.BreakerHosts = 10
 	}
@@ -289,7 +296,7 @@ func (n *Node) conflict(top uint64, now time.Time) {
 // ---- sending
 
 func (n *Node) send(to string, msg []byte) {
-	n.out = append(n.out, outgoing{to, msg, len(msg) > MaxDatagram})
+	n.out = append(n.out, outgoing{to, msg, len(msg) > n.o.Datagram})
 }
 
 // unlock sends what was collected, without the lock.
@@ -376,7 +383,7 @@ func (n *Node) pack(from, to uint64, now time.Time) (packets [][]byte, total int
 		}
 	}
 	n.table.Log(n.o.Node, n.own.epoch, from, to, func(e *block.Entry) bool {
-		if w.n > 0 && w.add(e, MaxDatagram) {
+		if w.n > 0 && w.add(e, n.o.Datagram) {
 			return true
 		}
 		if seal(); total > maxBacklog {
@@ -384,9 +391,9 @@ func (n *Node) pack(from, to uint64, now time.Time) (packets [][]byte, total int
 			w.n = 0
 			return false
 		}
-		w.b = append(make([]byte, 0, MaxDatagram), head...)
+		w.b = append(make([]byte, 0, n.o.Datagram), head...)
 		w.start(e.Seq-1, e.Stamp)
-		w.add(e, MaxDatagram)
+		w.add(e, MaxMessage) // with two long names in it even one record may need a stream
 		return true
 	})
 	seal()
@@ -490,8 +497,9 @@ func (n *Node) sorted() []*lane {
 
 func (n *Node) sweep(now time.Time) {
 	for k, l := range n.lanes {
-		dead := l != n.own && k.epoch != n.newest[k.origin] && now.Sub(block.EpochTime(k.epoch)) > laneLife
-		if dead && n.table.Live(k.origin, k.epoch) == 0 {
+		old := k.epoch != n.newest[k.origin] && now.Sub(block.EpochTime(k.epoch)) > laneLife
+		empty := len(l.know) == 0 && len(l.skip) == 0 && l.pull.id == 0 // somebody spoke of it, and nobody has it
+		if l != n.own && (old || empty) && n.table.Live(k.origin, k.epoch) == 0 {
 			if l.pull.id != 0 {
 				n.donePull(l)
 			}
@@ -501,6 +509,10 @@ func (n *Node) sweep(now time.Time) {
 		}
 	}
 	n.full = time.Time{}
+	clear(n.newest)
+	for k := range n.lanes {
+		n.newest[k.origin] = max(n.newest[k.origin], k.epoch)
+	}
 	for name, p := range n.peers {
 		if now.Sub(p.heard).Abs() > offsetLife {
 			delete(n.peers, name)

@@ -214,6 +214,10 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%s: %+v", name, s)
 		}
 	}
+	n.Receive("mx3", recordsMessage([]block.Entry{e}))
+	if s := n.Stats(); s.Merged != 2 || !slices.ContainsFunc(s.Alarms, func(a Alarm) bool { return a.Key == "forged mx3" }) {
+		t.Errorf("in another's name: %+v", s)
+	}
 	wide := e
 	wide.Seq, wide.Prefix = 4, pfx("198.0.0.0/8")
 	n.Receive("mx1", recordsMessage([]block.Entry{wide}))
@@ -233,7 +237,7 @@ func TestOwnNumbers(t *testing.T) {
 	now := a.clock()
 	e := autoBlock("203.0.113.9/32", time.Hour, now)
 	e.Origin, e.Epoch, e.Seq, e.Stamp, e.Since = "mx1", epoch, 5, block.StampAt(now), now
-	w.hosts[1].node.Receive("mx3", recordsMessage([]block.Entry{e}))
+	w.hosts[1].node.Receive("mx1", recordsMessage([]block.Entry{e}))
 	a.say(t, autoBlock("198.51.100.1/32", time.Hour, now))
 	w.run(10 * time.Second)
 	if next, n := a.table.Number(); next == epoch || n != 1 {
@@ -281,7 +285,7 @@ func TestNothingOfPeopleOnTheWire(t *testing.T) {
 	}
 }
 
-// TestNet: New, Receive, Tick and Flush from many goroutines.
+// TestConcurrent: all methods from many goroutines.
 func TestConcurrent(t *testing.T) {
 	now := epoch0.Add(2 * time.Second)
 	n, _ := lone(t, "mx2", &now, Options{})

@@ -33,6 +33,9 @@ func (n *Node) receive(from string, msg []byte, now time.Time, outer bool) {
 		n.stats.UnknownVersion++
 	case errors.Is(err, errKind):
 		n.stats.UnknownKind++
+	case errors.Is(err, errForged):
+		n.stats.Refused++
+		n.alarm("forged "+from, fmt.Sprintf("node %.64q speaks in the name of another", from), now)
 	case err != nil:
 		n.stats.Malformed++
 	}
@@ -49,7 +52,7 @@ func (n *Node) dispatch(from string, kind byte, r *reader, now time.Time, outer 
 	case kindReply:
 		return n.onReply(from, r, now)
 	case kindEvidence:
-		return n.onEvidence(r, now)
+		return n.onEvidence(from, r, now)
 	case kindHello:
 		return n.onHello(from, r, now)
 	case kindBundle:
@@ -73,6 +76,9 @@ func (n *Node) onRecords(from string, r *reader, now time.Time) error {
 	list, unknown := r.run(origin, epoch)
 	if r.bad || top >= 1<<63 {
 		return wireError(kindRecords)
+	}
+	if origin != from { // what others said is told to those who ask
+		return errForged
 	}
 	n.noteClock(from, at, now)
 	l := n.meet(origin, epoch, now)

@@ -103,9 +103,6 @@ func simulate(seed uint64, fault block.Fault) *history {
 	for i := range 4 {
 		h.good[simPrefixes[i]] = r.IntN(3) == 0
 	}
-	if dbg != nil {
-		h.onWire = func(from, to string, msg []byte, _ bool) { dbg(h, from, to, msg) }
-	}
 	h.startAll()
 	if r.IntN(3) == 0 {
 		h.liar = pick(r, h.hosts)
@@ -298,7 +295,7 @@ func (h *history) lie() {
 			msg[i] = byte(h.r.Uint32())
 		}
 		if len(msg) > 2 {
-			msg[0], msg[1], msg[2] = wireVersion, byte(h.r.IntN(9)), 0
+			msg[0], msg[1], msg[2] = WireVersion, byte(h.r.IntN(9)), 0
 		}
 		for _, to := range x.Peers() {
 			x.Send(to, msg)
@@ -587,5 +584,3 @@ func TestSimulatorFinds(t *testing.T) {
 		})
 	}
 }
-
-var dbg func(h *history, from, to string, msg []byte)

@@ -10,7 +10,7 @@ import (
 	"github.com/mxshield/mxshield/agent/block"
 )
 
-// The wire format. A message is
+// WireVersion is the version of the wire format. A message is
 //
 //	version 1 | kind 1 | signature length 1 | signature (0 to 64 bytes, not used yet) | body
 //
@@ -35,7 +35,7 @@ import (
 // clock is the sender's, in ms. A record with a kind or a head of later versions is skipped by its length, and one
 // that is longer than what is known of it is cut. There is no field for a mailbox, a host or a line of a log: the only
 // text is names of nodes.
-const wireVersion = 1
+const WireVersion = 1
 
 // The kinds of messages.
 const (
@@ -62,11 +62,12 @@ var (
 	errWire    = errors.New("malformed message")
 	errVersion = errors.New("message of another version")
 	errKind    = errors.New("message of an unknown kind")
+	errForged  = errors.New("message in another node's name")
 )
 
 // ---- writing
 
-func header(b []byte, kind byte) []byte { return append(b, wireVersion, kind, 0) }
+func header(b []byte, kind byte) []byte { return append(b, WireVersion, kind, 0) }
 
 func putString(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
@@ -254,7 +255,7 @@ func open(msg []byte) (kind byte, r *reader, err error) {
 	if len(msg) < 3 || len(msg) > MaxMessage {
 		return 0, nil, errWire
 	}
-	if msg[0] != wireVersion {
+	if msg[0] != WireVersion {
 		return 0, nil, errVersion
 	}
 	r = &reader{b: msg[2:]}

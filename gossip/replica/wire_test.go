@@ -240,7 +240,7 @@ func TestUnknownIsSkipped(t *testing.T) {
 		t.Errorf("answers for %v", got)
 	}
 	// A signature is not looked at.
-	signed := append([]byte{wireVersion, kindRecords, 64}, bytes.Repeat([]byte{1}, 64)...)
+	signed := append([]byte{WireVersion, kindRecords, 64}, bytes.Repeat([]byte{1}, 64)...)
 	signed = append(signed, recordsMessage(samples()[3:4])[3:]...)
 	n.Receive("mx1", signed)
 	if s := n.Stats(); s.Merged != 3 {
