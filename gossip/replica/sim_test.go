@@ -373,9 +373,7 @@ func (h *history) safeAt(x *simHost, clears []block.Entry) {
 		v.came = true
 		return yes || v.void(c)
 	}
-	for _, e := range x.table.OriginClears() {
-		v.entries = append(v.entries, e)
-	}
+	v.entries = append(v.entries, x.table.OriginClears()...)
 	for _, a := range simAddrs {
 		d := x.table.Decide(single(a), now)
 		if !d.Drop {
