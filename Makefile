@@ -10,10 +10,11 @@ DESTDIR ?=
 # Tests that need the lab take turns: the machine may have two cores, and the rigs are timed.
 TESTFLAGS ?= -p 1 -timeout 540s
 FUZZTIME ?= 5m
+SIM ?= 10000
 BENCHTIME ?= 1s
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak race lint generate check-generated bench fuzz install clean go
+.PHONY: help build demo test soak race lint generate check-generated bench fuzz sim install clean go
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -64,6 +65,9 @@ bench: go ## benchmarks, and their ratios as Markdown tables (root; also in bin/
 	@cat bin/bench.md
 	$(call give_back,bin)
 	"$(GO)" run ./scripts/fail2ban
+
+sim: go ## run SIM (10000) random histories of a cluster through the replication
+	MXSHIELD_SIM=$(SIM) "$(GO)" test -count 1 -timeout 7200s -run 'TestHistories|TestSimulatorFinds' -v ./gossip/replica
 
 fuzz: go ## run every fuzzer for FUZZTIME (5m) each
 	scripts/fuzz.sh $(FUZZTIME)

@@ -7,7 +7,7 @@ module=$(go list -m)
 
 allowed() { # room -> rooms it may import
 	case $1 in
-	agent) echo 'agent/block agent/control agent/internal/* bpf gossip scripts/loggen/traffic' ;; # the last one in a test only
+	agent) echo 'agent/block agent/control agent/internal/* bpf gossip gossip/replica scripts/loggen/traffic' ;; # the last one in a test only
 	agent/control) echo 'agent/block' ;;
 	agent/internal/config) echo 'agent/block agent/internal/dnslist agent/internal/maillog agent/internal/senders agent/internal/verdict gossip' ;;
 	agent/internal/dnslist) echo 'agent/internal/resolve scripts/lab' ;; # the last one in a test only
@@ -17,7 +17,7 @@ allowed() { # room -> rooms it may import
 	scripts/loggen) echo 'scripts/loggen/traffic' ;;
 	scripts/fail2ban) echo 'scripts/lab scripts/loggen/traffic agent/control' ;;
 	ctl) echo 'agent/block agent/control bpf' ;;
-	gossip) echo 'agent/block' ;;
+	gossip | gossip/replica) echo 'agent/block' ;;
 	scripts/demo | scripts/e2e) echo 'scripts/lab agent/block agent/control bpf' ;;
 	*) echo '' ;; # agent/block, agent/internal/maillog, agent/internal/tail, bpf, scripts/lab: nobody
 	esac

@@ -17,7 +17,8 @@ type Allower interface {
 type allows struct {
 	to    Allower // nil: nobody wants to know
 	nodes map[uint32]struct{}
-	stale bool // what to was told is not what holds
+	stale bool   // what to was told is not what holds
+	next  uint32 // when the first allow of what it was told ends; 0: never
 }
 
 // noteLocked is told of every node of an allow or disallow that comes or goes.
@@ -39,10 +40,14 @@ func (t *Table) allowedLocked(at uint32) []netip.Prefix {
 	for k := range t.never.rules {
 		list = append(list, k.prefix())
 	}
+	t.allows.next = 0
 	for i := range t.allows.nodes {
 		n := t.nodes.at(i)
 		if k := n.key(); !n.ended(at) && !t.disallowedLocked(k, n.stamp) {
 			list = append(list, k.prefix())
+			if n.until != 0 && (t.allows.next == 0 || n.until < t.allows.next) {
+				t.allows.next = n.until
+			}
 		}
 	}
 	slices.SortFunc(list, netip.Prefix.Compare)
@@ -61,7 +66,9 @@ func (t *Table) disallowedLocked(k pkey, stamp Stamp) bool {
 
 // tellAllowedLocked hands the list on if it has changed. What fails is tried again by the next Expire.
 func (t *Table) tellAllowedLocked(at uint32) error {
-	if t.allows.to == nil || !t.allows.stale {
+	// What has ended may stay in the table for a while.
+	ended := t.allows.next != 0 && at >= t.allows.next
+	if t.allows.to == nil || !t.allows.stale && !ended {
 		return nil
 	}
 	err := t.allows.to.SetAllowed(t.allowedLocked(at))

@@ -45,8 +45,8 @@ type outcome struct {
 }
 
 // cancels says whether clear c cancels block b for the addresses both cover.
-func cancels(c, b *node) bool {
-	return c.stamp >= b.stamp || b.automatic() && StampAt(time32(c.until)) > b.stamp
+func (t *Table) cancels(c, b *node) bool {
+	return c.stamp >= b.stamp || b.automatic() && stamp32(c.until) > b.stamp && t.fault != FaultNoHold
 }
 
 // verdictLocked decides for the addresses of k about which nothing more specific is said.
@@ -61,7 +61,7 @@ func (t *Table) verdictLocked(k pkey, at uint32) outcome {
 	near := t.nearLocked(k)
 	cancelledBy := func(b *node) uint32 {
 		for _, i := range near {
-			if c := t.nodes.at(i); c.kind == Clear && cancels(c, b) {
+			if c := t.nodes.at(i); c.kind == Clear && t.cancels(c, b) {
 				return i
 			}
 		}
@@ -192,7 +192,7 @@ func (t *Table) About(p netip.Prefix) []Entry {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var list []Entry
-	for _, i := range t.nearLocked(keyOf(p)) {
+	for _, i := range t.aroundLocked(keyOf(p), true) {
 		list = append(list, t.entryLocked(i))
 	}
 	return list
@@ -201,7 +201,7 @@ func (t *Table) About(p netip.Prefix) []Entry {
 // heldLocked finds a clear around k whose hold is not over at stamp.
 func (t *Table) heldLocked(k pkey, stamp Stamp) (uint32, bool) {
 	for _, i := range t.nearLocked(k) {
-		if c := t.nodes.at(i); c.kind == Clear && StampAt(time32(c.until)) > stamp {
+		if c := t.nodes.at(i); c.kind == Clear && stamp32(c.until) > stamp {
 			return i, true
 		}
 	}
@@ -211,11 +211,11 @@ func (t *Table) heldLocked(k pkey, stamp Stamp) (uint32, bool) {
 // liveBlockLocked says whether block node i still stands for its own prefix.
 func (t *Table) liveBlockLocked(i, at uint32) bool {
 	b := t.nodes.at(i)
-	if b.until != 0 && b.until <= at {
+	if b.until != 0 && b.until <= at || t.hiddenLocked(b) {
 		return false
 	}
 	for _, j := range t.nearLocked(b.key()) {
-		if c := t.nodes.at(j); c.kind == Clear && cancels(c, b) {
+		if c := t.nodes.at(j); c.kind == Clear && t.cancels(c, b) {
 			return false
 		}
 	}
@@ -410,7 +410,7 @@ func (t *Table) countLocked(at uint32) {
 // standsNowLocked says whether node i is in effect for its own prefix, of which v is the verdict.
 func (t *Table) standsNowLocked(i uint32, v outcome, at uint32) bool {
 	switch n := t.nodes.at(i); {
-	case n.ended(at):
+	case n.ended(at) || t.hiddenLocked(n):
 		return false
 	case n.kind == Block:
 		return v.drop && (v.by == i || t.liveBlockLocked(i, at))

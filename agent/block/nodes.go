@@ -18,12 +18,13 @@ type node struct {
 	until  uint32 // the same; 0: no end
 	hits   uint32
 	next   uint32 // the next node of the same prefix, or the next unused one
-	origin uint16
+	writer uint16 // its origin and epoch
 	bits   uint8
 	kind   Kind // 0: unused
 	cause  Cause
 	scope  Scope
 	stands bool // counted as in effect, see settleLocked
+	view   view // why it is kept, but not enforced
 }
 
 func (n *node) key() pkey { return pkey{n.hi, n.lo, n.bits} }
@@ -31,11 +32,6 @@ func (n *node) key() pkey { return pkey{n.hi, n.lo, n.bits} }
 func (n *node) automatic() bool { return n.kind == Block && n.cause != Manual }
 
 func (n *node) ended(at uint32) bool { return n.until != 0 && n.until <= at }
-
-// older says whether a record with this stamp and number replaces n.
-func (n *node) older(s Stamp, seq uint64) bool {
-	return n.stamp < s || n.stamp == s && n.seq < seq
-}
 
 const chunkBits = 12
 
@@ -150,10 +146,22 @@ func family(k pkey) int {
 // headLocked returns the first node of exactly k, 0 if there is none.
 func (t *Table) headLocked(k pkey) uint32 { return t.index.get(&t.nodes, k) }
 
-func (t *Table) findLocked(k pkey, kind Kind, origin uint16) (uint32, bool) {
+// register is what of an entry's key is not the prefix.
+type register struct {
+	kind   Kind
+	auto   bool // an automatic block
+	origin uint16
+}
+
+func registerOf(e *Entry, origin uint16) register { return register{e.Kind, e.Automatic(), origin} }
+
+func (t *Table) findLocked(k pkey, r register) (uint32, bool) { return t.findViewLocked(k, r, 0) }
+
+// findViewLocked finds the entry of a key, or with early the one that waits for its time.
+func (t *Table) findViewLocked(k pkey, r register, v view) (uint32, bool) {
 	for i := t.headLocked(k); i != 0; {
 		n := t.nodes.at(i)
-		if n.kind == kind && n.origin == origin {
+		if n.kind == r.kind && n.automatic() == r.auto && n.view&early == v && t.writers[n.writer].origin == r.origin {
 			return i, true
 		}
 		i = n.next
@@ -161,15 +169,18 @@ func (t *Table) findLocked(k pkey, kind Kind, origin uint16) (uint32, bool) {
 	return 0, false
 }
 
-func (t *Table) putLocked(e *Entry) uint32 {
-	k, id := keyOf(e.Prefix), t.originID[e.Origin]
-	i, ok := t.findLocked(k, e.Kind, id)
+// putLocked takes e in as an entry of writer w. With v it waits for its time, or is too wide to be enforced.
+func (t *Table) putLocked(e *Entry, w uint16, v view) uint32 {
+	k := keyOf(e.Prefix)
+	i, ok := t.findViewLocked(k, registerOf(e, t.writers[w].origin), v&early)
 	if ok {
-		t.standsLocked(t.nodes.at(i), false)
+		n := t.nodes.at(i)
+		t.standsLocked(n, false)
+		t.forgetLocked(i, n)
 	} else {
 		head := t.headLocked(k)
 		i = t.nodes.take()
-		*t.nodes.at(i) = node{hi: k.hi, lo: k.lo, bits: k.bits, origin: id, kind: e.Kind, next: head}
+		*t.nodes.at(i) = node{hi: k.hi, lo: k.lo, bits: k.bits, kind: e.Kind, next: head}
 		if t.index.set(&t.nodes, k, i) {
 			t.have[family(k)][k.bits]++
 			if !k.is4() && k.bits > 64 {
@@ -180,13 +191,17 @@ func (t *Table) putLocked(e *Entry) uint32 {
 	t.allows.noteLocked(i, e.Kind, true)
 	n := t.nodes.at(i)
 	n.stamp, n.seq, n.hits, n.cause, n.scope = e.Stamp, e.Seq, e.Hits, e.Cause, e.Scope
-	n.since, n.until = floor32(e.Since), unix32(e.Until)
+	n.since, n.until, n.writer, n.view = floor32(e.Since), unix32(e.Until), w, v
+	t.rememberLocked(i, n)
 	delete(t.reasons, i)
 	if e.Reason != "" {
 		t.reasons[i] = e.Reason
 	}
 	delete(t.linger, i)
 	t.wakeAt(n.until)
+	if v&early != 0 {
+		t.wakeAt(due(n.stamp))
+	}
 	return i
 }
 
@@ -194,6 +209,7 @@ func (t *Table) dropLocked(i uint32) {
 	n := t.nodes.at(i)
 	t.allows.noteLocked(i, n.kind, false)
 	t.standsLocked(n, false)
+	t.forgetLocked(i, n)
 	k, next := n.key(), n.next
 	switch head := t.headLocked(k); {
 	case head != i:
@@ -229,17 +245,25 @@ func (t *Table) dropLocked(i uint32) {
 func (t *Table) entryLocked(i uint32) Entry {
 	n := t.nodes.at(i)
 	return Entry{
-		Origin: t.origins[n.origin], Prefix: n.key().prefix(), Kind: n.kind, Cause: n.cause, Scope: n.scope,
-		Since: time32(n.since), Until: time32(n.until), Stamp: n.stamp, Seq: n.seq, Hits: n.hits, Reason: t.reasons[i],
+		Origin: t.originOf(n).name, Prefix: n.key().prefix(), Kind: n.kind, Cause: n.cause, Scope: n.scope,
+		Since: time32(n.since), Until: time32(n.until), Stamp: n.stamp, Epoch: t.writers[n.writer].epoch, Seq: n.seq,
+		Hits: n.hits, Reason: t.reasons[i],
 	}
 }
 
-// nearLocked returns the nodes whose prefix covers k, widest first. The slice is good until the next call.
-func (t *Table) nearLocked(k pkey) []uint32 {
+// nearLocked returns the nodes that count whose prefix covers k, widest first. The slice is good until the next call.
+func (t *Table) nearLocked(k pkey) []uint32 { return t.aroundLocked(k, false) }
+
+// aroundLocked does so with hidden nodes too, if all is true.
+func (t *Table) aroundLocked(k pkey, all bool) []uint32 {
 	t.scratch = t.scratch[:0]
 	t.have[family(k)].around(k, func(w pkey) {
-		for i := t.headLocked(w); i != 0; i = t.nodes.at(i).next {
-			t.scratch = append(t.scratch, i)
+		for i := t.headLocked(w); i != 0; {
+			n := t.nodes.at(i)
+			if all || !t.hiddenLocked(n) {
+				t.scratch = append(t.scratch, i)
+			}
+			i = n.next
 		}
 	})
 	return t.scratch

@@ -144,6 +144,7 @@ func TestManyEntries(t *testing.T) {
 	}
 	n := 200_000
 	tab := fill(t, new(drain), n)
+	tab.keep = 0
 	at := t0.Add(time.Minute)
 	cheap(t, tab, "1000 blocks of a /56", func() {
 		for i := range 1000 {

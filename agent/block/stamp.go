@@ -18,6 +18,13 @@ func StampAt(t time.Time) Stamp {
 // Time returns the wall-clock part of the stamp, in UTC.
 func (s Stamp) Time() time.Time { return time.UnixMilli(int64(s >> 16)).UTC() }
 
+// stamp32 returns the first stamp of second s since 1970.
+func stamp32(s uint32) Stamp { return Stamp(s) * 1000 << 16 }
+
+// MaxAhead is how far ahead of this node's clock another node's stamp may be. Beyond it the entry waits for its time,
+// and the stamp does not advance the clock.
+const MaxAhead = time.Minute
+
 // clock makes stamps. The wall clock may step back: the stamps do not.
 type clock struct{ last Stamp }
 

@@ -45,8 +45,15 @@ type manySink interface {
 type Options struct {
 	Origin string // this node's name, 1 to 255 bytes
 	Sink   Sink   // nil: nothing is enforced (dry run)
+	// Epoch numbers what this node says from now on. It must be a new one whenever the numbers given before may not
+	// all be in the state file (NewEpoch makes one). 0: a node that was never in a cluster.
+	Epoch uint64
 	// MaxEntries bounds the table; beyond it automatic blocks are refused. 0: 2,097,152.
 	MaxEntries int
+	// Budget bounds what is enforced of the automatic blocks of each other origin. Zero: DefaultBudget.
+	Budget Budget
+	// Fault breaks a rule of merge or decision. Only the simulator sets it, which must find what that does.
+	Fault Fault
 	// Uptime is a monotonic clock, which tells steps of the wall clock. nil: the monotonic readings of the times that
 	// Expire is called with (those of time.Now and of tickers have one).
 	Uptime func() time.Duration
@@ -70,8 +77,18 @@ type Table struct {
 	mu       sync.Mutex
 	sink     Sink
 	max      int
-	origins  []string // index 0 is this node
+	budget   Budget
+	fault    Fault
+	origins  []*origin // index 0 is this node
 	originID map[string]uint16
+	writers  []*writer // index own is this node in its present epoch
+	writerID map[writerKey]uint16
+	own      uint16
+	cleared  []originClear
+	manual   int   // entries made by people
+	keep     int   // up to so many of them are kept for ever
+	booted   bool  // what Load brought was compared with the clock
+	ahead    Stamp // the highest stamp of other origins that Load brought
 	nodes    nodes
 	index    index
 	have     [2]lengths        // prefixes by family and length
@@ -101,11 +118,15 @@ func New(o Options) *Table {
 	if o.MaxEntries == 0 {
 		o.MaxEntries = 2 << 20
 	}
+	if o.Budget == (Budget{}) {
+		o.Budget = DefaultBudget
+	}
 	to, _ := o.Sink.(Allower)
 	return &Table{
 		allows: allows{to: to, nodes: map[uint32]struct{}{}, stale: true},
-		sink:   o.Sink, max: o.MaxEntries,
-		origins: []string{o.Origin}, originID: map[string]uint16{o.Origin: 0},
+		sink:   o.Sink, max: o.MaxEntries, keep: MaxManual / 2, budget: o.Budget, fault: o.Fault,
+		origins: []*origin{{name: o.Origin}}, originID: map[string]uint16{o.Origin: 0},
+		writers: []*writer{{epoch: o.Epoch}}, writerID: map[writerKey]uint16{{0, o.Epoch}: 0},
 		index: newIndex(), long: map[uint64][]pkey{}, reasons: map[uint32]string{}, linger: map[uint32]uint32{}, unsunk: map[pkey]error{},
 		never: newNeverSet(nil), wall: wallClock{uptime: o.Uptime},
 	}
@@ -142,7 +163,12 @@ type Result struct {
 func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	e.Origin, e.Stamp = t.origins[0], 1
+	t.bootLocked(now)
+	e.Origin, e.Stamp = t.origins[0].name, 1
+	e.Epoch, e.Seq = t.writers[t.own].epoch, 0
+	if e.Kind == OriginClear {
+		return Result{}, fmt.Errorf("%w: origin clears are made by ClearOrigin", errEntry)
+	}
 	if e.Since.IsZero() {
 		e.Since = now
 	}
@@ -150,7 +176,7 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 		if h := now.Add(MaxHold); e.Until.After(h) {
 			e.Until = h
 		}
-		switch old, ok := t.findLocked(keyOf(e.Prefix), Clear, 0); {
+		switch old, ok := t.findLocked(keyOf(e.Prefix), registerOf(&e, 0)); {
 		case e.Until.IsZero():
 			e.Until = now
 		case ok:
@@ -167,6 +193,11 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 	}
 	k, at := keyOf(e.Prefix), unix32(now)
 	var res Result
+	if (e.Kind == Allow || e.Kind == Block && e.Cause == Manual) && t.manual >= MaxManual {
+		if _, ok := t.findLocked(k, registerOf(&e, 0)); !ok {
+			return Result{}, manualError{t.manual}
+		}
+	}
 	if e.Kind == Block {
 		if by, ok := t.never.around(k); ok {
 			return Result{}, &NeverError{e.Prefix, by}
@@ -182,11 +213,14 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 				return Result{}, fmt.Errorf("%w: %d entries", ErrFull, t.nodes.live)
 			}
 		}
-		if old, ok := t.findLocked(k, Block, 0); ok && t.liveBlockLocked(old, at) {
-			n := t.nodes.at(old)
-			if e.Automatic() && n.cause == Manual { // a person's word is not replaced by evidence
+		if old, ok := t.findLocked(k, register{Block, false, 0}); ok && t.liveBlockLocked(old, at) {
+			if e.Automatic() { // a person's word needs no evidence
 				return Result{Entry: t.entryLocked(old), Already: true}, nil
 			}
+			res.Already = true
+		}
+		if old, ok := t.findLocked(k, register{Block, true, 0}); ok && t.liveBlockLocked(old, at) {
+			n := t.nodes.at(old)
 			if e.Automatic() {
 				e.Since = time32(n.since)
 				e.Scope |= n.scope
@@ -211,9 +245,13 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 			touching = append(touching, b)
 		}
 	}
-	t.seq++
-	e.Stamp, e.Seq = t.clk.next(now), t.seq
-	i := t.putLocked(&e)
+	e.Stamp = t.clk.next(now)
+	if e.Cause != Feed { // every node has its own feeds
+		t.seq++
+		e.Seq = t.seq
+	}
+	e.limit()
+	i := t.putLocked(&e, t.own, 0)
 	t.dirty = append(t.dirty, e)
 	if err := t.refreshLocked(at, k); err != nil {
 		res.Unenforced = err.Error()
@@ -264,10 +302,15 @@ func (t *Table) outcomeLocked(res *Result, list []touched, at uint32) {
 func (t *Table) Merge(e Entry, now time.Time) (bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	changed, err := t.mergeLocked(e)
+	t.bootLocked(now)
+	changed, err := t.mergeLocked(e, now)
 	if err == nil && changed {
 		t.dirty = append(t.dirty, e)
-		_ = t.refreshLocked(unix32(now), keyOf(e.Prefix)) // what the Sink refuses is kept in unsunk and tried again
+		if e.Kind == OriginClear {
+			t.voidLocked(now)
+		} else {
+			_ = t.refreshLocked(unix32(now), keyOf(e.Prefix)) // what the Sink refuses is kept in unsunk and tried again
+		}
 	}
 	return changed, err
 }
@@ -276,7 +319,7 @@ func (t *Table) Merge(e Entry, now time.Time) (bool, error) {
 func (t *Table) Load(e Entry) (bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	changed, err := t.mergeLocked(e)
+	changed, err := t.mergeLocked(e, time.Time{})
 	if at := e.Stamp.Time(); err == nil && at.After(t.wall.newest) {
 		t.wall.newest = at
 	}
@@ -284,35 +327,50 @@ func (t *Table) Load(e Entry) (bool, error) {
 	return changed, err
 }
 
-func (t *Table) mergeLocked(e Entry) (bool, error) {
+// mergeLocked takes e in. Without now, what is ahead of the clock is found later, by bootLocked.
+func (t *Table) mergeLocked(e Entry, now time.Time) (bool, error) {
 	if err := e.check(); err != nil {
 		return false, err
 	}
-	if limit := e.Stamp.Time().Add(MaxAutomatic); e.Automatic() && e.Until.After(limit) {
-		e.Until = limit
+	e.limit()
+	id, err := t.originLocked(e.Origin)
+	if err != nil {
+		return false, err
 	}
-	if limit := e.Stamp.Time().Add(MaxHold); e.Kind == Clear && e.Until.After(limit) {
-		e.Until = limit
+	v := t.observeLocked(e.Stamp, id, now)
+	if e.Kind == OriginClear {
+		return t.mergeClearLocked(&e, id, v)
 	}
-	id, ok := t.originID[e.Origin]
-	if !ok {
-		if len(t.origins) >= 1<<16-1 {
-			return false, fmt.Errorf("%w: too many origins", errEntry)
-		}
-		id = uint16(len(t.origins))
-		t.origins = append(t.origins, e.Origin)
-		t.originID[e.Origin] = id
+	k := keyOf(e.Prefix)
+	r := registerOf(&e, id)
+	i, found := t.findLocked(k, r)
+	if found && !t.newerLocked(&e, i) {
+		return false, nil // also if it waits for its time: it would change nothing then
 	}
-	t.clk.observe(e.Stamp)
-	if id == 0 {
-		t.seq = max(t.seq, e.Seq)
-	}
-	if i, ok := t.findLocked(keyOf(e.Prefix), e.Kind, id); ok {
-		if !t.nodes.at(i).older(e.Stamp, e.Seq) {
+	if j, ok := t.findViewLocked(k, r, early); v&early != 0 && ok {
+		if found = true; !t.newerLocked(&e, j) {
 			return false, nil
 		}
 	}
-	t.putLocked(&e)
+	if !found {
+		if n := t.nodes.live; n >= t.max && e.Automatic() || n >= t.max+2*MaxManual {
+			return false, fmt.Errorf("%w: %d entries", ErrFull, n)
+		}
+	}
+	w, err := t.writerLocked(id, e.Epoch)
+	if err != nil {
+		return false, err
+	}
+	if w == t.own {
+		t.seq = max(t.seq, e.Seq)
+	}
+	if id != 0 && tooWide(&e, k) {
+		v |= wide
+	}
+	t.putLocked(&e, w, v)
+	if t.fault == FaultLastWriter {
+		t.foldLocked(k)
+	}
 	return true, nil
 }
 
@@ -334,7 +392,13 @@ func (t *Table) Holds(e *Entry) bool {
 	if !ok {
 		return false
 	}
-	_, ok = t.findLocked(keyOf(e.Prefix), e.Kind, id)
+	if e.Kind == OriginClear {
+		return true
+	}
+	k, r := keyOf(e.Prefix), registerOf(e, id)
+	if _, ok = t.findLocked(k, r); !ok {
+		_, ok = t.findViewLocked(k, r, early)
+	}
 	return ok
 }
 
@@ -387,7 +451,9 @@ const (
 func (t *Table) Expire(now time.Time) (removed int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.bootLocked(now)
 	at := unix32(now)
+	t.rebudgetLocked(at)
 	tries := 0
 	for k := range t.unsunk {
 		if tries++; tries > retries {
@@ -397,17 +463,26 @@ func (t *Table) Expire(now time.Time) (removed int) {
 	}
 	_ = t.tellAllowedLocked(at)
 	right := t.wall.right(now)
-	if t.wake == 0 || at < t.wake {
+	if (t.wake == 0 || at < t.wake) && t.fault != FaultForgetClears {
 		return 0
 	}
 	t.wake = 0
 	budget := lingerMost
-	var gone []uint32
+	var gone, ripe []uint32
 	var keys []pkey
 	for i := uint32(1); i <= t.nodes.used; i++ {
 		n := t.nodes.at(i)
 		switch {
-		case n.kind == 0 || n.until == 0:
+		case n.kind == 0:
+		case n.view&early != 0 && due(n.stamp) > at:
+			t.wakeAt(due(n.stamp))
+		case n.view&early != 0 && right:
+			ripe = append(ripe, i)
+		case n.view&early != 0:
+			t.wakeAt(at + 1)
+		case t.fault == FaultForgetClears && n.kind == Clear && n.stamp.Time().Add(MaxAutomatic).Before(now):
+			gone = append(gone, i)
+		case n.until == 0:
 		case n.until > at:
 			t.wakeAt(n.until)
 		case !right:
@@ -419,10 +494,16 @@ func (t *Table) Expire(now time.Time) (removed int) {
 					keys = append(keys, n.key())
 				}
 			}
-		case len(gone) >= expireMost:
+		case len(gone) >= expireMost || len(keys) >= expireMost:
 			t.wakeAt(at)
+		case !n.automatic() && t.manual <= t.keep:
+			if n.kind == Clear {
+				t.standsLocked(n, false) // its hold is over
+			} else if n.stands {
+				keys = append(keys, n.key())
+			}
 		case n.kind == Clear:
-			t.standsLocked(n, false) // its hold is over
+			t.standsLocked(n, false)
 			if end := t.clearEndLocked(i, at, &budget); end > at {
 				t.wakeAt(end)
 				continue
@@ -439,6 +520,17 @@ func (t *Table) Expire(now time.Time) (removed int) {
 		keys = append(keys, t.nodes.at(i).key())
 		t.dropLocked(i)
 	}
+	for n, i := range ripe { // their time has come
+		if n >= expireMost {
+			t.wakeAt(at)
+			break
+		}
+		e := t.entryLocked(i)
+		t.dropLocked(i)
+		_, _ = t.mergeLocked(e, now)
+		keys = append(keys, keyOf(e.Prefix))
+	}
+	t.voidLocked(now)
 	_ = t.refreshLocked(at, keys...)
 	return len(gone)
 }
@@ -450,8 +542,12 @@ func (t *Table) Doubt() string {
 	return t.wall.words
 }
 
-// clearLinger is how long a clear is kept after its hold: every automatic block it may still have to cancel, from
-// whatever partition it arrives, has ended by then (DESIGN: hold_until + 7 d + 60 s).
+// What people said is kept for ever, also when it has ended: only so a clear still cancels a manual block, which need
+// not have an end, that arrives from another side of a long partition; only so a manual block that was made shorter
+// does not live on where nobody heard of that; and only so all nodes keep the same. There is as much as people made.
+//
+// Beyond Table.keep of that, what has ended goes, and clears go clearLinger after their hold: every automatic block
+// they may still have to cancel has ended by then, from whatever partition it arrives.
 const clearLinger = uint32((MaxAutomatic + time.Minute) / time.Second)
 
 // lookAgain is when a clear that is still needed is looked at again: looking costs, and keeping it does not.
@@ -473,9 +569,9 @@ func (t *Table) clearEndLocked(i, at uint32, budget *int) uint32 {
 	needed := false
 	look := func(j uint32) {
 		b := t.nodes.at(j)
-		needed = needed || b.kind == Block && !b.ended(at) && cancels(c, b)
+		needed = needed || b.kind == Block && !b.ended(at) && t.cancels(c, b)
 	}
-	for _, j := range t.nearLocked(k) {
+	for _, j := range t.aroundLocked(k, true) {
 		look(j)
 	}
 	if !needed {
@@ -525,6 +621,7 @@ func (t *Table) Resync(kernel []Enforced, now time.Time, orphans bool) (changed 
 func (t *Table) ResyncEach(each func(yield func(Enforced) bool) error, now time.Time, orphans bool) (changed int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.bootLocked(now)
 	at := unix32(now)
 	if t.sink == nil {
 		t.uncounted = true
@@ -626,7 +723,7 @@ func (t *Table) knownLocked(k pkey) bool {
 	if _, ok := t.never.sender(k); ok {
 		return true
 	}
-	return len(t.nearLocked(k)) > 0
+	return len(t.aroundLocked(k, true)) > 0
 }
 
 // ---- from effective state to Sink
@@ -805,12 +902,20 @@ func (t *Table) sunkLocked(k pkey, err error) error {
 	return err
 }
 
+// Lead says how far the newest stamp of this table's clock is ahead of now: more than a moment if the wall clock was
+// set back, or runs behind that of others.
+func (t *Table) Lead(now time.Time) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return max(0, t.clk.last.Time().Sub(now))
+}
+
 // Newest returns the time of the newest stamp, zero if there is none.
 func (t *Table) Newest() time.Time {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.clk.last == 0 {
-		return time.Time{}
+	if n := max(t.clk.last, t.ahead); n != 0 {
+		return n.Time()
 	}
-	return t.clk.last.Time()
+	return time.Time{}
 }

@@ -520,6 +520,12 @@ func TestClearIsKeptWhileItIsNeeded(t *testing.T) {
 	apply(t, tab, Entry{Prefix: pfx("198.51.100.7"), Kind: Clear, Until: t0.Add(time.Hour)}, t0.Add(time.Second))
 	apply(t, tab, Entry{Prefix: pfx("203.0.113.7"), Kind: Clear, Until: t0.Add(time.Hour)}, t0.Add(time.Second))
 	at := t0.Add(60 * 24 * time.Hour)
+	if n := tab.Expire(at); n != 0 {
+		t.Errorf("%d clears forgotten while there are few", n)
+	}
+	tab.keep = 1 // there are three entries of people
+	at = at.Add(25 * time.Hour)
+	tab.wakeAt(1) // the next time that anything ends
 	if n := tab.Expire(at); n != 1 {
 		t.Errorf("%d clears forgotten, want the one that cancels nothing", n)
 	}
@@ -672,7 +678,7 @@ func model(entries []Entry, never []Never, a netip.Addr, now time.Time) Scope {
 	}
 	latest := map[string]Entry{}
 	for _, e := range entries {
-		k := fmt.Sprint(e.Origin, e.Prefix, e.Kind)
+		k := fmt.Sprint(e.Origin, e.Prefix, e.Kind, e.Automatic())
 		if o, ok := latest[k]; !ok || e.Stamp > o.Stamp || e.Stamp == o.Stamp && e.Seq > o.Seq {
 			latest[k] = e
 		}
@@ -697,7 +703,9 @@ func model(entries []Entry, never []Never, a netip.Addr, now time.Time) Scope {
 			continue
 		}
 		if e.Automatic() {
-			scope = max(scope, e.Scope)
+			if single := e.Prefix.Addr().Is4() && e.Prefix.Bits() == 32 || e.Prefix.Addr().Is6() && e.Prefix.Bits() >= 64; single || e.Origin == "mx1" {
+				scope = max(scope, e.Scope)
+			}
 			continue
 		}
 		if best == nil || e.Prefix.Bits() > best.Prefix.Bits() || e.Prefix.Bits() == best.Prefix.Bits() && (e.Stamp > best.Stamp || e.Stamp == best.Stamp && e.Kind == Allow) {
@@ -850,7 +858,7 @@ func TestMergeLaws(t *testing.T) {
 		}
 		a, b := New(Options{Origin: "me"}), New(Options{Origin: "me"})
 		for _, e := range list {
-			if _, err := a.Merge(e, t0); err != nil {
+			if _, err := a.Merge(e, t0.Add(10*time.Minute)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -858,7 +866,7 @@ func TestMergeLaws(t *testing.T) {
 		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
 		r.Shuffle(len(other), func(i, j int) { other[i], other[j] = other[j], other[i] })
 		for _, e := range other {
-			if _, err := b.Merge(e, t0); err != nil {
+			if _, err := b.Merge(e, t0.Add(10*time.Minute)); err != nil {
 				t.Fatal(err)
 			}
 		}

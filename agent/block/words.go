@@ -17,9 +17,11 @@ const (
 	Clear
 	// Disallow: cancels the allows of exactly its prefix with the same or an older stamp.
 	Disallow
+	// OriginClear: nothing that the origin Target said up to the stamp counts any more. It has no prefix.
+	OriginClear
 )
 
-var kindNames = [...]string{Block: "block", Allow: "allow", Clear: "clear", Disallow: "disallow"}
+var kindNames = [...]string{Block: "block", Allow: "allow", Clear: "clear", Disallow: "disallow", OriginClear: "origin_clear"}
 
 func (k Kind) String() string { return name(kindNames[:], uint8(k)) }
 

@@ -15,8 +15,6 @@ var preset = []string{
 	"spf:posteo.de",
 	"spf:orange.fr",
 	"spf:comcast.net",
-	"domain:yahoo.com", // its SPF record cannot be listed; AOL's hosts are there too
-	"domain:t-online.de",
 }
 
 // Preset returns the shipped list.

@@ -23,6 +23,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -424,7 +425,9 @@ func (s *Store) Compact(content int, knows func(*block.Entry) bool, wanted func(
 	seed := maphash.MakeSeed()
 	parts := uint64(before)/s.maxKeys + 1
 	partOf := func(k entryKey) uint64 { return maphash.Comparable(seed, k.prefix) % parts }
-	keyOf := func(e *block.Entry) entryKey { return entryKey{unique.Make(e.Origin), e.Prefix, e.Kind} }
+	keyOf := func(e *block.Entry) entryKey {
+		return entryKey{unique.Make(e.Origin), e.Prefix, e.Kind, e.Automatic(), unique.Make(e.Target)}
+	}
 	for part := range parts {
 		newest := map[entryKey]edition{}
 		if err := s.db.View(func(tx *bolt.Tx) error {
@@ -434,7 +437,7 @@ func (s *Store) Compact(content int, knows func(*block.Entry) bool, wanted func(
 					return nil
 				}
 				if k := keyOf(&e); partOf(k) == part {
-					if n := (edition{e.Stamp, e.Seq}); newest[k].before(n) {
+					if n := (edition{e.Stamp, e.Epoch, e.Seq}); newest[k].before(n) {
 						newest[k] = n
 					}
 				}
@@ -449,7 +452,7 @@ func (s *Store) Compact(content int, knows func(*block.Entry) bool, wanted func(
 			if e.UnmarshalBinary(v) != nil {
 				return true
 			}
-			return edition{e.Stamp, e.Seq}.before(newest[keyOf(&e)]) // the zero edition, of other parts, is before none
+			return edition{e.Stamp, e.Epoch, e.Seq}.before(newest[keyOf(&e)]) // the zero edition, of other parts, is before none
 		}); err != nil {
 			return removed, err
 		}
@@ -477,14 +480,17 @@ type entryKey struct {
 	origin unique.Handle[string]
 	prefix netip.Prefix
 	kind   block.Kind
+	auto   bool
+	target unique.Handle[string] // of an origin clear
 }
 
 // edition orders the records of one key.
 type edition struct {
 	stamp block.Stamp
+	epoch uint64
 	seq   uint64
 }
 
 func (a edition) before(b edition) bool {
-	return a.stamp < b.stamp || a.stamp == b.stamp && a.seq < b.seq
+	return cmp.Or(cmp.Compare(a.stamp, b.stamp), cmp.Compare(a.epoch, b.epoch), cmp.Compare(a.seq, b.seq)) < 0
 }
