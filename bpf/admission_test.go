@@ -340,7 +340,8 @@ func TestAdmissionRandom(t *testing.T) {
 		seen[l.check(t, pkt)]++
 	}
 	t.Logf("%d packets: %v", n, seen)
-	for _, reason := range []Reason{DropLimitedSource, DropLimitedTotal, DropHeld, PassNotBlocked, PassHole, DropExact} {
+	// The limits have tests of their own: here chance decides whether their turn comes.
+	for _, reason := range []Reason{DropHeld, PassNotBlocked, PassHole, DropExact} {
 		if n > 20000 && seen[reason] == 0 {
 			t.Errorf("no packet had the reason %s", reason)
 		}
