@@ -507,9 +507,10 @@ func TestRefusedVerdicts(t *testing.T) {
 	r.configure(conf + "allow: [198.18.8.0/24]\n")
 	r.start()
 	short, allowed := netip.MustParseAddr("198.18.1.1"), netip.MustParseAddr("198.18.8.8")
+	r.must("block", short.String())
 	writeRejects(t, path, short, 10)
-	r.awaitBlock(short)
-	r.must("block", short.String(), "--for", "1s")
+	r.eventually("the offences are known", func() bool { return counted(r.why(short), "unknown_recipient") == 10 })
+	r.must("block", short.String(), "--for", "1s") // a person's newer word replaces the older one
 	r.eventually("the short block is over", func() bool { return !r.why(short).Decision.Drop })
 	writeRejects(t, path, short, 1)
 	r.awaitBlock(short)

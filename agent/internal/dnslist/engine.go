@@ -360,8 +360,8 @@ func (e *Engine) work(ctx context.Context, a netip.Addr) {
 	if ctx.Err() != nil {
 		return
 	}
+	defer e.finished() // not before Found has returned: who waits for Done waits for what came of it
 	e.mu.Lock()
-	e.done++
 	s := e.sources.get(keyOf(a))
 	if s == nil { // pushed out meanwhile
 		s = e.sources.add(keyOf(a))
@@ -379,6 +379,12 @@ func (e *Engine) work(ctx context.Context, a netip.Addr) {
 		return // a list was suspended meanwhile; perhaps it is one of these: the next event asks again
 	}
 	e.o.Found(f)
+}
+
+func (e *Engine) finished() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.done++
 }
 
 // Check asks now, with the lists' texts, and waits for the answer. It is for people: it neither counts nor is remembered.

@@ -5,7 +5,7 @@ import "time"
 // Status is what the engine does, for people.
 type Status struct {
 	Asked   uint64       `json:"asked"`   // sources
-	Done    uint64       `json:"done"`    // sources
+	Done    uint64       `json:"done"`    // sources, with what Found made of them
 	Waiting int          `json:"waiting"` // sources
 	Dropped uint64       `json:"dropped"` // sources, because too many waited
 	Known   int          `json:"known"`   // sources that are remembered
