@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -50,7 +51,7 @@ func parseLine(line string) (cell, bool) {
 type table struct {
 	title     string
 	benchmark string
-	metric    string
+	metric    string // "": column is "metric", and only names those that are shown
 	rows      []string
 	column    string
 	only      []string          // values of column, in this order; nil: all
@@ -77,11 +78,31 @@ var tables = []table{
 		note: "The ratio is to cacheline. insert is in bulk, set one by one; of hash only the latter exists here, and is called insert.",
 	},
 	{
+		title: "A block on its way to the other nodes", benchmark: "Spread", rows: []string{"nodes"}, column: "metric",
+		only: []string{"p50-ms", "p99-ms", "p50-ratio", "p99-ratio", "queue-delivered", "burst-s", "queue-burst-delivered", "B/block/node", "queue-B/block/node", "join-s", "pushpull-joined"},
+		note: "All nodes in one process. Beside memberlist's broadcast queue and push/pull, with the same entries in the same run: ratios are theirs to ours, delivered and joined are parts of 1.",
+	},
+	{
 		title: "Memory of the tables", benchmark: "Table", metric: "bytes/entry", rows: []string{"size", "table"}, column: "op", only: []string{"insert"},
 	},
 }
 
+// byMetric makes a cell of each metric.
+func byMetric(cells []cell) (list []cell) {
+	for _, c := range cells {
+		for name, v := range c.metrics {
+			keys := maps.Clone(c.keys)
+			keys["metric"] = name
+			list = append(list, cell{c.name, keys, map[string]float64{"": v}})
+		}
+	}
+	return list
+}
+
 func (t table) markdown(cells []cell) string {
+	if t.metric == "" {
+		cells = byMetric(cells)
+	}
 	type at struct{ row, column string }
 	values := map[at][]float64{}
 	var rows, columns []string
@@ -108,7 +129,11 @@ func (t table) markdown(cells []cell) string {
 		columns = t.only
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n%s (%s)\n\n| %s |", t.title, t.metric, strings.Join(t.rows, " | "))
+	title := t.title
+	if t.metric != "" {
+		title += " (" + t.metric + ")"
+	}
+	fmt.Fprintf(&b, "\n%s\n\n| %s |", title, strings.Join(t.rows, " | "))
 	for _, c := range columns {
 		fmt.Fprintf(&b, " %s |", strings.ReplaceAll(c, "_", " "))
 		if t.base != nil {
