@@ -13,6 +13,9 @@ FUZZTIME ?= 5m
 SIM ?= 10000
 BENCHTIME ?= 1s
 
+# go test says nothing of what it skips, unless it says everything; this one names what was skipped, and why.
+gotest = "$(GO)" run gotest.tools/gotestsum@v1.13.0 --format standard-quiet --
+
 .DEFAULT_GOAL := help
 .PHONY: help build demo test soak race lint generate check-generated bench fuzz sim install clean go
 
@@ -38,16 +41,16 @@ demo: build ## show it: 200 attackers, one honest sender, a real Postfix, all in
 
 test: build ## run every test (root; as a user those that need it say so and are skipped)
 	@test "$$(id -u)" = 0 || echo 'note: not root: tests that need the kernel are skipped; run sudo make test'
-	"$(GO)" test $(TESTFLAGS) ./...
+	$(gotest) $(TESTFLAGS) ./...
 
 # Packages whose tests have long variants, which MXSHIELD_TEST_LONG=1 switches on.
 SOAK ?= ./agent/...
 
 soak: build ## the long variants of tests: a hundred kills under load, a 10 GB replay, ... (root)
-	MXSHIELD_TEST_LONG=1 "$(GO)" test -p 1 -count 1 -timeout 3h $(SOAK)
+	MXSHIELD_TEST_LONG=1 $(gotest) -p 1 -count 1 -timeout 3h $(SOAK)
 
 race: build ## the same under the race detector (needs a C compiler)
-	"$(GO)" test -race -p 1 -timeout 1200s ./...
+	$(gotest) -race -p 1 -timeout 1200s ./...
 
 lint: go ## formatting, vet, staticcheck, shell scripts, import directions
 	scripts/lint.sh
