@@ -118,7 +118,7 @@ func (d *daemon) drops(p netip.Prefix) uint64 {
 // Why explains an address or prefix.
 func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 	now := time.Now()
-	w := control.Why{Prefix: p, Decision: d.table.Decide(p, now), Entries: d.table.About(p)}
+	w := control.Why{Prefix: p, Now: now.UTC(), Decision: d.table.Decide(p, now), Entries: d.table.About(p)}
 	w.Decision.Until = w.Decision.Until.UTC()
 	if by := w.Decision.By; by != nil && by.Kind == block.Block {
 		w.Drops = d.drops(by.Prefix)

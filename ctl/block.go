@@ -215,6 +215,9 @@ func (c *ctl) result(r *block.Result) {
 	if !r.Held.IsZero() && r.Held.After(e.Until) {
 		fmt.Fprintf(c.out, "  an earlier hold goes on until %s\n", when(r.Held))
 	}
+	if b := r.Then; b != nil {
+		fmt.Fprintf(c.out, "  then block %s (%s since %s) goes on until %s; unblock ends both\n", b.Prefix, b.Cause, when(b.Since), until(b.Until))
+	}
 	for _, n := range r.Open {
 		fmt.Fprintf(c.out, "  %s inside it stays open: %s\n", n.Prefix, n.Rule)
 	}

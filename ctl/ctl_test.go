@@ -122,7 +122,7 @@ func (d *desk) List(q block.Query) control.List {
 }
 
 func (d *desk) Why(p netip.Prefix) (control.Why, error) {
-	w := control.Why{Prefix: p, Decision: d.table.Decide(p, frozen), Words: p.String() + " in words", Drops: 3}
+	w := control.Why{Prefix: p, Now: frozen, Entries: d.table.About(p), Decision: d.table.Decide(p, frozen), Words: p.String() + " in words", Drops: 3}
 	if w.Decision.Drop {
 		w.Evidence = &control.Evidence{
 			Prefix: p, Words: "12 unknown recipients, 0 accepted, in 3 s", Score: 120, Threshold: 100,

@@ -93,6 +93,39 @@ func (c *ctl) list(l *control.List, all bool) {
 	}
 }
 
+// maxAlso bounds how many further entries why names.
+const maxAlso = 10
+
+// also names the other entries that cover the address: blocks of other nodes or prefixes, and what stands behind the one that
+// decides and comes into force when that ends.
+func (c *ctl) also(w *control.Why, p func(name, format string, a ...any)) {
+	name, more := "also", 0
+	for _, e := range w.Entries {
+		d, over := &w.Decision, !e.Until.IsZero() && !e.Until.After(w.Now)
+		if over && e.Kind != block.Clear || e.Kind == block.Disallow || same(d.By, &e) || same(d.Clear, &e) {
+			continue
+		}
+		if name == "" && more >= maxAlso-1 {
+			p("", "more: mxshieldctl -o json why %s", short(block.Entry{Prefix: w.Prefix}))
+			return
+		}
+		switch {
+		case e.Kind == block.Clear:
+			p(name, "clear %s, origin %s, since %s, hold until %s", e.Prefix, e.Origin, when(e.Since), until(e.Until))
+		case e.Kind == block.Block:
+			p(name, "block %s (%s), origin %s, since %s, until %s", e.Prefix, e.Cause, e.Origin, when(e.Since), until(e.Until))
+		default:
+			p(name, "%s %s, origin %s, since %s, until %s", e.Kind, e.Prefix, e.Origin, when(e.Since), until(e.Until))
+		}
+		name = ""
+		more++
+	}
+}
+
+func same(a, b *block.Entry) bool {
+	return a != nil && a.Origin == b.Origin && a.Prefix == b.Prefix && a.Kind == b.Kind && a.Automatic() == b.Automatic() && a.Stamp == b.Stamp
+}
+
 // short prints a single address without its length.
 func short(e block.Entry) string {
 	if e.Prefix.IsSingleIP() {
@@ -122,6 +155,8 @@ func (c *ctl) why(w *control.Why) {
 			p("reason", "%q", e.Reason)
 		}
 	}
+	c.also(w, p)
+	printed := map[string]bool{}
 	evidence := func(name string, e *control.Evidence) {
 		if e == nil {
 			return
@@ -139,18 +174,21 @@ func (c *ctl) why(w *control.Why) {
 		if len(kinds) > 0 {
 			p("", "%s", strings.Join(kinds, ", "))
 		}
-		// A dictionary attack's lines are often the same once they are redacted.
-		for i := 0; i < len(e.Samples); {
-			n := 1
-			for i+n < len(e.Samples) && e.Samples[i+n] == e.Samples[i] {
-				n++
+		// A dictionary attack's lines are often the same once they are redacted, and what was known at the block is known now.
+		times := map[string]int{}
+		for _, s := range e.Samples {
+			times[s]++
+		}
+		for _, s := range e.Samples {
+			if printed[s] {
+				continue
 			}
-			times := ""
-			if n > 1 {
-				times = fmt.Sprintf(" (%d times)", n)
+			printed[s] = true
+			more := ""
+			if n := times[s]; n > 1 {
+				more = fmt.Sprintf(" (%d times)", n)
 			}
-			p("", "| %s%s", e.Samples[i], times)
-			i += n
+			p("", "| %s%s", s, more)
 		}
 	}
 	evidence("evidence", w.Evidence)

@@ -154,6 +154,8 @@ type Result struct {
 	Held time.Time `json:"held,omitzero"`
 	// Open are never-block prefixes inside a blocked CIDR, which stay open.
 	Open []Never `json:"open,omitempty"`
+	// Then is, for a manual block with an end, the block that drops on when that has come.
+	Then *Entry `json:"then,omitempty"`
 	// Unenforced tells why the kernel does not have it (the entry stands and is tried again).
 	Unenforced string `json:"unenforced,omitempty"`
 }
@@ -257,6 +259,12 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 		res.Unenforced = err.Error()
 	}
 	res.Entry = t.entryLocked(i)
+	if e.Kind == Block && !e.Automatic() && !e.Until.IsZero() {
+		if v := t.verdictLocked(k, unix32(e.Until)); v.drop {
+			then := t.entryLocked(v.by)
+			res.Then = &then
+		}
+	}
 	t.outcomeLocked(&res, touching, at)
 	return res, nil
 }

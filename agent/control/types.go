@@ -156,7 +156,8 @@ type Why struct {
 	Decision block.Decision `json:"decision"`
 	Words    string         `json:"words"` // the decision as a sentence
 	Drops    uint64         `json:"drops"` // packets dropped, of the entry that decides
-	Entries  []block.Entry  `json:"entries,omitempty"`
+	Now      time.Time      `json:"now"`
+	Entries  []block.Entry  `json:"entries,omitempty"` // that cover it, whether they hold or not
 	// Evidence is what the log said about the source up to the block; Known what is known of it now.
 	Evidence *Evidence `json:"evidence,omitempty"`
 	Known    *Evidence `json:"known,omitempty"`
