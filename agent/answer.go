@@ -62,6 +62,7 @@ func (d *daemon) Status() control.Status {
 		warnings["unenforced"] = fmt.Sprintf("%d prefixes are not in the kernel: %s", s.Blocks.Unenforced, s.Blocks.WhyUnenforced)
 	}
 	s.Inputs = d.inputStatus(now, warnings)
+	d.clusterStatus(&s, warnings)
 	blocks, _ := d.table.List(block.Query{Limit: 10_000}, now)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -122,7 +123,7 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 	w.Decision.Until = w.Decision.Until.UTC()
 	if by := w.Decision.By; by != nil && by.Kind == block.Block {
 		w.Drops = d.drops(by.Prefix)
-		if by.Automatic() {
+		if by.Automatic() && by.Origin == d.node {
 			w.Evidence = d.storedEvidence(by.Prefix)
 		}
 	}
@@ -152,7 +153,7 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 	}
 	off := d.off
 	d.mu.Unlock()
-	w.Words = whyWords(&w, now)
+	w.Words = whyWords(&w, d.node, now)
 	w.Lists = d.whyLists(p.Addr())
 	if !p.IsSingleIP() {
 		inside, n := d.table.Inside(p, 5, now)
@@ -253,9 +254,15 @@ func short(p netip.Prefix) string {
 	return p.String()
 }
 
-// whyWords says the decision as a sentence.
-func whyWords(w *control.Why, now time.Time) string {
+// whyWords says the decision as a sentence. Of what was decided on another node than this one it names that.
+func whyWords(w *control.Why, node string, now time.Time) string {
 	d, who := &w.Decision, short(w.Prefix)
+	on := func(e *block.Entry) string {
+		if e.Origin == node {
+			return ""
+		}
+		return fmt.Sprintf(" on node %.64s", e.Origin)
+	}
 	at := func(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 	known := "nothing is known against it"
 	if w.Known != nil {
@@ -273,6 +280,9 @@ func whyWords(w *control.Why, now time.Time) string {
 			why += ": " + w.Evidence.Words
 		} else if d.By.Cause == block.Manual {
 			why = "by hand"
+		}
+		if why += on(d.By); d.By.Origin != node && d.By.Automatic() {
+			why += ", where `mxshieldctl why` has the evidence"
 		}
 		ports := "the mx ports"
 		if d.Scope == block.ScopeAll {
@@ -294,13 +304,13 @@ func whyWords(w *control.Why, now time.Time) string {
 		}
 		return fmt.Sprintf("%s%s is not blocked: allowed by %s (%s)%s", who, would, d.Never.Rule, d.Never.Prefix, notUs)
 	case block.RuleManualAllow:
-		return fmt.Sprintf("%s is not blocked: %s is allowed since %s%s", who, d.By.Prefix, at(d.By.Since), notUs)
+		return fmt.Sprintf("%s is not blocked: %s is allowed%s since %s%s", who, d.By.Prefix, on(d.By), at(d.By.Since), notUs)
 	case block.RuleCleared:
 		hold := "the hold against automatic blocks is over"
 		if d.Clear.Until.After(now) {
 			hold = "held against automatic blocks until " + at(d.Clear.Until)
 		}
-		return fmt.Sprintf("%s is not blocked: it was unblocked at %s, %s; %s%s", who, at(d.Clear.Since), hold, known, notUs)
+		return fmt.Sprintf("%s is not blocked: it was unblocked%s at %s, %s; %s%s", who, on(d.Clear), at(d.Clear.Since), hold, known, notUs)
 	}
 	return fmt.Sprintf("%s is not blocked: %s%s", who, known, notUs)
 }
@@ -314,8 +324,9 @@ func (d *daemon) audit(who, action string, p netip.Prefix, detail string) {
 	d.log.Info("by hand", "action", action, "prefix", p, "who", who, "detail", detail)
 }
 
-// written commits, and says so if it could not be done: the change holds, but might not survive.
+// written commits, tells the other nodes meanwhile, and says so if it could not be done: the change holds, but might not survive.
 func (d *daemon) written() error {
+	d.said()
 	if err := d.commit(); err != nil {
 		return &control.Error{
 			Status: http.StatusInternalServerError, Text: "it is done, but could not be written to the state file: " + err.Error(),

@@ -39,11 +39,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			return nil, usageError{fmt.Errorf("%q is no command; run, check or help", x.Args().First())}
 		}
 		path, named = x.String("config"), x.IsSet("config")
-		cfg, err := config.Read(path, named)
-		if err == nil && cfg.Cluster != nil { // goes with the wiring of gossip
-			return nil, &config.Error{File: path, Text: "cluster: is checked, but not yet used in this version", Hint: "take the key out; CHANGELOG.md says when it comes"}
-		}
-		return cfg, err
+		return config.Read(path, named)
 	}
 	start := func(x *cli.Context) error {
 		cfg, err := load(x)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/mxshield/mxshield/agent/internal/maillog"
 	"github.com/mxshield/mxshield/agent/internal/tail"
 	"github.com/mxshield/mxshield/bpf"
+	"github.com/mxshield/mxshield/gossip"
 )
 
 // check explains a config: what would be used and why. It changes nothing and needs no rights.
@@ -101,6 +103,16 @@ func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) 
 		if err := l.LoadKey(); err != nil {
 			faults = append(faults, err)
 		}
+	}
+	if c := cfg.Cluster; c != nil {
+		key := "no key, loopback only"
+		if c.KeyFile != "" {
+			key = "key " + c.KeyFile
+			if err := gossip.CheckKeyFile(c.KeyFile); err != nil {
+				faults = append(faults, err)
+			}
+		}
+		p("cluster", "this node is %s; peers %s; %s", c.Name, cmp.Or(strings.Join(c.Peers, ", "), "none, others may name this node as theirs"), key)
 	}
 	p("state", "%s", cfg.State)
 	p("socket", "%s", cfg.Socket)

@@ -57,6 +57,7 @@ type daemon struct {
 	shield  *bpf.Shield     // nil in a dry run
 	ender   *sessions.Ender // nil in a dry run
 	dnsParts
+	clusterParts
 	senders *senders.Set  // allows by name
 	ranges  chan struct{} // tells the housekeeper that senders has new ranges
 	inputs  []tail.Input
@@ -105,6 +106,12 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	if d.node, err = os.Hostname(); err != nil || d.node == "" {
 		d.node = "localhost"
 	}
+	if cfg.Cluster != nil {
+		d.node = cfg.Cluster.Name
+		if err := checkClusterKey(cfg.Cluster); err != nil { // before anything is touched
+			return err
+		}
+	}
 
 	// The socket first: it keeps a second agent away before anything is touched.
 	listener, err := control.Listen(cfg.Socket)
@@ -126,6 +133,9 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 		return err
 	}
 	defer d.store.Close()
+	if err := d.openCluster(); err != nil {
+		return err
+	}
 	if err := d.openDNS(); err != nil {
 		return err
 	}
@@ -144,7 +154,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var all sync.WaitGroup
-	failed := make(chan error, len(d.inputs)+6)
+	failed := make(chan error, len(d.inputs)+8)
 	start := func(f func() error) {
 		all.Go(func() {
 			if err := f(); err != nil && ctx.Err() == nil {
@@ -164,6 +174,8 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	start(func() error { return d.keepSenders(ctx) })
 	start(func() error { return d.readLines(ctx, lines) })
 	start(func() error { return d.runDNS(ctx) })
+	start(func() error { return d.beatCluster(ctx) })
+	start(func() error { return d.keepGossip(ctx) })
 	start(func() error { return d.keepHouse(ctx, hup) })
 	start(func() error { return control.NewServer(d, log).Run(ctx, listener) })
 	committed := make(chan struct{})
@@ -238,10 +250,12 @@ func (d *daemon) openState() error {
 		return err
 	}
 	d.store = s
-	if n, err := s.SetNode(d.node); err != nil {
+	renamed, err := s.SetNode(d.node)
+	if err != nil {
 		return err
-	} else if n > 0 {
-		d.log.Info("this host has another name now: its entries were taken over", "node", d.node, "entries", n)
+	}
+	if renamed > 0 {
+		d.log.Info("this host has another name now: its entries were taken over", "node", d.node, "entries", renamed)
 	}
 	if aside != "" {
 		d.warn("state", "the state file was damaged: it is kept as "+aside+", and the agent started without blocks, scores and positions", nil)
@@ -287,13 +301,16 @@ func (d *daemon) openState() error {
 	if err != nil {
 		return err
 	}
+	if renamed > 0 {
+		d.forgetReplicaLocked() // it speaks of entries by the old name
+	}
 	if d.seed == 0 {
 		var b [8]byte
 		if _, err := rand.Read(b[:]); err != nil {
 			return err
 		}
 		d.seed = binary.BigEndian.Uint64(b[:])
-		d.batch.Extra = map[string][]byte{"seed": b[:]}
+		d.setExtraLocked("seed", b[:])
 	}
 	d.scorer = verdict.New(scoring(d.cfg, liveWeights(d.cfg.Weights), d.seed))
 	for i, k := range keys {
@@ -537,6 +554,7 @@ func (d *daemon) judgeLocked(v *verdict.Verdict, source netip.Addr, now time.Tim
 	if d.ender != nil && d.off == nil {
 		d.ender.Fresh(v.Prefix)
 	}
+	d.said()
 }
 
 // holdsOwnLocked says whether a prefix holds an own address or a gateway.
@@ -630,7 +648,11 @@ func (d *daemon) commitUntil(ctx context.Context) {
 func (d *daemon) commit() error {
 	d.commitMu.Lock()
 	defer d.commitMu.Unlock()
+	state, news := d.replicaState()
 	d.mu.Lock()
+	if news {
+		d.setExtraLocked(replicaKey, state)
+	}
 	b := d.batch
 	d.batch = store.Batch{}
 	b.Entries = append(b.Entries, d.table.Drain()...)
@@ -659,6 +681,9 @@ func (d *daemon) commit() error {
 	defer d.mu.Unlock()
 	d.flight, d.storeErr = nil, err
 	if err == nil {
+		if news {
+			d.savedReplica = state
+		}
 		return nil
 	}
 	n := &d.batch
@@ -697,6 +722,7 @@ func (d *daemon) keepHouse(ctx context.Context, hup <-chan os.Signal) error {
 			return nil
 		case now := <-expire.C:
 			d.table.Expire(now)
+			d.resetCleared()
 			if text := d.table.Doubt(); text == "" {
 				d.setWarning("clock", "", nil)
 			} else {

@@ -100,6 +100,13 @@ func (c *ctl) status(s *control.Status) {
 	if s.DNS != nil {
 		c.dnsLists(s.DNS, p)
 	}
+	if k := s.Cluster; k != nil {
+		if k.Addr == "" {
+			p("cluster", "not joined yet")
+		} else {
+			p("cluster", "%d of %d peers alive, %d entries learned, %d to come (mxshieldctl peers)", k.Alive, k.Peers, k.Learned, k.Lag)
+		}
+	}
 	p("sources", "%d with a score", s.Sources)
 	p("state", "%s, %d kB", s.State.Path, s.State.Bytes/1024)
 	if s.State.Error != "" {

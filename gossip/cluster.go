@@ -109,6 +109,16 @@ func (e *HintError) HintText() string { return e.Hint }
 
 func hint(err error, text string) error { return &HintError{err, text} }
 
+// ErrNetwork marks errors of Open that may go by themselves: the address is not there yet, the port is taken, there is
+// no route. A host that boots meets them.
+var ErrNetwork = errors.New("the network is not ready for the cluster")
+
+// networkError marks an error so without adding to its text.
+type networkError struct{ error }
+
+func (n networkError) Unwrap() error        { return n.error }
+func (n networkError) Is(target error) bool { return target == ErrNetwork }
+
 // Open listens and begins to look for the peers. It does not wait for any of them: a node that starts alone is a
 // cluster of one. Close it.
 func Open(o Options) (*Cluster, error) {
@@ -253,6 +263,15 @@ func (c *Cluster) Members() []Member {
 		list[i].Queued = c.out.queued(list[i].Name)
 	}
 	return append(list, c.seek.unreached(list)...)
+}
+
+// Addrs returns the addresses of the other members and of the configured peers, as far as they are known, with their
+// names.
+func (c *Cluster) Addrs() map[netip.Addr]string {
+	list := map[netip.Addr]string{}
+	c.seek.addrs(list)
+	c.table.hosts(list)
+	return list
 }
 
 // ClockOffset is how far our clock is ahead of the median of the peers' (negative: behind), and of how many that is.

@@ -100,6 +100,15 @@ func CheckPeer(s string) error {
 	return err
 }
 
+// PeerAddr returns the address of a peer of the config that is no name.
+func PeerAddr(s string) (netip.Addr, bool) {
+	p, err := parsePeer(s, DefaultPort)
+	if err != nil || !p.fixed {
+		return netip.Addr{}, false
+	}
+	return p.addrs[0].Addr().WithZone(""), true
+}
+
 func validHost(s string) bool {
 	s = strings.TrimSuffix(s, ".")
 	if s == "" || len(s) > 253 {
@@ -243,6 +252,17 @@ func (s *seeker) knows(a netip.Addr) bool {
 	return slices.ContainsFunc(s.static, func(p *static) bool {
 		return slices.ContainsFunc(p.addrs, func(o netip.AddrPort) bool { return o.Addr() == a })
 	})
+}
+
+// addrs adds the addresses of the configured peers, each with what the config calls it.
+func (s *seeker) addrs(to map[netip.Addr]string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.static {
+		for _, at := range p.addrs {
+			to[at.Addr().WithZone("")] = p.text
+		}
+	}
 }
 
 // unreached lists the configured peers that no member answers for, and why.

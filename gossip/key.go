@@ -53,11 +53,17 @@ func ParseKey(s string) ([]byte, error) {
 	return k, nil
 }
 
+// CheckKeyFile says what is wrong with a key file.
+func CheckKeyFile(path string) error {
+	_, err := readKeys(path)
+	return err
+}
+
 // readKeys reads a key file: one key per line, the one in use first, at most two.
 func readKeys(path string) ([][]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		text := "make it with `mxshieldctl cluster key new`, mode 0600, the same on every node"
+		text := "make it with `mxshieldctl cluster key new > " + path + "`, and copy it to every node"
 		if errors.Is(err, fs.ErrPermission) {
 			text = "it must belong to the user the agent runs as"
 		}

@@ -278,6 +278,17 @@ func (t *table) knows(a netip.Addr) bool {
 	return t.addrs[a] > 0
 }
 
+// hosts adds the addresses of the members that have not left, with their names.
+func (t *table) hosts(to map[netip.Addr]string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for name, m := range t.members {
+		if m.state != Left && name != t.self {
+			to[m.addr().Addr().WithZone("")] = name
+		}
+	}
+}
+
 // alive says whether a member that is alive has this address.
 func (t *table) alive(a netip.AddrPort) bool {
 	t.mu.Lock()

@@ -147,11 +147,11 @@ func (c *Cluster) listen() error {
 		}
 	}
 	if c.seal.plain && (!bind.Addr().IsLoopback() || adv.IsValid() && !adv.Addr().IsLoopback()) {
-		return hint(fmt.Errorf("the cluster has no key, and %s is not loopback", bind), "make a key with `mxshieldctl cluster key new`, put it on every node into a file of mode 0600, and name it as key_file in the config's cluster section")
+		return hint(fmt.Errorf("the cluster has no key, and %s is not loopback", bind), "make a key with `mxshieldctl cluster key new > /etc/mxshield/cluster.key`, copy that file to every node, and name it as key_file in the config's cluster section")
 	}
 	tcp, udp, err := listen(bind)
 	if err != nil {
-		return hint(fmt.Errorf("listen for the cluster: %w", err), "the cluster needs this port for TCP and UDP: see `ss -tulpn`, or choose another with bind")
+		return hint(networkError{fmt.Errorf("listen for the cluster: %w", err)}, "the cluster needs this port for TCP and UDP: see `ss -tulpn`, or choose another with bind")
 	}
 	local := netip.AddrPortFrom(bind.Addr(), udp.LocalAddr().(*net.UDPAddr).AddrPort().Port())
 	port := local.Port()
@@ -271,7 +271,7 @@ func (c *Cluster) reachedAt(bind netip.Addr, peers []*static) (netip.Addr, error
 			return from.WithZone(""), nil
 		}
 	}
-	return netip.Addr{}, hint(errors.New("this node's address is not known: it has no route to its peers, nor a default route"), "name it as advertise in the config's cluster section")
+	return netip.Addr{}, hint(networkError{errors.New("this node's address is not known: it has no route to its peers, nor a default route")}, "name it as advertise in the config's cluster section")
 }
 
 func (c *Cluster) memberlistConfig() *memberlist.Config {

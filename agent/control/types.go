@@ -50,6 +50,7 @@ type Status struct {
 	Senders    []Sender          `json:"senders,omitempty"`
 	DNS        *DNS              `json:"dns,omitempty"`    // set: lists are asked
 	Limits     *Limits           `json:"limits,omitempty"` // absent: new connections are not limited
+	Cluster    *ClusterStatus    `json:"cluster,omitempty"`
 	Warnings   []string          `json:"warnings,omitempty"`
 }
 

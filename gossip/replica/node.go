@@ -59,6 +59,9 @@ type Options struct {
 	Accepted     func(netip.Prefix) bool
 	BreakerHosts int           // 0: 10
 	BreakerTime  time.Duration // 0: 10 min
+	// Learned is called with entries of other nodes that changed the table, after they did, and outside of all locks. It
+	// may keep the list.
+	Learned func([]block.Entry)
 	// Evidence says how evidence of other nodes counts.
 	Evidence EvidenceOptions
 }
@@ -159,6 +162,7 @@ type Node struct {
 	alarms   map[string]Alarm
 	stats    Stats
 	out      []outgoing
+	learned  []block.Entry
 }
 
 // New returns the node of a table that holds what the state file had. It begins a new epoch.
@@ -299,11 +303,14 @@ func (n *Node) send(to string, msg []byte) {
 	n.out = append(n.out, outgoing{to, msg, len(msg) > n.o.Datagram})
 }
 
-// unlock sends what was collected, without the lock.
+// unlock sends what was collected, and tells what was learned, without the lock.
 func (n *Node) unlock() {
-	out := n.out
-	n.out = nil
+	out, learned := n.out, n.learned
+	n.out, n.learned = nil, nil
 	n.mu.Unlock()
+	if len(learned) > 0 {
+		n.o.Learned(learned)
+	}
 	var sent, bytes, failed uint64
 	for _, m := range out {
 		ok := false

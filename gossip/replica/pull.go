@@ -116,13 +116,17 @@ func (n *Node) take(l *lane, list []block.Entry, unknown []uint64, now time.Time
 	for i := range list {
 		e := &list[i]
 		var err error
+		var news bool
 		if e.Cause == block.Feed {
 			err = errFeed
 		} else {
-			_, err = n.table.Merge(*e, now)
+			news, err = n.table.Merge(*e, now)
 		}
 		switch {
 		case err == nil:
+			if news && n.o.Learned != nil {
+				n.learned = append(n.learned, *e)
+			}
 			n.stats.Merged++
 			n.know(l, e.Seq, e.Seq)
 			if e.Stamp.Time().After(now.Add(block.MaxAhead)) {

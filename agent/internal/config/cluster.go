@@ -70,7 +70,7 @@ func (c *checker) cluster(f *clusterFile) {
 	}
 	switch {
 	case cl.KeyFile == "" && !loopback:
-		c.fault("$.cluster", "make one with `mxshieldctl cluster key new`, put it on every node into a file of mode 0600, and name it here; without a key only a loopback address may be bound", "key_file is missing")
+		c.fault("$.cluster", "make one with `mxshieldctl cluster key new > /etc/mxshield/cluster.key`, copy that file to every node, and name it here; without a key only a loopback address may be bound", "key_file is missing")
 	case cl.KeyFile != "" && !filepath.IsAbs(cl.KeyFile):
 		c.fault("$.cluster.key_file", "give the whole path", "%q is not absolute", cl.KeyFile)
 	case cl.KeyFile != "":

@@ -37,7 +37,7 @@ func TestSampleIsDefault(t *testing.T) {
 	}
 	var y []string
 	for line := range strings.Lines(string(b)) {
-		if l, ok := strings.CutPrefix(line, "# "); ok && (strings.Contains(l, ":") && !strings.Contains(l, "Every key") || strings.HasPrefix(l, "  ")) && !strings.HasPrefix(l, "`") && !strings.HasPrefix(l, "allow:") && !strings.HasPrefix(l, "dns:") && !strings.HasPrefix(l, "exempt:") && !strings.HasPrefix(l, "logs:") && !strings.HasPrefix(l, "  -") {
+		if l, ok := strings.CutPrefix(line, "# "); ok && (strings.Contains(l, ":") && !strings.Contains(l, "Every key") || strings.HasPrefix(l, "  ")) && !strings.HasPrefix(l, "`") && !strings.HasPrefix(l, "allow:") && !strings.HasPrefix(l, "dns:") && !strings.HasPrefix(l, "cluster:") && !strings.HasPrefix(l, "exempt:") && !strings.HasPrefix(l, "logs:") && !strings.HasPrefix(l, "  -") {
 			y = append(y, l)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"net/netip"
+	"strings"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -22,6 +23,9 @@ const maxAudit = 100_000
 
 // agentName is Audit.Who of what the agent did by itself.
 const agentName = "agent"
+
+// nodePrefix begins Audit.Who of what other nodes said, which must not push out what people did here either.
+const nodePrefix = "node "
 
 const (
 	byPeople = iota
@@ -59,7 +63,7 @@ func auditPrefix(k []byte) (p netip.Prefix, known bool) {
 func writeAudit(tx *bolt.Tx, list []Audit, kept [2]int) ([2]int, error) {
 	for _, a := range list {
 		which := byPeople
-		if a.Who == agentName {
+		if a.Who == agentName || strings.HasPrefix(a.Who, nodePrefix) {
 			which = byAgent
 		}
 		v, err := json.Marshal(a)

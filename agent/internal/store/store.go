@@ -75,7 +75,7 @@ type Store struct {
 // Audit is one line of the audit trail.
 type Audit struct {
 	Time   time.Time    `json:"time"`
-	Who    string       `json:"who"`    // "agent", or user and uid of the peer of the control socket
+	Who    string       `json:"who"`    // "agent", "node mx2", or user and uid of the peer of the control socket
 	Action string       `json:"action"` // block, unblock, allow, disallow, off, on
 	Prefix netip.Prefix `json:"prefix,omitzero"`
 	Detail string       `json:"detail,omitempty"`

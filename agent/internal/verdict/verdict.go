@@ -854,6 +854,49 @@ func (s *Scorer) Reset(p netip.Prefix) int {
 	return n
 }
 
+// ResetMany is Reset of all the prefixes, at the cost of one walk over the table.
+func (s *Scorer) ResetMany(list []netip.Prefix) (n int) {
+	wide := map[netip.Prefix]bool{}
+	var lengths [2][129]bool
+	for _, p := range list {
+		width, family := 32, 0
+		if p.Addr().Is6() {
+			width, family = s.cfg.IPv6Prefix, 1
+		}
+		if !p.IsValid() || p.Bits() >= width || p.Addr().Is4In6() {
+			n += s.Reset(p)
+			continue
+		}
+		p = p.Masked()
+		if !wide[p] {
+			s.resetAreas(p)
+			wide[p], lengths[family][p.Bits()] = true, true
+		}
+	}
+	if len(wide) == 0 {
+		return n
+	}
+	for slot := range s.used {
+		p := s.prefix(s.keyAt(slot))
+		family := 0
+		if p.Addr().Is6() {
+			family = 1
+		}
+		for bits, in := range lengths[family][:p.Bits()+1] {
+			if !in {
+				continue
+			}
+			if w, err := p.Addr().Prefix(bits); err == nil && wide[w] {
+				if s.reset(slot) {
+					n++
+				}
+				break
+			}
+		}
+	}
+	return n
+}
+
 func (s *Scorer) reset(slot int) bool {
 	r := s.rec(slot)
 	if r.points == 0 && r.fails == 0 && r.until == 0 && r.repeat == 0 {

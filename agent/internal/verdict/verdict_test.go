@@ -3,6 +3,7 @@ package verdict
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"testing"
 	"time"
@@ -445,6 +446,52 @@ func TestPrefixes(t *testing.T) {
 	}
 	if s.Len() != 3000 || s.Reset(netip.MustParsePrefix("2001:db8::/64")) != 3000 {
 		t.Errorf("%d sources", s.Len())
+	}
+}
+
+// TestResetMany: one walk does what a walk for each does.
+func TestResetMany(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Log("seed", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	for range 200 {
+		one, many := New(DefaultConfig()), New(DefaultConfig())
+		for range 100 {
+			a := netip.AddrFrom4([4]byte{198, 18, byte(r.IntN(4)), byte(r.IntN(256))})
+			if r.IntN(3) == 0 {
+				a = netip.MustParseAddr(fmt.Sprintf("2001:db8:%x:%x::1", r.IntN(3), r.IntN(8)))
+			}
+			e := maillog.Event{Kind: maillog.UnknownRecipient, Source: a, Count: 1 + r.IntN(20)}
+			one.Observe(&e, t0)
+			many.Observe(&e, t0)
+		}
+		var list []netip.Prefix
+		for range r.IntN(6) {
+			a, bits := netip.AddrFrom4([4]byte{198, 18, byte(r.IntN(4)), byte(r.IntN(256))}), 16+r.IntN(17)
+			if r.IntN(3) == 0 {
+				a, bits = netip.MustParseAddr(fmt.Sprintf("2001:db8:%x:%x::1", r.IntN(3), r.IntN(8))), 32+r.IntN(97)
+			}
+			p, err := a.Prefix(bits)
+			if err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, p)
+		}
+		n := 0
+		for _, p := range list {
+			n += one.Reset(p)
+		}
+		if got := many.ResetMany(list); got != n {
+			t.Fatalf("%v: %d reset, one by one %d", list, got, n)
+		}
+		for slot := range one.used {
+			a := one.prefix(one.keyAt(slot)).Addr()
+			x, _ := one.Lookup(a, t0)
+			y, ok := many.Lookup(a, t0)
+			if !ok || x != y {
+				t.Fatalf("%v: %s: %+v, one by one %+v", list, a, y, x)
+			}
+		}
 	}
 }
 
