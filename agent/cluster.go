@@ -5,7 +5,6 @@ import (
 	cryptorand "crypto/rand"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -326,40 +325,4 @@ func learnedAudit(e *block.Entry, now time.Time) store.Audit {
 		a.Detail = "all that node " + e.Target + " said"
 	}
 	return a
-}
-
-// clusterStatus is the part of status about the other nodes. It must be called without d.mu.
-func (d *daemon) clusterStatus(s *control.Status, warnings map[string]string) {
-	if d.replica == nil {
-		return
-	}
-	c := &control.ClusterStatus{Suspended: d.table.Suspended()}
-	s.Cluster = c
-	if g := d.net.to.Load(); g != nil {
-		c.Addr = g.Addr().String()
-		for _, m := range g.Members() {
-			if m.Self {
-				continue
-			}
-			c.Peers++
-			if m.State == gossip.Alive {
-				c.Alive++
-			}
-		}
-	}
-	st := d.replica.Stats()
-	for _, o := range st.Origins {
-		if o.Origin != d.node {
-			c.Learned += o.Live
-			c.Lag += o.Lag
-		}
-	}
-	for _, a := range st.Alarms {
-		warnings["cluster "+a.Key] = a.Text
-	}
-	for _, name := range c.Suspended {
-		if k := "cluster breaker " + name; warnings[k] == "" {
-			warnings[k] = fmt.Sprintf("node %.64q is suspended: nothing it says is enforced here (mxshieldctl origin resume, or origin clear)", name)
-		}
-	}
 }

@@ -3,8 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
@@ -35,7 +38,7 @@ type crewAgent struct {
 	name string
 	bind string // host:port; the port is that of the first run
 	more string // of the config
-	key  string
+	seal string // its key
 	stop context.CancelFunc
 	done chan error
 	log  logBuffer
@@ -86,7 +89,7 @@ func newCrew(t *testing.T) *crew {
 // add makes an agent that knows those before it, and starts it.
 func (c *crew) add(more string) *crewAgent {
 	c.t.Helper()
-	a := &crewAgent{crew: c, name: fmt.Sprintf("mx%d", len(c.hosts)+1), bind: fmt.Sprintf("127.0.0.%d:0", len(c.hosts)+11), more: more, key: c.key}
+	a := &crewAgent{crew: c, name: fmt.Sprintf("mx%d", len(c.hosts)+1), bind: fmt.Sprintf("127.0.0.%d:0", len(c.hosts)+11), more: more, seal: c.key}
 	if err := os.MkdirAll(filepath.Join(c.dir, a.name), 0o755); err != nil {
 		c.t.Fatal(err)
 	}
@@ -124,6 +127,19 @@ func (a *crewAgent) guesses(source string, n int) {
 	a.write(b.String())
 }
 
+// delivers writes n accepted messages of a source, each to a recipient of its own.
+func (a *crewAgent) delivers(source string, n int) {
+	a.crew.t.Helper()
+	now := time.Now().UTC().Format("2006-01-02T15:04:05.000000Z")
+	var b strings.Builder
+	for i := range n {
+		id := fmt.Sprintf("4%09X", i+1)
+		fmt.Fprintf(&b, "%s mx postfix/smtpd[7]: %s: client=unknown[%s]\n", now, id, source)
+		fmt.Fprintf(&b, "%s mx postfix/qmgr[8]: %s: from=<s@example.net>, size=300, nrcpt=1 (queue active)\n", now, id)
+	}
+	a.write(b.String())
+}
+
 func (a *crewAgent) config() *config.Config {
 	t := a.crew.t
 	t.Helper()
@@ -133,10 +149,10 @@ func (a *crewAgent) config() *config.Config {
 		t.Fatal(err)
 	}
 	cfg.Cluster = &config.Cluster{Name: a.name, Bind: a.bind}
-	if a.key != "" {
+	if a.seal != "" {
 		cfg.Cluster.KeyFile = a.path("cluster.key")
 		if _, err := os.Stat(cfg.Cluster.KeyFile); err != nil {
-			if err := os.WriteFile(cfg.Cluster.KeyFile, []byte(a.key+"\n"), 0o600); err != nil {
+			if err := os.WriteFile(cfg.Cluster.KeyFile, []byte(a.seal+"\n"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -426,7 +442,7 @@ func TestClusterKeys(t *testing.T) {
 func TestClusterAlone(t *testing.T) {
 	c := newCrew(t)
 	a := c.add("")
-	x := &crewAgent{crew: c, name: "mx2", bind: a.bind, key: c.key} // the port of a
+	x := &crewAgent{crew: c, name: "mx2", bind: a.bind, seal: c.key} // the port of a
 	if err := os.MkdirAll(filepath.Join(c.dir, x.name), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -446,7 +462,7 @@ func TestClusterAlone(t *testing.T) {
 	x.await("joins", func() bool { s := x.status(); return s.Cluster.Addr != "" && len(s.Warnings) == 0 })
 
 	// Without a readable key it does not even begin.
-	y := &crewAgent{crew: c, name: "mx3", bind: "127.0.0.31:0", key: c.key}
+	y := &crewAgent{crew: c, name: "mx3", bind: "127.0.0.31:0", seal: c.key}
 	if err := os.MkdirAll(filepath.Join(c.dir, y.name), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -468,5 +484,229 @@ func TestClusterAlone(t *testing.T) {
 	}
 	if _, err := os.Stat(y.path("state.db")); !os.IsNotExist(err) {
 		t.Error("it touched something")
+	}
+}
+
+// refused says that a request is refused by a rule, and returns the error.
+func (a *crewAgent) refused(path string, req any) *control.Error {
+	a.crew.t.Helper()
+	err := a.client().Post(context.Background(), path, req, &control.Done{})
+	var e *control.Error
+	if !errors.As(err, &e) || e.Status != http.StatusConflict && e.Status != http.StatusNotFound || e.Hint == "" {
+		a.crew.t.Fatalf("%s: %s %+v: %v", a.name, path, req, err)
+	}
+	return e
+}
+
+func (a *crewAgent) key(id string) (k control.Key) {
+	a.crew.t.Helper()
+	var keys control.Keys
+	a.get("/v1/cluster/keys", nil, &keys)
+	for _, k := range keys.Keys {
+		if k.ID == id {
+			return k
+		}
+	}
+	return k
+}
+
+// TestClusterKeyChange: the key changes under traffic, step by step, and no step can be taken too early.
+func TestClusterKeyChange(t *testing.T) {
+	c := newCrew(t)
+	a, b := c.add(""), c.add("")
+	var done control.Done
+	var keys control.Keys
+	a.await("knows b", func() bool { return a.status().Cluster.Alive == 1 })
+	a.get("/v1/cluster/keys", nil, &keys)
+	if len(keys.Keys) != 1 || !keys.Keys[0].Used {
+		t.Fatalf("%+v", keys)
+	}
+	old := keys.Keys[0].ID
+	a.post("/v1/cluster/key", control.KeyRequest{Do: "add", Key: crewOtherKey}, &done)
+	a.get("/v1/cluster/keys", nil, &keys)
+	if len(keys.Keys) != 2 || keys.Keys[1].Used || !slices.Equal(keys.Keys[1].Missing, []string{"mx2"}) {
+		t.Fatalf("%+v", keys)
+	}
+	id := keys.Keys[1].ID
+	if e := a.refused("/v1/cluster/key", control.KeyRequest{Do: "add", Key: base64.StdEncoding.EncodeToString([]byte("a third one, of 32 bytes length!"))}); !strings.Contains(e.Text, "two keys") {
+		t.Error(e)
+	}
+	if e := a.refused("/v1/cluster/key", control.KeyRequest{Do: "use", ID: id}); !strings.Contains(e.Text, "mx2") {
+		t.Error(e)
+	}
+	a.refused("/v1/cluster/key", control.KeyRequest{Do: "remove", ID: old})
+	a.refused("/v1/cluster/key", control.KeyRequest{Do: "use", ID: "ffffffff"})
+	b.post("/v1/cluster/key", control.KeyRequest{Do: "add", Key: crewOtherKey}, &done)
+	a.await("hears that b has it", func() bool { return a.key(id).Held && len(a.key(id).Missing) == 0 })
+	a.post("/v1/cluster/key", control.KeyRequest{Do: "use", ID: id}, &done)
+	a.block("198.18.0.1") // one seals with the new key, one with the old
+	b.block("198.18.0.2")
+	c.all("198.18.0.1", block.RuleManualBlock)
+	c.all("198.18.0.2", block.RuleManualBlock)
+	if e := a.refused("/v1/cluster/key", control.KeyRequest{Do: "remove", ID: old}); !strings.Contains(e.Text, "mx2") {
+		t.Error(e)
+	}
+	b.await("hears that all have it", func() bool { return b.key(id).Held && len(b.key(id).Missing) == 0 })
+	b.post("/v1/cluster/key", control.KeyRequest{Do: "use", ID: id}, &done)
+	a.await("hears that b uses it", func() bool { return slices.Contains(a.key(id).UsedBy, "mx2") })
+	if e := a.refused("/v1/cluster/key", control.KeyRequest{Do: "remove", ID: old}); !strings.Contains(e.Text, "until a moment ago") {
+		t.Error(e)
+	}
+	for _, x := range c.hosts {
+		x.post("/v1/cluster/key", control.KeyRequest{Do: "remove", ID: old, Force: true}, &done)
+		b, err := os.ReadFile(x.path("cluster.key"))
+		if err != nil || string(b) != crewOtherKey+"\n" {
+			t.Errorf("%s: %q, %v", x.name, b, err)
+		}
+	}
+	b.end()
+	b.start() // with the file as it is now
+	b.block("198.18.0.3")
+	c.all("198.18.0.3", block.RuleManualBlock)
+}
+
+// TestClusterOrigin: what a node said stops counting, here or everywhere, and counts again.
+func TestClusterOrigin(t *testing.T) {
+	c := newCrew(t)
+	a, b, d := c.add(""), c.add(""), c.add("")
+	var done control.Done
+	a.guesses("198.18.0.1", 12)
+	a.post("/v1/allow", control.BlockRequest{Prefix: "198.18.5.5"}, &done)
+	c.all("198.18.0.1", block.RuleBlock)
+	c.all("198.18.5.5", block.RuleManualAllow)
+
+	b.post("/v1/origin", control.OriginRequest{Do: "suspend", Node: "mx1"}, &done)
+	b.decides("198.18.0.1", block.RuleNone)
+	b.decides("198.18.5.5", block.RuleNone)
+	warned := func() bool {
+		return slices.ContainsFunc(b.status().Warnings, func(w string) bool {
+			return strings.Contains(w, `"mx1" is suspended`) && strings.Contains(w, "origin clear mx1")
+		})
+	}
+	if !warned() || !b.peer("mx1").Suspended || d.peer("mx1").Suspended {
+		t.Errorf("%q %+v", b.status().Warnings, b.peer("mx1"))
+	}
+	d.decides("198.18.0.1", block.RuleBlock)
+	a.guesses("198.18.0.2", 12)
+	d.decides("198.18.0.2", block.RuleBlock)
+	b.await("has it too", func() bool { return len(b.why("198.18.0.2").Entries) > 0 })
+	b.decides("198.18.0.2", block.RuleNone)
+	b.end()
+	b.start()
+	if !warned() {
+		t.Error("forgotten by a restart")
+	}
+	b.decides("198.18.0.2", block.RuleNone)
+	b.post("/v1/origin", control.OriginRequest{Do: "resume", Node: "mx1"}, &done)
+	c.all("198.18.0.1", block.RuleBlock)
+	c.all("198.18.0.2", block.RuleBlock)
+
+	// One command undoes it everywhere, its scores on that node included.
+	d.post("/v1/origin", control.OriginRequest{Do: "clear", Node: "mx1"}, &done)
+	for _, p := range []string{"198.18.0.1", "198.18.0.2", "198.18.5.5"} {
+		c.all(p, block.RuleNone)
+	}
+	a.await("forgets the scores", func() bool { k := a.why("198.18.0.1").Known; return k == nil || k.Score < 1 })
+	a.guesses("198.18.0.1", 12)
+	c.all("198.18.0.1", block.RuleBlock)
+	c.same()
+
+	b.refused("/v1/origin", control.OriginRequest{Do: "suspend", Node: "mx2"})
+	b.refused("/v1/origin", control.OriginRequest{Do: "clear", Node: "mx9"})
+}
+
+func (a *crewAgent) peers() (p control.Peers) {
+	a.crew.t.Helper()
+	a.get("/v1/peers", nil, &p)
+	return p
+}
+
+func (a *crewAgent) peer(name string) control.Peer {
+	a.crew.t.Helper()
+	for _, m := range a.peers().Members {
+		if m.Name == name {
+			return m
+		}
+	}
+	return control.Peer{}
+}
+
+// TestClusterPeers: what peers and status tell of the others.
+func TestClusterPeers(t *testing.T) {
+	c := newCrew(t)
+	a, b := c.add(""), c.add("")
+	a.block("198.18.0.1")
+	a.block("198.18.0.2")
+	b.await("has both", func() bool { p := b.peer("mx1"); return p.Entries == 2 && p.Lag == 0 && p.State == "alive" })
+	b.await("compares clocks", func() bool { p := b.peer("mx1"); return p.ClockOffset != nil && p.RTT != nil })
+	p := b.peers()
+	m := b.peer("mx1")
+	self := b.peer("mx2")
+	if !p.Clustered || !p.Encrypted || p.Addr != b.bind || m.Addr != a.bind || m.Wire != 1 || m.Version == "" || len(m.Key) != 8 || m.Key != self.Key || !self.Self || *m.ClockOffset > 5 || *m.ClockOffset < -5 {
+		t.Errorf("%+v", p)
+	}
+	b.await("all is well", func() bool {
+		s := b.status()
+		return s.Cluster.Alive == 1 && s.Cluster.Learned == 2 && len(s.Warnings) == 0
+	})
+	a.end()
+	b.await("tells that it left", func() bool { return b.peer("mx1").State == "left" })
+	if b.decides("198.18.0.1", block.RuleManualBlock); b.peer("mx1").Entries != 2 {
+		t.Errorf("%+v", b.peer("mx1"))
+	}
+}
+
+// TestClusterAbsent: without a cluster, what is about one is refused with a hint, and peers says so.
+func TestClusterAbsent(t *testing.T) {
+	c := newCrew(t)
+	a := &crewAgent{crew: c, name: "mx1"}
+	if err := os.MkdirAll(filepath.Join(c.dir, a.name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a.write("")
+	cfg := a.config()
+	cfg.Cluster = nil
+	ctx, stop := context.WithCancel(context.Background())
+	a.stop, a.done = stop, make(chan error, 1)
+	c.hosts = append(c.hosts, a)
+	go func() { a.done <- serve(ctx, cfg, nil, slog.New(slog.NewTextHandler(&a.log, nil))) }()
+	a.await("runs", func() bool { _, err := a.tryStatus(); return err == nil })
+	if p := a.peers(); p.Clustered || len(p.Members) != 0 {
+		t.Errorf("%+v", p)
+	}
+	a.refused("/v1/cluster/key", control.KeyRequest{Do: "use", ID: "01020304"})
+	a.refused("/v1/origin", control.OriginRequest{Do: "clear", Node: "mx1"})
+	if s := a.status(); s.Cluster != nil {
+		t.Errorf("%+v", s.Cluster)
+	}
+}
+
+// TestClusterBreaker: a node that blocks those who delivered mail here is suspended here, before they are blocked for
+// long, and one command undoes what it did.
+func TestClusterBreaker(t *testing.T) {
+	c := newCrew(t)
+	a, b, d := c.add(""), c.add(""), c.add("")
+	good := func(i int) string { return fmt.Sprintf("101.%d.7.1", i) }
+	for i := range 12 {
+		b.delivers(good(i), 3)
+	}
+	b.await("knows its senders", func() bool { k := b.why(good(11)).Known; return k != nil && k.Accepted >= 3 })
+	for i := range 12 {
+		a.guesses(good(i), 12)
+	}
+	for i := range 12 {
+		d.decides(good(i), block.RuleBlock)
+	}
+	b.await("suspends mx1", func() bool { return b.peer("mx1").Suspended })
+	for i := range 12 {
+		b.decides(good(i), block.RuleNone)
+	}
+	if w := b.status().Warnings; !slices.ContainsFunc(w, func(w string) bool { return strings.Contains(w, `"mx1" is suspended: it blocked 1`) }) {
+		t.Errorf("%q", w)
+	}
+	var done control.Done
+	b.post("/v1/origin", control.OriginRequest{Do: "clear", Node: "mx1"}, &done)
+	for i := range 12 {
+		c.all(good(i), block.RuleNone)
 	}
 }

@@ -1,15 +1,20 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"flag"
+	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -165,6 +170,72 @@ func (d *desk) Allow(_ string, p netip.Prefix, dur time.Duration, forever bool, 
 
 func (d *desk) Disallow(_ string, p netip.Prefix) (block.Result, error) {
 	return d.table.Apply(block.Entry{Prefix: p, Kind: block.Disallow}, frozen)
+}
+
+func (d *desk) Peers() control.Peers {
+	off, rtt := -0.0123, 0.00042
+	return control.Peers{
+		Node: "mx1", Clustered: true, Addr: "192.0.2.1:7946", Encrypted: true,
+		Members: []control.Peer{
+			{Name: "mx1", Self: true, State: "alive", Addr: "192.0.2.1:7946", Version: "v0", Wire: 1, Key: "01020304", Entries: 3},
+			{Name: "mx2", State: "alive", Addr: "192.0.2.2:7946", Version: "v0", Wire: 1, Key: "01020304", ClockOffset: &off, RTT: &rtt, Entries: 1234, Lag: 5, Suspended: true},
+			{Name: "mx3.example.org", State: "unreached", Problem: "no route to host"},
+		},
+		Counters: map[string]uint64{"packets": 99, "unknown_kind": 2, "refused": 7},
+		Warnings: []string{"mx3 is gone"},
+	}
+}
+
+func (d *desk) Keys() ([]control.Key, error) {
+	return []control.Key{
+		{ID: "01020304", Held: true, Used: true, HeldBy: []string{"mx1", "mx2"}, UsedBy: []string{"mx1", "mx2"}, Missing: []string{"mx3"}},
+		{ID: "0a0b0c0d", Held: true, HeldBy: []string{"mx1"}, Missing: []string{"mx2", "mx3"}},
+	}, nil
+}
+
+func (d *desk) ChangeKey(_ string, r control.KeyRequest) (string, error) {
+	if r.Do == "use" && !r.Force {
+		return "", &control.Error{Status: http.StatusConflict, Text: "key " + r.ID + " is not known to be held by mx2", Hint: "add it there first"}
+	}
+	return fmt.Sprintf("%s %s%d bytes", r.Do, r.ID, len(r.Key)), nil
+}
+
+func (d *desk) ChangeOrigin(_ string, r control.OriginRequest) (string, error) {
+	if r.Node != "mx2" {
+		return "", &control.Error{Status: http.StatusNotFound, Text: "no node " + strconv.Quote(r.Node) + " is known", Hint: "`mxshieldctl peers` lists the names"}
+	}
+	return r.Do + " " + r.Node, nil
+}
+
+// TestNewKey: what cluster key new prints is a key, another one each time, and a file that it goes to is nobody else's.
+func TestNewKey(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cluster.key")
+	seen := map[string]bool{}
+	for range 3 {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code := run(t.Context(), []string{"mxshieldctl", "--socket", "/nowhere", "cluster", "key", "new"}, f, os.Stderr); code != exitOK {
+			t.Fatalf("exit %d", code)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		st, err := os.Stat(path)
+		if err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("mode %v, %v", st.Mode(), err)
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(b)))
+		if err != nil || len(k) != 32 || seen[string(k)] || bytes.Count(b, []byte("\n")) != 1 {
+			t.Errorf("%q: %d bytes, %v", b, len(k), err)
+		}
+		seen[string(k)] = true
+	}
 }
 
 func (d *desk) Off(string, string) (string, error) { return "off: detached", nil }

@@ -63,6 +63,61 @@ func (f *fake) Disallow(w string, p netip.Prefix) (block.Result, error) {
 	return block.Result{}, f.err
 }
 
+func (f *fake) Peers() Peers         { return Peers{Node: "mx1"} }
+func (f *fake) Keys() ([]Key, error) { return []Key{{ID: "01020304"}}, f.err }
+func (f *fake) ChangeKey(_ string, r KeyRequest) (string, error) {
+	f.asked = append(f.asked, "key "+r.Do+" "+r.Key+r.ID)
+	return r.Do, f.err
+}
+func (f *fake) ChangeOrigin(_ string, r OriginRequest) (string, error) {
+	f.asked = append(f.asked, "origin "+r.Do+" "+r.Node)
+	return r.Do, f.err
+}
+
+// TestClusterRequests: what makes no sense does not reach the agent.
+func TestClusterRequests(t *testing.T) {
+	f := &fake{}
+	c := NewClient(serve(t, f), 5*time.Second)
+	var p Peers
+	if err := c.Get(t.Context(), "/v1/peers", nil, &p); err != nil || p.Node != "mx1" {
+		t.Errorf("%+v, %v", p, err)
+	}
+	var k Keys
+	if err := c.Get(t.Context(), "/v1/cluster/keys", nil, &k); err != nil || len(k.Keys) != 1 {
+		t.Errorf("%+v, %v", k, err)
+	}
+	for _, r := range []struct {
+		path string
+		req  any
+		want string // empty: refused
+	}{
+		{"/v1/cluster/key", KeyRequest{Do: "add", Key: "k"}, "key add k"},
+		{"/v1/cluster/key", KeyRequest{Do: "use", ID: "i"}, "key use i"},
+		{"/v1/cluster/key", KeyRequest{Do: "remove", ID: "i", Force: true}, "key remove i"},
+		{"/v1/cluster/key", KeyRequest{Do: "add", ID: "i"}, ""},
+		{"/v1/cluster/key", KeyRequest{Do: "add", Key: "k", ID: "i"}, ""},
+		{"/v1/cluster/key", KeyRequest{Do: "use", Key: "k"}, ""},
+		{"/v1/cluster/key", KeyRequest{Do: "new"}, ""},
+		{"/v1/origin", OriginRequest{Do: "suspend", Node: "mx2"}, "origin suspend mx2"},
+		{"/v1/origin", OriginRequest{Do: "resume", Node: "mx2"}, "origin resume mx2"},
+		{"/v1/origin", OriginRequest{Do: "clear", Node: "mx2"}, "origin clear mx2"},
+		{"/v1/origin", OriginRequest{Do: "clear"}, ""},
+		{"/v1/origin", OriginRequest{Do: "clear", Node: strings.Repeat("x", 256)}, ""},
+		{"/v1/origin", OriginRequest{Do: "forget", Node: "mx2"}, ""},
+	} {
+		f.asked = nil
+		var d Done
+		err := c.Post(t.Context(), r.path, r.req, &d)
+		var e *Error
+		switch {
+		case r.want != "" && (err != nil || len(f.asked) != 1 || f.asked[0] != r.want):
+			t.Errorf("%+v: %q, %v", r.req, f.asked, err)
+		case r.want == "" && (!errors.As(err, &e) || e.Status != http.StatusBadRequest || len(f.asked) > 0):
+			t.Errorf("%+v: %q, %v", r.req, f.asked, err)
+		}
+	}
+}
+
 // serve starts a server on a socket of its own.
 func serve(t *testing.T, a Agent) (path string) {
 	t.Helper()

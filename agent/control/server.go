@@ -48,6 +48,7 @@ type Agent interface {
 	Disallow(who string, p netip.Prefix) (block.Result, error)
 	Off(who, reason string) (string, error)
 	On(who string) (string, error)
+	ClusterAgent
 }
 
 // ErrRunning says that another agent answers on the socket.
@@ -271,6 +272,7 @@ func (s *Server) Handler() http.Handler {
 		words, err := s.agent.On(who)
 		return Done{Words: words}, err
 	})
+	s.cluster(mux, get)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.reply(w, nil, &Error{Status: http.StatusNotFound, Text: fmt.Sprintf("no such request: %.20s %.100q", r.Method, r.URL.Path), Hint: "mxshieldctl and the agent may be of different versions"})
 	})

@@ -9,6 +9,10 @@
 //	POST /v1/unblock   {"prefixes": ["192.0.2.7"], "hold": "1h"}
 //	POST /v1/allow     {"prefix": "192.0.2.0/24", "for": "", "reason": "..."}
 //	POST /v1/disallow  {"prefix": "192.0.2.0/24"}
+//	GET  /v1/peers
+//	GET  /v1/cluster/keys
+//	POST /v1/cluster/key {"do": "add", "key": "..."}, {"do": "use", "id": "...", "force": false}, "remove" likewise
+//	POST /v1/origin    {"do": "suspend", "node": "mx2"}, "resume" and "clear" likewise
 //	POST /v1/off       {"reason": "..."}
 //	POST /v1/on        {}
 //

@@ -1,6 +1,9 @@
 package replica
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Stats describes the replication. Counts are from the start of the node.
 type Stats struct {
@@ -33,7 +36,7 @@ type OriginStats struct {
 	Epoch     uint64
 	Live      int    // entries
 	Top       uint64 // the highest number heard of
-	Lag       uint64 // numbers up to Top that are missing
+	Lag       uint64 // numbers that are missing and that another node has, as far as is known
 	Suspended bool
 }
 
@@ -76,8 +79,13 @@ func (n *Node) Stats() Stats {
 		if o.Live == 0 && l.epoch != n.newest[l.origin] {
 			continue
 		}
-		if o.Top > 0 {
-			o.Lag = spans{{1, o.Top}}.minus(l.know).count()
+		// A number that nobody has any more is no lag: of epochs that are over counts what somebody offers.
+		missing := l.offer.have
+		if _, live := slices.BinarySearch(n.members, l.origin); live && l.epoch == n.newest[l.origin] && o.Top > 0 {
+			missing = spans{{1, o.Top}}
+		}
+		if l != n.own {
+			o.Lag = missing.minus(l.know).minus(l.skip).count()
 		}
 		s.Origins = append(s.Origins, o)
 	}
