@@ -39,31 +39,45 @@ func parseAddr(b []byte) (netip.Addr, bool) {
 	return a, !a.IsUnspecified()
 }
 
-func parse4(b []byte, out *[4]byte) bool {
-	part, digits, v := 0, 0, 0
-	for _, c := range b {
-		switch {
-		case c == '.':
-			if digits == 0 || part == 3 {
-				return false
-			}
-			out[part] = byte(v)
-			part, digits, v = part+1, 0, 0
-		case isDigit(c):
-			if digits > 0 && v == 0 {
-				return false // leading zero: octal to some, decimal to others
-			}
-			if v = v*10 + int(c-'0'); v > 255 {
-				return false
-			}
-			digits++
-		default:
-			return false
+// dotted reads a dotted quad at the start of b and returns how long it is; 0 if there is none. What follows is for the
+// caller to judge.
+func dotted(b []byte, out *[4]byte) int {
+	n, part := 0, 0
+	for n < len(b) {
+		v := uint(b[n] - '0')
+		if v > 9 {
+			return 0
 		}
+		n++
+		if n < len(b) && b[n]-'0' < 10 {
+			if v == 0 {
+				return 0 // leading zero: octal to some, decimal to others
+			}
+			v = v*10 + uint(b[n]-'0')
+			n++
+			if n < len(b) && b[n]-'0' < 10 {
+				if v = v*10 + uint(b[n]-'0'); v > 255 {
+					return 0
+				}
+				n++
+			}
+		}
+		out[part&3] = byte(v)
+		if part++; part == 4 {
+			if n < len(b) && b[n]-'0' < 10 {
+				return 0
+			}
+			return n
+		}
+		if n == len(b) || b[n] != '.' {
+			return 0
+		}
+		n++
 	}
-	out[3] = byte(v)
-	return part == 3 && digits > 0
+	return 0
 }
+
+func parse4(b []byte, out *[4]byte) bool { return len(b) > 0 && dotted(b, out) == len(b) }
 
 // parse6 reads RFC 4291 text: up to eight groups of one to four hex digits, one "::", a dotted quad at the end.
 // netip.ParseAddr would do, but it takes a string and makes an error value, and both allocate.
@@ -144,18 +158,24 @@ func bracketed(b []byte) (a netip.Addr, rest []byte, ok bool) {
 	if len(b) == 0 || b[0] != '[' {
 		return a, nil, false
 	}
-	i := 1
-	for i < len(b) && b[i] != ']' {
-		if i > 100 {
+	var v4 [4]byte
+	i := 1 + dotted(b[1:], &v4)
+	if i > 1 && i < len(b) && b[i] == ']' {
+		if a = netip.AddrFrom4(v4); v4 == [4]byte{} {
 			return a, nil, false
 		}
-		i++
-	}
-	if i == len(b) {
-		return a, nil, false
-	}
-	if a, ok = parseAddr(b[1:i]); !ok {
-		return a, nil, false
+	} else {
+		for i = 1; i < len(b) && b[i] != ']'; i++ {
+			if i > 100 {
+				return a, nil, false
+			}
+		}
+		if i == len(b) {
+			return a, nil, false
+		}
+		if a, ok = parseAddr(b[1:i]); !ok {
+			return a, nil, false
+		}
 	}
 	b = b[i+1:]
 	if len(b) > 1 && b[0] == ':' && isDigit(b[1]) {
@@ -183,6 +203,8 @@ var class = func() (t [256]uint8) {
 			t[c] = aLetter | aHost
 		case c == '.' || c == '-' || c == '_':
 			t[c] = aHost
+		case c == '<' || c == '>' || c == '"' || c == '\\':
+			t[c] = inEcho
 		}
 		if 'A' <= c && c <= 'Z' {
 			t[c] |= anUpper
@@ -197,6 +219,7 @@ const (
 	anUpper
 	aHex
 	aHost
+	inEcho // means something inside an echo, see skipEcho
 )
 
 func isDigit(c byte) bool { return c-'0' < 10 }

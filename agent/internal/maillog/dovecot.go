@@ -12,20 +12,32 @@ import "bytes"
 // header, so in a longer one the last words may be the client's.
 const whole = 800
 
-// dovecotServices are the services that are read.
-var dovecotServices = [...]string{"auth", "imap-login", "pop3-login", "managesieve-login", "submission-login"}
-
-// dovecotService says whether "service: " or "service(...", as auth-worker(123) and auth(user,...) of 2.4, begins b.
+// dovecotService says whether "service: " or "service(...", as auth-worker(123) and auth(user,...) of 2.4, begins b. The
+// services that are read are the login processes and auth.
 func dovecotService(b []byte) bool {
-	for _, s := range &dovecotServices {
-		if c, ok := cut(b, s); ok && len(c) > 1 {
-			if s == "auth" {
-				c, _ = cut(c, "-worker")
-			}
-			return has(c, ": ") || has(c, "(")
-		}
+	if len(b) < 6 {
+		return false
 	}
-	return false
+	name := ""
+	switch b[0] {
+	case 'a':
+		name = "auth"
+	case 'i':
+		name = "imap-login"
+	case 'p':
+		name = "pop3-login"
+	case 'm':
+		name = "managesieve-login"
+	case 's':
+		name = "submission-login"
+	default:
+		return false
+	}
+	c, ok := cut(b, name)
+	if b[0] == 'a' {
+		c, _ = cut(c, "-worker")
+	}
+	return ok && (has(c, ": ") || has(c, "("))
 }
 
 // dovecotOwn says whether b is what follows the stamp in a file that Dovecot writes itself: a service, and after "service: "
@@ -130,7 +142,7 @@ func (p *Parser) dovecotLogin(b []byte, e *Event) bool {
 	if len(b) > whole {
 		return false
 	}
-	i := bytes.LastIndex(b, []byte(" rip="))
+	i := last(b, " rip=")
 	if i < 1 || b[i-1] != ',' && b[i-1] != ':' {
 		return false
 	}
@@ -302,7 +314,7 @@ func authSlot(b []byte, i int) (addr, user, why []byte, ok bool) {
 // pamFailure reads "logname=.. uid=.. euid=.. tty=dovecot ruser=U rhost=IP[  user=U2]". U is the client's; U2 is there only
 // if there is such a user, so nothing of the client stands behind the last rhost=.
 func (p *Parser) pamFailure(h *header, b []byte, e *Event) bool {
-	i := bytes.LastIndex(b, []byte(" rhost="))
+	i := last(b, " rhost=")
 	if i < 0 || len(b) > whole {
 		return false
 	}

@@ -341,7 +341,15 @@ func (h *header) repeat() {
 // A stampCache is the last RFC 3164 stamp and what it meant: a busy log has many lines per second.
 type stampCache struct {
 	text [15]byte
-	loc  *time.Location
+	at   time.Time
+	ref  time.Time // the last one that it was found to hold for
+}
+
+// An isoCache is the same for stamps with a zone, which say all that is to be known, but for the fraction.
+type isoCache struct {
+	text [19]byte
+	zone [6]byte
+	n    int // bytes of zone, 0: nothing is remembered
 	at   time.Time
 }
 
@@ -353,7 +361,7 @@ func (p *Parser) time(h *header, ref time.Time) (time.Time, bool) {
 	case stampBSD:
 		return p.bsdTime(h.stamp, ref)
 	case stampISO:
-		return isoTime(h.stamp, ref)
+		return p.isoTime(h.stamp, ref)
 	case stampTAI:
 		return taiTime(h.stamp)
 	case stampMicro:
@@ -370,9 +378,14 @@ func (p *Parser) bsdTime(b []byte, ref time.Time) (time.Time, bool) {
 		return ref, false
 	}
 	// The year of a cached stamp holds for every ref from a day before it to nearly a year after it.
-	if string(b[:15]) == string(c.text[:]) && c.loc == ref.Location() {
-		if d := ref.Sub(c.at); d >= -24*time.Hour && d < 300*24*time.Hour {
-			return c.at.Add(frac), true
+	if string(b[:15]) == string(c.text[:]) {
+		if ref != c.ref && c.ref.Location() == ref.Location() {
+			if d := ref.Sub(c.at); d >= -24*time.Hour && d < 300*24*time.Hour {
+				c.ref = ref
+			}
+		}
+		if ref == c.ref {
+			return after(c.at, frac), true
 		}
 	}
 	month := monthOf(b)
@@ -396,9 +409,9 @@ func (p *Parser) bsdTime(b []byte, ref time.Time) (time.Time, bool) {
 		if at.Sub(ref) > 24*time.Hour || at.Add(time.Hour).Day() != day && at.Day() != day {
 			continue
 		}
-		c.at, c.loc = at, loc
+		c.at, c.ref = at, ref
 		copy(c.text[:], b)
-		return at.Add(frac), true
+		return after(at, frac), true
 	}
 	return ref, false
 }
@@ -413,10 +426,33 @@ func monthOf(b []byte) time.Month {
 	return 0
 }
 
+// after is t.Add, which most stamps have no need of.
+func after(t time.Time, d time.Duration) time.Time {
+	if d == 0 {
+		return t
+	}
+	return t.Add(d)
+}
+
 // isoTime reads YYYY-MM-DDTHH:MM:SS[.f...][Z|+hh:mm|+hhmm]; without a zone it is ref's. T may be a blank, and then a blank
 // stands before the zone too.
-func isoTime(b []byte, ref time.Time) (time.Time, bool) {
-	if len(b) < 19 || b[4] != '-' || b[7] != '-' || b[10] != 'T' && b[10] != ' ' || b[13] != ':' || b[16] != ':' {
+func (p *Parser) isoTime(b []byte, ref time.Time) (time.Time, bool) {
+	if len(b) < 19 {
+		return ref, false
+	}
+	n := 19
+	for n < len(b) && (b[n] == '.' || isDigit(b[n])) {
+		n++
+	}
+	frac, ok := fraction(b[19:n])
+	if !ok {
+		return ref, false
+	}
+	c := &p.isoStamps
+	if c.n > 0 && string(b[:19]) == string(c.text[:]) && string(b[n:]) == string(c.zone[:c.n]) {
+		return after(c.at, frac), true
+	}
+	if b[4] != '-' || b[7] != '-' || b[10] != 'T' && b[10] != ' ' || b[13] != ':' || b[16] != ':' {
 		return ref, false
 	}
 	var v [7]int
@@ -431,15 +467,8 @@ func isoTime(b []byte, ref time.Time) (time.Time, bool) {
 	if month < 1 || month > 12 || day < 1 || day > 31 || hour > 23 || minute > 59 || sec > 60 {
 		return ref, false
 	}
-	n := 19
-	for n < len(b) && (b[n] == '.' || isDigit(b[n])) {
-		n++
-	}
-	frac, ok := fraction(b[19:n])
-	if !ok {
-		return ref, false
-	}
-	z := b[n:]
+	zone := b[n:]
+	z := zone
 	if len(z) > 0 && z[0] == ' ' && b[10] == ' ' {
 		z = z[1:]
 	}
@@ -460,8 +489,12 @@ func isoTime(b []byte, ref time.Time) (time.Time, bool) {
 			offset = -offset
 		}
 	}
-	at := time.Date(year, time.Month(month), day, hour, minute, sec, int(frac), time.UTC)
-	return at.Add(-time.Duration(offset) * time.Second), true
+	at := time.Date(year, time.Month(month), day, hour, minute, sec, 0, time.UTC).Add(-time.Duration(offset) * time.Second)
+	if len(zone) <= len(c.zone) {
+		c.n, c.at = copy(c.zone[:], zone), at
+		copy(c.text[:], b)
+	}
+	return after(at, frac), true
 }
 
 // taiTime reads @ and TAI64N. Nobody's clock here counts leap seconds: the writers add 10 s to Unix time.

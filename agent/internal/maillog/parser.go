@@ -2,6 +2,8 @@ package maillog
 
 import (
 	"bytes"
+	"encoding/binary"
+	"math/bits"
 	"time"
 )
 
@@ -63,6 +65,41 @@ func ParseMTA(s string) (MTA, bool) {
 	return Auto, false
 }
 
+// A role is what a tag says: whose line it is, and of Postfix which daemon's (0: one that is not read) on what service.
+type role struct {
+	mta        MTA
+	daemon     byte
+	submission bool
+}
+
+func roleOf(tag []byte) role {
+	r := role{mta: mtaOf(tag)}
+	if i := bytes.LastIndexByte(tag, '/'); r.mta == Postfix && i > 0 {
+		r.daemon, r.submission = daemonOf(tag[i+1:]), submission(tag[:i])
+	}
+	return r
+}
+
+// tagCache remembers the roles of a few tags: a log has a dozen, and millions of lines with them.
+type tagCache [32]struct {
+	n    uint8 // 0: empty
+	text [31]byte
+	role role
+}
+
+func (c *tagCache) role(tag []byte) role {
+	n := len(tag)
+	if n < 3 || n > len(c[0].text) {
+		return roleOf(tag)
+	}
+	x := &c[(uint(n)*5+uint(tag[n-2])+uint(tag[n-3])<<2)%uint(len(c))]
+	if string(x.text[:x.n]) != string(tag) {
+		x.n, x.role = uint8(n), roleOf(tag)
+		copy(x.text[:], tag)
+	}
+	return x.role
+}
+
 // mtaOf says by its tag whose line it is.
 func mtaOf(tag []byte) MTA {
 	if bytes.IndexByte(tag, '/') > 0 {
@@ -115,7 +152,9 @@ type Parser struct {
 	copies              pending // Exim: refusal -> which log has it, and how often
 	logins              logins
 	twice               twice
+	tags                tagCache
 	stamps              stampCache
+	isoStamps           isoCache
 	record              record
 }
 
@@ -212,42 +251,43 @@ func (p *Parser) ParseMessage(tag, pid, msg []byte, at time.Time, e *Event) bool
 }
 
 func (p *Parser) parse(h *header, e *Event) bool {
-	ev := Event{Count: h.count}
-	ok := false
 	if h.again {
-		ok = p.repeated(h, &ev)
-	} else {
-		mta := h.mta
-		if mta == Auto {
-			mta = mtaOf(h.tag)
-		}
-		if p.from.mta != Auto && mta != p.from.mta {
-			mta = Auto
-		}
-		switch mta {
-		case Postfix:
-			ok = p.postfix(h, &ev)
-		case Exim:
-			ok = p.exim(h, &ev)
-		case Sendmail:
-			ok = p.sendmail(h, &ev)
-		case OpenSMTPD:
-			ok = p.opensmtpd(h, &ev)
-		case Dovecot:
-			ok = p.dovecot(h, &ev)
-		case Courier:
-			ok = p.courier(h, &ev)
-		}
+		return p.repeated(h, e)
 	}
-	if !ok || !p.when(h, &ev) {
-		p.from.last.Kind = None
+	s := p.from
+	ev := &s.last
+	*ev = Event{Count: h.count}
+	ok := false
+	who := role{mta: h.mta}
+	if who.mta == Auto {
+		who = p.tags.role(h.tag)
+	}
+	if s.mta != Auto && who.mta != s.mta {
+		who.mta = Auto
+	}
+	switch who.mta {
+	case Postfix:
+		ok = p.postfix(h, who, ev)
+	case Exim:
+		ok = p.exim(h, ev)
+	case Sendmail:
+		ok = p.sendmail(h, ev)
+	case OpenSMTPD:
+		ok = p.opensmtpd(h, ev)
+	case Dovecot:
+		ok = p.dovecot(h, ev)
+	case Courier:
+		ok = p.courier(h, ev)
+	}
+	if !ok || !p.when(h, ev) {
+		ev.Kind = None
 		return false
 	}
-	p.from.last, p.from.by, p.from.key = ev, h.by, h.key
-	if ev.Kind == AuthFailure {
-		p.countLogin(h, &ev)
+	s.by, s.key = h.by, h.key
+	*e = *ev
+	if e.Kind == AuthFailure {
+		p.countLogin(h, e)
 	}
-	*e = ev
 	return true
 }
 
@@ -256,11 +296,18 @@ func (p *Parser) parse(h *header, e *Event) bool {
 func (p *Parser) repeated(h *header, e *Event) bool {
 	s := p.from
 	if k := s.last.Kind; k == None || k == Delivered || k == AuthSuccess || k == Trap || k == Recipient {
+		s.last.Kind = None
+		return false
+	}
+	s.last.Count, s.last.Time = h.count, time.Time{}
+	if !p.when(h, &s.last) {
+		s.last.Kind = None
 		return false
 	}
 	*e = s.last
-	e.Count, e.Time = h.count, time.Time{}
-	h.by, h.key = s.by, s.key
+	if h.by, h.key = s.by, s.key; e.Kind == AuthFailure {
+		p.countLogin(h, e)
+	}
 	return true
 }
 
@@ -273,8 +320,8 @@ func (p *Parser) when(h *header, e *Event) (ok bool) {
 	return true
 }
 
-// userHash is FNV-1a over the lower-cased name, started from the seed and stirred, and never 0. It is stable over
-// restarts. It is not meant to withstand somebody who has both the seed and a list of names.
+// userHash is the hash of the lower-cased name, and never 0. It is stable over restarts. It is not meant to withstand
+// somebody who has both the seed and a list of names.
 func (p *Parser) userHash(name []byte) uint64 {
 	if len(name) == 0 || string(name) == "(unavailable)" {
 		return 0
@@ -282,15 +329,36 @@ func (p *Parser) userHash(name []byte) uint64 {
 	return max(1, hash(p.seed, name, true))
 }
 
+// hash takes b in words of eight bytes, of ASCII letters in lower case with fold, each into a wide product with the seed
+// in it.
 func hash(seed uint64, b []byte, fold bool) uint64 {
-	h := stir(seed ^ 0xcbf29ce484222325)
-	for _, c := range b {
-		if fold && 'A' <= c && c <= 'Z' {
-			c |= 0x20
+	const odd, lot = 0x9fb21c651e98df25, 0xd6e8feb86659fd93
+	h := stir(seed^0xcbf29ce484222325) + uint64(len(b))*odd
+	for len(b) > 0 {
+		var w uint64
+		if len(b) >= 8 {
+			w, b = binary.LittleEndian.Uint64(b), b[8:]
+		} else {
+			for i, c := range b {
+				w |= uint64(c) << (8 * i)
+			}
+			b = nil
 		}
-		h = (h ^ uint64(c)) * 0x100000001b3
+		if fold {
+			w = lower8(w)
+		}
+		hi, lo := bits.Mul64(h^w, lot)
+		h = bits.RotateLeft64(h, 23) ^ hi ^ lo
 	}
 	return stir(h)
+}
+
+// lower8 makes the ASCII capitals among eight bytes small.
+func lower8(w uint64) uint64 {
+	const each = 0x0101010101010101
+	low := w &^ (0x80 * each)
+	capital := (low + (0x80-'A')*each) &^ (low + (0x80-'Z'-1)*each) &^ w & (0x80 * each)
+	return w | capital>>2
 }
 
 // stir spreads the bits of x over the whole word: shift, xor and multiply by odd constants, one to one.

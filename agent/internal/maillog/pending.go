@@ -8,16 +8,20 @@ import (
 )
 
 // pending remembers which source a queue id belongs to, from the first accepted recipient to the moment the message
-// is in the queue, or which source a session has. It is a ring in the order of arrival with an index: a new entry takes
-// the place of the oldest, so the table holds what is still waiting of the last max accepted recipients.
+// is in the queue, or which source a session has. It is a ring in the order of arrival with an index. The ring is as long as
+// what waits needs it to be, up to max; from there on a new entry takes the place of the oldest.
 type pending struct {
 	max   int
 	ring  []waiting // made at the first use
 	index []uint32  // ring position + 1, open addressing, 0 is free
 	head  int       // where the next one goes
+	live  int       // how many there are
 	age   int64     // seconds
 	last  int64     // the newest time seen, seconds since 1970
 }
+
+// firstRing is how long the ring is at first: what a quiet server has waiting fits into a cache.
+const firstRing = 256
 
 type waiting struct {
 	key  uint64 // 0 is free
@@ -30,12 +34,36 @@ type waiting struct {
 
 func (t *pending) init(n int, age int64) { t.max, t.age = n, max(1, age) }
 
-func (t *pending) make() {
-	slots := 4
-	for slots < 2*t.max {
-		slots *= 2
+// size makes a ring of n with what is there in the order of arrival, or, if it has that length, moves it together in
+// place.
+func (t *pending) size(n int) {
+	old, from := t.ring, t.head
+	if n != len(old) {
+		slots := 4
+		for slots < 2*n {
+			slots *= 2
+		}
+		t.ring, t.index, t.head = make([]waiting, n), make([]uint32, slots), 0
+	} else {
+		clear(t.index)
 	}
-	t.ring, t.index = make([]waiting, t.max), make([]uint32, slots)
+	for i := range old {
+		w := old[(from+i)%len(old)]
+		if w.key == 0 {
+			continue
+		}
+		old[(from+i)%len(old)] = waiting{}
+		t.ring[t.head] = w
+		slot, _ := t.find(w.key)
+		t.index[slot] = uint32(t.head + 1)
+		t.next()
+	}
+}
+
+func (t *pending) next() {
+	if t.head++; t.head == len(t.ring) {
+		t.head = 0
+	}
 }
 
 func (t *pending) find(key uint64) (slot int, ok bool) {
@@ -56,11 +84,20 @@ func (t *pending) find(key uint64) (slot int, ok bool) {
 
 func (t *pending) add(key uint64, a netip.Addr, at int64, sub bool) {
 	if t.index == nil {
-		t.make()
+		t.size(min(t.max, firstRing))
 	}
 	t.last = max(t.last, at)
 	if i, ok := t.find(key); ok { // the queue id is used again: the old message never came
 		t.drop(i)
+	}
+	if t.ring[t.head].key != 0 { // it waits still
+		// At least half of the ring is free after this, so that it does not come often.
+		switch {
+		case t.live <= len(t.ring)/2:
+			t.size(len(t.ring))
+		case len(t.ring) < t.max:
+			t.size(min(t.max, 2*len(t.ring)))
+		}
 	}
 	w := &t.ring[t.head]
 	if w.key != 0 {
@@ -70,9 +107,8 @@ func (t *pending) add(key uint64, a netip.Addr, at int64, sub bool) {
 	*w = waiting{key: key, addr: a.As16(), at: at, sub: sub}
 	i, _ := t.find(key)
 	t.index[i] = uint32(t.head + 1)
-	if t.head++; t.head == len(t.ring) {
-		t.head = 0
-	}
+	t.live++
+	t.next()
 }
 
 func (t *pending) remove(key uint64) {
@@ -136,6 +172,7 @@ func (w *waiting) source() netip.Addr { return netip.AddrFrom16(w.addr).Unmap() 
 // drop frees slot i of the index and what it points to, and moves later entries of the run up.
 func (t *pending) drop(i int) {
 	t.ring[t.index[i]-1] = waiting{}
+	t.live--
 	mask := len(t.index) - 1
 	for j := (i + 1) & mask; t.index[j] != 0; j = (j + 1) & mask {
 		home := int(t.ring[t.index[j]-1].key) & mask
@@ -245,7 +282,7 @@ func (p *Parser) Restore(b []byte) error {
 	for _, t := range tables {
 		clear(t.ring)
 		clear(t.index)
-		t.head, t.last = 0, 0
+		t.head, t.live, t.last = 0, 0, 0
 	}
 	for e := b; len(e) > 0; e = e[pendingEntry:] {
 		i := e[32] &^ pendingQuiet >> 1

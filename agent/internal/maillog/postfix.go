@@ -8,20 +8,12 @@ import "bytes"
 
 // postfix dispatches on the last path element of the tag. What stands before it is the instance or the service
 // (syslog_name), which may be anything; a bare "smtpd" is OpenSMTPD.
-func (p *Parser) postfix(h *header, e *Event) bool {
-	i := bytes.LastIndexByte(h.tag, '/')
-	if i <= 0 {
+func (p *Parser) postfix(h *header, who role, e *Event) bool {
+	if who.daemon == 0 || who.daemon == 'd' && !p.follows || !p.when(h, e) {
 		return false
 	}
-	daemon := daemonOf(h.tag[i+1:])
-	if daemon == 0 {
-		return false
-	}
-	if daemon == 'd' && !p.follows || !p.when(h, e) {
-		return false
-	}
-	e.Submission = submission(h.tag[:i])
-	switch daemon {
+	e.Submission = who.submission
+	switch who.daemon {
 	case 's':
 		return p.smtpd(h, e)
 	case 'p':
@@ -128,25 +120,32 @@ func (p *Parser) smtpd(h *header, e *Event) bool {
 		if proxyAccept(m) {
 			return p.proxied(h, e)
 		}
-	}
-	if lost(m, e) {
-		return true
+	case 'l', 't':
+		if lost(m, e) {
+			return true
+		}
 	}
 	q, b, ok := queueID(m)
 	if !ok {
 		return false
 	}
-	if c, ok := cut(b, "client="); ok {
-		return p.accepted(h, q, c, e)
-	}
-	if lost(b, e) {
-		return true
-	}
-	if c, ok := cut(b, "abort: TLS from "); ok {
-		return e.tail(LostConnection, c, ':')
-	}
-	if proxyAccept(b) {
-		return p.proxied(h, e)
+	switch b[0] {
+	case 'c':
+		if c, ok := cut(b, "client="); ok {
+			return p.accepted(h, q, c, e)
+		}
+	case 'l', 't':
+		if lost(b, e) {
+			return true
+		}
+	case 'a':
+		if c, ok := cut(b, "abort: TLS from "); ok {
+			return e.tail(LostConnection, c, ':')
+		}
+	case 'p':
+		if proxyAccept(b) {
+			return p.proxied(h, e)
+		}
 	}
 	return p.action(q, b, e)
 }
@@ -200,7 +199,7 @@ func queueID(b []byte) (q, rest []byte, ok bool) {
 	for n < len(b) && n < 24 && isAlnum(b[n]) {
 		n++
 	}
-	if n < 5 || n+1 >= len(b) || b[n] != ':' || b[n+1] != ' ' {
+	if n < 5 || n+2 >= len(b) || b[n] != ':' || b[n+1] != ' ' {
 		return nil, nil, false
 	}
 	return b[:n], b[n+2:], true
@@ -715,4 +714,14 @@ func cut(b []byte, prefix string) ([]byte, bool) {
 		return b[len(prefix):], true
 	}
 	return b, false
+}
+
+// last is where word stands last in b, -1 if nowhere. bytes.LastIndex hashes all that it passes by.
+func last(b []byte, word string) int {
+	for i := len(b) - len(word); i >= 0; i-- {
+		if b[i] == word[0] && string(b[i:i+len(word)]) == word {
+			return i
+		}
+	}
+	return -1
 }

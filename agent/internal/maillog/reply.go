@@ -11,12 +11,12 @@ func classify(r []byte, content bool) Kind {
 	if !ok {
 		return unclear(rc, text)
 	}
-	if i := bytes.Index(text, []byte("; from=<")); i >= 0 {
-		text = text[:i]
-	}
 	if has(text, "Recipient address rejected: User unknown") {
 		// The commonest of an attack. 550 5.1.1, or what unknown_*_reject_code or soft_bounce made of it.
 		return UnknownRecipient
+	}
+	if i := bytes.Index(text, []byte("; from=<")); i >= 0 {
+		text = text[:i]
 	}
 	text = text[:min(len(text), 512)] // policy text may be long; what it is about stands in front
 	if !rc.hard && (within(text, "greylist") || within(text, "graylist") || within(text, "grey-list")) {
@@ -182,7 +182,11 @@ func skipEcho(b []byte) ([]byte, bool) {
 	}
 	depth, quoted := 0, false
 	for i := 0; i < len(b); i++ {
-		switch c := b[i]; {
+		c := b[i]
+		if class[c]&inEcho == 0 {
+			continue
+		}
+		switch {
 		case c == '\\' && quoted:
 			i++
 		case c == '"':

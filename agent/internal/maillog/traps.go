@@ -34,6 +34,10 @@ type Traps struct {
 	set     map[string]struct{} // lower case: local@domain, local-*@domain, @domain
 	domains bool
 	dashes  bool
+	// first has the bytes that local parts of traps begin with, and width the lengths of whole domains, modulo 64: most
+	// recipients need no closer look.
+	first [4]uint64
+	width uint64
 }
 
 var errTrap = errors.New("not a trap recipient")
@@ -63,6 +67,11 @@ func (t *Traps) Add(s string) error {
 	t.domains = t.domains || local == ""
 	t.dashes = t.dashes || many
 	t.set[local+"@"+domain] = struct{}{}
+	if local == "" {
+		t.width |= 1 << (len(domain) % 64)
+	} else {
+		t.first[local[0]>>6] |= 1 << (local[0] & 63)
+	}
 	return nil
 }
 
@@ -94,6 +103,13 @@ func (t *Traps) match(a []byte) bool {
 	local, domain := a[:at], bytes.TrimSuffix(a[at+1:], []byte("."))
 	if len(local) > 2 && local[0] == '"' && local[len(local)-1] == '"' {
 		local = local[1 : len(local)-1] // "honeypot"@ is honeypot@, RFC 5321 4.1.2
+	}
+	c := local[0]
+	if isUpper(c) {
+		c |= 0x20
+	}
+	if t.first[c>>6]>>(c&63)&1 == 0 && t.width>>(len(domain)%64)&1 == 0 {
+		return false
 	}
 	// local@domain, and behind it room for a shorter local part with the same domain.
 	var buf, short [maxRecipient + 2]byte
@@ -227,7 +243,7 @@ func (t *Traps) hits(b []byte) bool {
 		return false
 	}
 	b = b[i+len(markFrom):]
-	return !automatic(upTo(b)) && t.behind(b, markTo)
+	return t.behind(b, markTo) && !automatic(upTo(b))
 }
 
 // ---- accepted messages on their way

@@ -323,3 +323,31 @@ func TestSuspendedWords(t *testing.T) {
 		t.Error("when")
 	}
 }
+
+// TestShareGivesWay: who gives up its place in an hour is the first of those with the smallest count, as a search of all
+// of them finds it.
+func TestShareGivesWay(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(7, 8))
+	var h shareHour
+	for range 100_000 {
+		k := key{hi: v4mark | uint64(rnd.IntN(1+rnd.IntN(300)))}
+		n := uint32(1 + rnd.IntN(3))
+		i := h.find(k)
+		if i < 0 && h.n < shareKeys {
+			i, h.n = h.n, h.n+1
+		}
+		if i < 0 {
+			want := 0
+			for j, g := range h.got {
+				if g < h.got[want] {
+					want = j
+				}
+			}
+			if i = h.smallest(); i != want {
+				t.Fatalf("place %d with %d, want %d with %d", i, h.got[i], want, h.got[want])
+			}
+		}
+		h.keys[i] = k
+		h.got[i] += n
+	}
+}

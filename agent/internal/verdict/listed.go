@@ -19,22 +19,23 @@ const perOffence = 10
 // A listing counts once, however often it is found: the points are what the listing makes of the score at now, not what
 // it adds. So a source that is asked about every hour does not reach the threshold by being asked. Points at or below
 // zero change nothing: a welcome holds down what lists say (it is in the sum) and is for the caller to heed otherwise.
-func (s *Scorer) Listed(source netip.Addr, points float64, lists string, now time.Time) (Verdict, bool) {
-	v, ok := s.fill(source, block.DNSBL, maillog.DNSListed, points, now)
+func (s *Scorer) Listed(source netip.Addr, points float64, lists string, now time.Time) (v Verdict, ok bool) {
+	ok = s.fill(source, block.DNSBL, maillog.DNSListed, points, now, &v)
 	v.Evidence.Lists = lists
 	return v, ok
 }
 
 // Nameless takes in that a source has no reverse name, or none that leads back to it: points of protocol_abuse, in the
 // same way.
-func (s *Scorer) Nameless(source netip.Addr, points float64, now time.Time) (Verdict, bool) {
-	return s.fill(source, block.ProtocolAbuse, maillog.NoRDNS, points, now)
+func (s *Scorer) Nameless(source netip.Addr, points float64, now time.Time) (v Verdict, ok bool) {
+	ok = s.fill(source, block.ProtocolAbuse, maillog.NoRDNS, points, now, &v)
+	return v, ok
 }
 
 // fill raises the part of the score that a cause makes up to points.
-func (s *Scorer) fill(source netip.Addr, c block.Cause, k maillog.Kind, points float64, now time.Time) (Verdict, bool) {
+func (s *Scorer) fill(source netip.Addr, c block.Cause, k maillog.Kind, points float64, now time.Time, v *Verdict) bool {
 	if !source.IsValid() || !(points > 0) {
-		return Verdict{}, false
+		return false
 	}
 	points = min(points, 1e6)
 	at := unix(now)
@@ -49,7 +50,7 @@ func (s *Scorer) fill(source netip.Addr, c block.Cause, k maillog.Kind, points f
 	credit, since := r.accepted, r.at
 	s.forward(r, at, at)
 	if s.alarms.suspended(k, at) {
-		return Verdict{}, false
+		return false
 	}
 	if s.raw(r) < s.calm {
 		s.begin(slot, r)
@@ -62,11 +63,11 @@ func (s *Scorer) fill(source netip.Addr, c block.Cause, k maillog.Kind, points f
 	}
 	if have > 0 && have >= 0.99*float64(r.points) {
 		// What fades and is filled up again is one listing, and uses up credit once.
-		r.accepted = max(r.accepted, shrink(credit, math.Exp2(-float64(r.at-since)*s.fade)))
+		r.accepted = max(r.accepted, shrink(credit, s.fade.left(r.at-since)))
 	}
 	add := points - have
 	if !(add > 0.01*points) {
-		return Verdict{}, false
+		return false
 	}
 	kept := s.evidence.get(slot, s.hash(key))
 	if have < 1 {
@@ -74,14 +75,14 @@ func (s *Scorer) fill(source netip.Addr, c block.Cause, k maillog.Kind, points f
 	}
 	before := s.score(r, kept).sum()
 	r.offend(c, add, math.Max(add/perOffence, 0.1))
-	return s.judge(slot, key, r, kept, k, before, at, at, now)
+	return s.judge(slot, key, r, kept, k, before, at, at, now, v)
 }
 
 // Confirmed takes in n refusals by the MTA because of a list, of which the agent knows by a query of its own that they are right:
 // points each.
-func (s *Scorer) Confirmed(source netip.Addr, n int, points float64, now time.Time) (Verdict, bool) {
+func (s *Scorer) Confirmed(source netip.Addr, n int, points float64, now time.Time) (v Verdict, ok bool) {
 	if !source.IsValid() || !(points > 0) {
-		return Verdict{}, false
+		return v, false
 	}
 	n = min(max(n, 1), maxCount)
 	at := unix(now)
@@ -95,7 +96,7 @@ func (s *Scorer) Confirmed(source netip.Addr, n int, points float64, now time.Ti
 	r.meet(at)
 	s.forward(r, at, at)
 	if s.alarms.suspended(maillog.DNSBLReject, at) {
-		return Verdict{}, false
+		return v, false
 	}
 	if s.raw(r) < s.calm {
 		s.begin(slot, r)
@@ -103,5 +104,6 @@ func (s *Scorer) Confirmed(source netip.Addr, n int, points float64, now time.Ti
 	c := s.evidence.add(slot, s.hash(key), maillog.DNSBLReject, n, at)
 	before := s.score(r, c).sum()
 	r.offend(block.DNSBL, min(points, 1e6)*float64(n), float64(n))
-	return s.judge(slot, key, r, c, maillog.DNSBLReject, before, at, at, now)
+	ok = s.judge(slot, key, r, c, maillog.DNSBLReject, before, at, at, now, &v)
+	return v, ok
 }

@@ -38,6 +38,40 @@ type shareHour struct {
 	last  int // where the previous message was counted
 	keys  [shareKeys]key
 	got   [shareKeys]uint32
+
+	// Nobody in front of from has as few as floor, and nobody at all fewer; 0 is not known. Counts only grow.
+	from  int
+	floor uint32
+}
+
+// find is the place of a key, or -1.
+func (h *shareHour) find(k key) int {
+	for i := range h.keys[:h.n] {
+		if h.keys[i].hi == k.hi && h.keys[i].lo == k.lo {
+			return i
+		}
+	}
+	return -1
+}
+
+// smallest is the first place with the smallest count.
+func (h *shareHour) smallest() int {
+	if h.floor != 0 {
+		for i := h.from; i < h.n; i++ {
+			if h.got[i] == h.floor {
+				h.from = i
+				return i
+			}
+		}
+	}
+	h.from = 0
+	for i, g := range h.got[:h.n] {
+		if g < h.got[h.from] {
+			h.from = i
+		}
+	}
+	h.floor = h.got[h.from]
+	return h.from
 }
 
 // add counts n messages of k at the time at. What is older than a day is not counted.
@@ -60,18 +94,13 @@ func (s *share) add(k key, n uint32, at, now uint32) {
 		h.got[h.last] += n
 		return
 	}
-	i := slices.Index(h.keys[:h.n], k)
+	i := h.find(k)
 	if i < 0 {
 		if h.n < shareKeys {
 			i = h.n
 			h.n++
 		} else {
-			i = 0 // the smallest gives up its place and its count
-			for j, g := range h.got {
-				if g < h.got[i] {
-					i = j
-				}
-			}
+			i = h.smallest() // gives up its place and its count
 		}
 		h.keys[i] = k
 	}
@@ -97,7 +126,7 @@ func (s *share) of(k key, now uint32) holding {
 			continue
 		}
 		v.total += h.total
-		if j := slices.Index(h.keys[:h.n], k); j >= 0 {
+		if j := h.find(k); j >= 0 {
 			v.mine += h.got[j]
 			v.hours++
 		}

@@ -56,7 +56,7 @@ func (s *Scorer) faded(r *reach, at uint32) float64 {
 	if at <= r.at {
 		return float64(r.got)
 	}
-	return float64(r.got) * math.Exp2(-float64(at-r.at)*s.decay)
+	return float64(r.got) * s.decay.left(at-r.at)
 }
 
 // reach is the credit for having reached recipients of ours, in offences: one and a half for each, and for repeated ones

@@ -396,8 +396,30 @@ type Scorer struct {
 	alarms alarms
 	news   []Notice
 	calm   float64 // a score below this is over
-	decay  float64 // 1/half-life in 1/s
-	fade   float64 // of credit
+	decay  halving // of scores
+	fade   halving // of credit
+}
+
+// halving is 2^(-seconds/half-life), for up to 18 hours out of two tables.
+type halving struct {
+	rate   float64 // 1/half-life in 1/s
+	fine   [256]float64
+	coarse [256]float64
+}
+
+func (h *halving) init(half time.Duration) {
+	h.rate = 1 / half.Seconds()
+	for i := range h.fine {
+		h.fine[i], h.coarse[i] = math.Exp2(-float64(i)*h.rate), math.Exp2(-float64(i<<8)*h.rate)
+	}
+}
+
+// left is what is left of 1 after so many seconds.
+func (h *halving) left(seconds uint32) float64 {
+	if seconds < 1<<16 {
+		return h.fine[seconds&0xff] * h.coarse[seconds>>8]
+	}
+	return math.Exp2(-float64(seconds) * h.rate)
 }
 
 // New returns a scorer that knows nothing yet. Its memory grows with the number of sources, up to cfg.Sources.
@@ -428,7 +450,9 @@ func New(cfg Config) *Scorer {
 			cfg.Weights[k] = 0
 		}
 	}
-	s := &Scorer{cfg: cfg, calm: cfg.Threshold / 100, decay: 1 / cfg.HalfLife.Seconds(), fade: 1 / creditHalfLife.Seconds()}
+	s := &Scorer{cfg: cfg, calm: cfg.Threshold / 100}
+	s.decay.init(cfg.HalfLife)
+	s.fade.init(creditHalfLife)
 	s.table.init(cfg)
 	s.alarms.init()
 	s.areas.init(cfg.Sources)
@@ -442,25 +466,32 @@ func (s *Scorer) Len() int { return s.used }
 func unix(t time.Time) uint32 { return uint32(min(max(t.Unix(), 1), math.MaxUint32-1<<20)) }
 
 // Observe takes in one event, read at now. It returns a verdict at the moment there is one to give.
-func (s *Scorer) Observe(e *maillog.Event, now time.Time) (Verdict, bool) {
+func (s *Scorer) Observe(e *maillog.Event, now time.Time) (v Verdict, ok bool) {
+	ok = s.observe(e, now, &v)
+	return v, ok
+}
+
+// observe is Observe with its verdict, which is large, in a place that is empty.
+func (s *Scorer) observe(e *maillog.Event, now time.Time, v *Verdict) bool {
 	k := e.Kind
 	if k == maillog.None || k >= maillog.NumKinds || !e.Source.IsValid() {
-		return Verdict{}, false
+		return false
 	}
 	if k == maillog.Recipient {
 		s.recipient(e, now)
-		return Verdict{}, false
+		return false
 	}
 	good := k == maillog.Delivered || k == maillog.AuthSuccess
 	weight := s.cfg.Weights[k]
 	if !good && weight == 0 {
 		s.note(e)
-		return Verdict{}, false
+		return false
 	}
 	n := min(max(e.Count, 1), maxCount)
 	at, nowSec := times(e, now)
 	key := s.key(e.Source)
-	slot, known := s.lookup(key)
+	h := s.hash(key)
+	_, slot, known := s.find(key, h)
 	if !known {
 		slot = s.insert(key, at)
 	}
@@ -481,7 +512,7 @@ func (s *Scorer) Observe(e *maillog.Event, now time.Time) (Verdict, bool) {
 			r.flags |= flagTwice
 		}
 		s.credit(r, k, float64(n), late)
-		return Verdict{}, false
+		return false
 	}
 	if r.known(k) {
 		if senders, ours := s.alarms.bad(k, key, at, nowSec); ours {
@@ -490,20 +521,20 @@ func (s *Scorer) Observe(e *maillog.Event, now time.Time) (Verdict, bool) {
 	}
 	if s.alarms.suspended(k, nowSec) {
 		if r.flags&flagBurst != 0 {
-			s.evidence.add(slot, s.hash(key), k, n, 0)
+			s.evidence.add(slot, h, k, n, 0)
 		}
-		return Verdict{}, false
+		return false
 	}
 	if k == maillog.Trap && r.pays(n) {
-		s.evidence.add(slot, s.hash(key), k, n, at)
-		return Verdict{}, false
+		s.evidence.add(slot, h, k, n, at)
+		return false
 	}
 	if s.raw(r) < s.calm {
 		s.begin(slot, r)
 	}
-	c := s.evidence.add(slot, s.hash(key), k, n, at)
+	c := s.evidence.add(slot, h, k, n, at)
 	before := s.score(r, c).sum()
-	worth := math.Exp2(-late * s.decay)
+	worth := s.decay.left(late)
 	if k == maillog.AuthFailure {
 		r.fails += float32(r.guess(e.User, n, gap <= quick) * worth)
 	} else {
@@ -513,7 +544,7 @@ func (s *Scorer) Observe(e *maillog.Event, now time.Time) (Verdict, bool) {
 		}
 		r.offend(causeOf(k), weight*float64(n)*worth, count)
 	}
-	return s.judge(slot, key, r, c, k, before, at, nowSec, now)
+	return s.judge(slot, key, r, c, k, before, at, nowSec, now, v)
 }
 
 // times returns when an event was and when it is taken in.
@@ -548,7 +579,7 @@ func (r *record) known(k maillog.Kind) bool {
 
 // forward decays r to the time at. It returns by how many seconds at lies before what r has already seen: such an
 // event counts less instead. A record from the future (the wall clock was wrong) is brought back without a change.
-func (s *Scorer) forward(r *record, at, now uint32) (late float64) {
+func (s *Scorer) forward(r *record, at, now uint32) (late uint32) {
 	if r.at > now+ahead {
 		r.at = now
 		if limit := now + uint32(s.cfg.Max/time.Second); r.until > limit {
@@ -556,17 +587,21 @@ func (s *Scorer) forward(r *record, at, now uint32) (late float64) {
 		}
 	}
 	if at <= r.at {
-		return float64(r.at - at)
+		return r.at - at
 	}
-	dt := float64(at - r.at)
+	dt := at - r.at
 	r.at = at
-	f := math.Exp2(-dt * s.decay)
-	// What is cancelled is used up as it fades: a message pays for one offence, once.
-	spent := float64(min(r.offences, r.accepted)) * (1 - f)
-	r.accepted = max(0, r.accepted-float32(spent))
-	r.points, r.offences, r.fails = shrink(r.points, f), shrink(r.offences, f), shrink(r.fails, f)
-	f = math.Exp2(-dt * s.fade)
-	r.accepted, r.logins = shrink(r.accepted, f), shrink(r.logins, f)
+	if r.offences > 0 || r.points > 0 || r.fails > 0 {
+		f := s.decay.left(dt)
+		// What is cancelled is used up as it fades: a message pays for one offence, once.
+		spent := float64(min(r.offences, r.accepted)) * (1 - f)
+		r.accepted = max(0, r.accepted-float32(spent))
+		r.points, r.offences, r.fails = shrink(r.points, f), shrink(r.offences, f), shrink(r.fails, f)
+	}
+	if r.accepted > 0 || r.logins > 0 {
+		f := s.fade.left(dt)
+		r.accepted, r.logins = shrink(r.accepted, f), shrink(r.logins, f)
+	}
 	return 0
 }
 
@@ -628,7 +663,7 @@ func (s *Scorer) endBurst(r *record) {
 }
 
 // credit takes in n accepted messages or logins.
-func (s *Scorer) credit(r *record, k maillog.Kind, n, late float64) {
+func (s *Scorer) credit(r *record, k maillog.Kind, n float64, late uint32) {
 	if r.flags&flagBurst != 0 && s.raw(r) < s.calm {
 		s.endBurst(r)
 	}
@@ -636,7 +671,7 @@ func (s *Scorer) credit(r *record, k maillog.Kind, n, late float64) {
 	if k == maillog.AuthSuccess {
 		total, now = &r.logins, &r.loginsNow
 	}
-	worth := n * math.Exp2(-late*s.fade)
+	worth := n * s.fade.left(late)
 	if r.flags&flagBurst != 0 {
 		was := float64(*now)
 		*now = uint16(min(math.MaxUint16, was+n))
@@ -670,23 +705,24 @@ func (s *Scorer) note(e *maillog.Event) {
 func (s *Scorer) reached(points float64) bool { return points >= s.cfg.Threshold*(1-1.0/128) }
 
 // judge decides after an offence that raised the score from before.
-func (s *Scorer) judge(slot int, key key, r *record, c *counts, k maillog.Kind, before float64, at, nowSec uint32, now time.Time) (Verdict, bool) {
+func (s *Scorer) judge(slot int, key key, r *record, c *counts, k maillog.Kind, before float64, at, nowSec uint32, now time.Time, v *Verdict) bool {
 	p := s.score(r, c)
 	mail, auth := p.mail, p.auth
 	if (mail+auth)*offending < s.cfg.Threshold {
-		return Verdict{}, false
+		return false
 	}
 	if at < nowSec && time.Duration(nowSec-at)*time.Second > s.cfg.HalfLife {
-		return Verdict{}, false // history
+		return false // history
 	}
 	if over := !s.reached(before) && s.reached(mail+auth); (over || before*offending < s.cfg.Threshold) && !r.known(k) {
-		if v, ok := s.spreads(key, r, k, over, at, nowSec, now); ok {
+		if wide, ok := s.spreads(key, r, k, over, at, nowSec, now); ok {
+			*v = wide
 			v.Source = s.prefix(key)
-			return v, true
+			return true
 		}
 	}
 	if !s.reached(mail + auth) {
-		return Verdict{}, false
+		return false
 	}
 	cause := r.cause()
 	if s.reached(auth) && auth >= mail || cause == block.NoCause {
@@ -696,7 +732,7 @@ func (s *Scorer) judge(slot int, key key, r *record, c *counts, k maillog.Kind, 
 	if blocked {
 		// Only a login attack behind a block of the MX port alone is news.
 		if r.flags&flagAll != 0 || k != maillog.AuthFailure || !s.reached(auth) {
-			return Verdict{}, false
+			return false
 		}
 		cause = block.AuthBrute
 	}
@@ -704,14 +740,14 @@ func (s *Scorer) judge(slot int, key key, r *record, c *counts, k maillog.Kind, 
 		if s.spared.add(key, nowSec) {
 			s.tell(s.spareNotice(key, nowSec, nowSec))
 		}
-		return Verdict{}, false
+		return false
 	}
 	if s.covering(key, cause, nowSec) != nil {
-		return Verdict{}, false
+		return false
 	}
 	if !blocked {
 		if s.holds(r, cause, mail+auth, nowSec) {
-			return Verdict{}, false
+			return false
 		}
 		if r.flags&flagHeld == 0 && r.until != 0 && r.repeat < math.MaxUint8 {
 			r.repeat++
@@ -722,10 +758,11 @@ func (s *Scorer) judge(slot int, key key, r *record, c *counts, k maillog.Kind, 
 	if cause.Scope() == block.ScopeAll {
 		r.flags |= flagAll
 	}
-	return Verdict{
+	*v = Verdict{
 		Prefix: s.prefix(key), Source: s.prefix(key), Cause: cause, Scope: cause.Scope(), Since: now, Until: when(r.until), Repeat: int(r.repeat),
 		Evidence: s.account(slot, key, r).Evidence,
-	}, true
+	}
+	return true
 }
 
 // holds counts the would-be block of a source and says whether it has to wait, because the source is a known sender
@@ -947,6 +984,11 @@ func (r *record) offend(c block.Cause, points, n float64) {
 	total := float64(r.points)
 	part := [2]float64{r.part(0), r.part(1)}
 	switch {
+	case r.why[0] == uint8(c) && r.why[1] == 0: // nothing else: all of it
+		r.points = float32(min(total+points, 1e9))
+		r.offences = float32(min(float64(r.offences)+n, 1e9))
+		r.parts[0] = math.MaxUint16
+		return
 	case r.why[0] == uint8(c):
 		part[0] += points
 	case r.why[1] == uint8(c):

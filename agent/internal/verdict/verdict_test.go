@@ -3,6 +3,7 @@ package verdict
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -541,5 +542,19 @@ func TestNumbers(t *testing.T) {
 	}
 	if unsafe.Sizeof(record{}) != 56 || unsafe.Sizeof(counts{}) != 64 {
 		t.Errorf("a record has %d bytes, counts %d", unsafe.Sizeof(record{}), unsafe.Sizeof(counts{}))
+	}
+}
+
+// TestHalving: the tables give what math.Exp2 gives.
+func TestHalving(t *testing.T) {
+	for _, half := range []time.Duration{time.Second, time.Hour, 7 * 24 * time.Hour} {
+		var h halving
+		h.init(half)
+		for _, s := range []uint32{0, 1, 255, 256, 257, 3600, 65535, 65536, 1 << 20, math.MaxUint32} {
+			got, want := h.left(s), math.Exp2(-float64(s)/half.Seconds())
+			if math.Abs(got-want) > 1e-12*want+1e-300 {
+				t.Errorf("%v, %d s: %v, want %v", half, s, got, want)
+			}
+		}
 	}
 }
