@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"cmp"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -58,6 +59,7 @@ type replay struct {
 	blocked map[netip.Prefix]*replayBlock
 	spared  map[netip.Prefix]string // never-block rule that kept a verdict from having an effect
 	wide    bool                    // there is a block of more than a source
+	near    [nearBits / 64]uint64
 	notices []verdict.Notice
 }
 
@@ -142,7 +144,7 @@ func (r *replay) event(e *maillog.Event) {
 	if at.After(r.now) {
 		r.now = at
 	}
-	if len(r.blocked) > 0 {
+	if len(r.blocked) > 0 && (e.Kind == maillog.Delivered || r.weights[e.Kind] > 0) {
 		if b := r.blockOf(e.Source); b != nil {
 			switch {
 			case e.Kind == maillog.Delivered:
@@ -172,6 +174,8 @@ func (r *replay) event(e *maillog.Event) {
 	}
 	r.blocks = append(r.blocks, b)
 	r.blocked[v.Prefix] = b
+	x := near(v.Prefix.Addr())
+	r.near[x/64] |= 1 << (x % 64)
 	if v.Prefix != v.Source {
 		r.wide = true
 	}
@@ -180,18 +184,35 @@ func (r *replay) event(e *maillog.Event) {
 
 // blockOf finds the block of a source: its own, or that of the /24, /56 or /48 around it.
 func (r *replay) blockOf(a netip.Addr) *replayBlock {
+	if x := near(a); r.near[x/64]>>(x%64)&1 == 0 {
+		return nil
+	}
 	b := r.blocked[r.prefix(a)]
 	if b != nil || !r.wide {
 		return b
 	}
-	for _, bits := range [...]int{24, 56, 48} {
-		if p, err := a.Prefix(bits); err == nil && (bits == 24) == a.Is4() {
-			if b = r.blocked[p]; b != nil {
-				break
-			}
+	widths := []int{56, 48}
+	if a.Is4() {
+		widths = []int{24}
+	}
+	for _, bits := range widths {
+		if p, err := a.Prefix(bits); err == nil && b == nil {
+			b = r.blocked[p]
 		}
 	}
 	return b
+}
+
+// nearBits is how many bits say whether there is any block in a /24 or /48: most sources need no look at the map.
+const nearBits = 1 << 16
+
+func near(a netip.Addr) uint64 {
+	b := a.As16()
+	x := binary.BigEndian.Uint64(b[:]) >> 16
+	if a.Is4() {
+		x = uint64(b[12])<<16 | uint64(b[13])<<8 | uint64(b[14])
+	}
+	return x * 0x9e3779b97f4a7c15 >> 48
 }
 
 func (r *replay) prefix(a netip.Addr) netip.Prefix { return sourcePrefix(a, r.cfg.Block.IPv6Prefix) }

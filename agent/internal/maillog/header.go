@@ -548,16 +548,18 @@ func fraction(b []byte) (time.Duration, bool) {
 	if b[0] != '.' || len(b) == 1 || len(b) > 10 {
 		return 0, false
 	}
-	v, unit := time.Duration(0), time.Second
+	v := time.Duration(0)
 	for _, c := range b[1:] {
 		if !isDigit(c) {
 			return 0, false
 		}
-		unit /= 10
-		v += time.Duration(c-'0') * unit
+		v = v*10 + time.Duration(c-'0')
 	}
-	return v, true
+	return v * nanos[len(b)-1], true
 }
+
+// nanos is how many nanoseconds the last of so many digits of a fraction counts.
+var nanos = [...]time.Duration{1e9, 1e8, 1e7, 1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1}
 
 func two(b []byte) (int, bool) {
 	if !isDigit(b[0]) || !isDigit(b[1]) {

@@ -281,6 +281,12 @@ func (s *Scorer) sparedWords(a netip.Addr, now uint32) string {
 	return s.spares(s.key(a), now)
 }
 
+// isSpared is spares in a bit: what offends all day and is spared needs no words each time.
+func (s *Scorer) isSpared(k key, now uint32) bool {
+	_, ok := s.own[k]
+	return ok || s.share.of(k, now).great()
+}
+
 func (s *Scorer) spares(k key, now uint32) string {
 	if a, ok := s.own[k]; ok {
 		return "it is an MX of our own domains (" + a.String() + ")"

@@ -736,7 +736,7 @@ func (s *Scorer) judge(slot int, key key, r *record, c *counts, k maillog.Kind, 
 		}
 		cause = block.AuthBrute
 	}
-	if s.spares(key, nowSec) != "" {
+	if s.isSpared(key, nowSec) {
 		if s.spared.add(key, nowSec) {
 			s.tell(s.spareNotice(key, nowSec, nowSec))
 		}
