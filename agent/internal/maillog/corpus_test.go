@@ -44,6 +44,9 @@ func describe(e *Event, ok bool) string {
 	if e.Submission {
 		s += " submission"
 	}
+	if e.Automatic {
+		s += " automatic"
+	}
 	if e.User != 0 {
 		s += fmt.Sprintf(" user=%016x", e.User)
 	}

@@ -15,7 +15,7 @@ func (p *Parser) courier(h *header, e *Event) bool {
 	}
 	switch string(tag) {
 	case "courieresmtpd", "esmtpd":
-		if !courierSMTP(m, e) {
+		if !p.courierSMTP(m, e) {
 			return false
 		}
 		// "from=<S>,to=<R>: ..."
@@ -147,7 +147,7 @@ func firstIP(b []byte, end byte, e *Event) (ok bool) {
 }
 
 // courierSMTP reads "started,ip=[IP]" and "error,relay=IP,[port=N,]{from=<S>,to=<R>: NNN text|msg="NNN text",cmd: TEXT}".
-func courierSMTP(m []byte, e *Event) bool {
+func (p *Parser) courierSMTP(m []byte, e *Event) bool {
 	if b, ok := cut(m, "started,ip=["); ok {
 		e.Kind = Connect
 		return firstIP(b, ']', e)
@@ -174,7 +174,13 @@ func courierSMTP(m []byte, e *Event) bool {
 	}
 	// The text stands behind the last ">: "; S and R may hold another, and so hide what they were refused for.
 	if i := bytes.LastIndex(b, []byte(">: ")); i >= 0 {
-		e.Kind = courierReply(b[i+3:])
+		if e.Kind = courierReply(b[i+3:]); e.Kind == UnknownRecipient {
+			s := b[len("from=<"):]
+			e.Automatic = automatic(upTo(s))
+			if _, r, ok := bytes.Cut(s, markComma); ok {
+				e.User = p.recipientHash(upTo(r))
+			}
+		}
 	}
 	return true
 }

@@ -31,7 +31,8 @@
 // kind Other: it has a source, but nothing may be held against it.
 //
 // Verification callbacks, ours and those of others, are no offence: a callout that fails is Other. What others ask about
-// users that we do not have is UnknownRecipient like any other refused recipient, whoever the sender is said to be.
+// users that we do not have is UnknownRecipient like any other refused recipient; that it was asked in the name of the null
+// sender, as bounces and callbacks are, is for the scorer to weigh.
 //
 // # Lines that belong together
 //
@@ -131,7 +132,11 @@ type Event struct {
 	Count  int        // how many events the line stands for, at least 1
 	// Submission says that the event came in on a submission service (465, 587), where users log in.
 	Submission bool
-	// User is a 64-bit seeded hash of the user name of a login, 0 if the line carries none. The name itself is the
-	// attacker's text and goes no further than this. Of a Recipient it is the hash of the recipient.
+	// Automatic says that a recipient was refused to a sender whose mail answers other mail: a bounce, or the question
+	// whether a sender exists. What is not so marked may be one too: Sendmail and OpenSMTPD do not always name the sender.
+	Automatic bool
+	// User is a 64-bit seeded hash of whom the event is about, 0 if the line does not say: the user name of a login, the
+	// recipient of a Recipient or an UnknownRecipient, the domain of the sender of a Delivered. The name itself is the
+	// attacker's text and goes no further than this.
 	User uint64
 }

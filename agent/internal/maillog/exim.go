@@ -319,6 +319,14 @@ func (p *Parser) eximRefused(h *header, b []byte, e *Event) bool {
 	if !h.eximHost(b, e) {
 		return false
 	}
+	if e.Kind == UnknownRecipient {
+		if _, s, ok := bytes.Cut(b, []byte(" F=<")); ok {
+			e.Automatic = automatic(upTo(s))
+		}
+		if _, r, ok := bytes.Cut(b, markRcpt); ok {
+			e.User = p.recipientHash(upTo(r))
+		}
+	}
 	if p.traps == nil || e.Submission || !p.traps.behind(b, markRcpt) {
 		return true
 	}
@@ -484,7 +492,9 @@ func (p *Parser) eximAccepted(h *header, q, b []byte, e *Event) bool {
 	if b, ok = h.hostText(b, e); !ok {
 		return false
 	}
-	p.eximLogin(b, e)
+	if p.eximLogin(b, e); e.Kind == Delivered {
+		e.User = p.senderHash(sender)
+	}
 	if !p.follows || !p.when(h, e) {
 		return true
 	}

@@ -329,6 +329,15 @@ func (p *Parser) userHash(name []byte) uint64 {
 	return max(1, hash(p.seed, name, true))
 }
 
+// senderHash is the same for all senders of a domain; 0 for the null sender.
+func (p *Parser) senderHash(a []byte) uint64 {
+	i := bytes.LastIndexByte(a, '@')
+	if i < 0 {
+		return 0
+	}
+	return max(1, hash(p.seed, a[i:], true))
+}
+
 // hash takes b in words of eight bytes, of ASCII letters in lower case with fold, each into a wide product with the seed
 // in it.
 func hash(seed uint64, b []byte, fold bool) uint64 {

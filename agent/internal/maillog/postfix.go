@@ -239,12 +239,27 @@ func (p *Parser) action(q, b []byte, e *Event) bool {
 		if content {
 			p.pending.remove(p.queueKey(q)) // the whole message is refused, not a recipient
 		}
-		e.Kind = classify(reply, content)
+		if e.Kind = classify(reply, content); e.Kind == UnknownRecipient {
+			p.missed(reply, e)
+		}
 	}
 	if !e.Submission && p.traps.hits(reply) {
 		e.Kind = Trap // whatever was made of it: discard, hold and the like are what one does with a trap's mail
 	}
 	return true
+}
+
+// missed notes of a refused recipient who it is, and whose mail it was: "REPLY; from=<S> to=<R> ...".
+func (p *Parser) missed(reply []byte, e *Event) {
+	i := bytes.Index(reply, markFrom)
+	if i < 0 {
+		return
+	}
+	b := reply[i+len(markFrom):]
+	e.Automatic = automatic(upTo(b))
+	if i = bytes.Index(b, markTo); i >= 0 {
+		e.User = p.recipientHash(upTo(b[i+len(markTo):]))
+	}
 }
 
 func refuses(act []byte) bool { return string(act) == "reject" || string(act) == "milter-reject" }
@@ -657,6 +672,7 @@ func (p *Parser) qmgr(h *header, e *Event) bool {
 		key := p.queueKey(q)
 		w, ok := p.deliver(key, e)
 		if ok {
+			e.User = p.senderHash(upTo(s))
 			p.follow(key, e, w.quiet || automatic(upTo(s)))
 		}
 		return ok

@@ -400,9 +400,9 @@ func (p *Parser) sendmailFrom(h *header, q, b []byte, e *Event) bool {
 	case trap && !quiet:
 		e.Kind, e.Count, quiet = Trap, 1, true
 	case refused > accepted || refused > 0 && !taken:
-		e.Kind, e.Count = UnknownRecipient, refused
+		e.Kind, e.Count, e.Automatic = UnknownRecipient, refused, automatic(s)
 	case taken:
-		e.Kind, e.Count = Delivered, 1
+		e.Kind, e.Count, e.User = Delivered, 1, p.senderHash(s)
 	default:
 		e.Kind, e.Count = Other, 1
 	}

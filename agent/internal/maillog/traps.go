@@ -281,8 +281,11 @@ func (p *Parser) recipient(w *waiting, to, orig []byte, sent bool, e *Event) boo
 	return true
 }
 
-// recipientHash is the same for all variants of a recipient that a delimiter makes.
+// recipientHash is the same for all variants of a recipient that a delimiter makes; 0 for none.
 func (p *Parser) recipientHash(a []byte) uint64 {
+	if len(a) == 0 {
+		return 0
+	}
 	local, domain := a, []byte(nil)
 	if i := bytes.LastIndexByte(a, '@'); i >= 0 {
 		local, domain = a[:i], a[i:]

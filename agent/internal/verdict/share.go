@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/mxshield/mxshield/agent/block"
 )
 
 // The rule of the great share (see the package comment).
@@ -186,7 +188,7 @@ func (s *Scorer) spareNotice(k key, since, now uint32) Notice {
 	return Notice{
 		Key:   "share " + p.String(),
 		Since: when(since),
-		Text:  fmt.Sprintf("%s offends but is not blocked automatically: %s", who, s.spares(k, now)),
+		Text:  fmt.Sprintf("%s offends but is not blocked automatically: %s", who, s.spares(k, block.ScopeAll, now)),
 	}
 }
 
@@ -269,7 +271,7 @@ func (s *Scorer) Notices(now time.Time) (list []Notice) {
 	sec := unix(now)
 	list = s.alarms.notices(list, sec)
 	for _, x := range s.spared.list {
-		if x.since != 0 && x.last+86400 > sec && s.spares(x.key, sec) != "" {
+		if x.since != 0 && x.last+86400 > sec && s.isSpared(x.key, block.ScopeAll, sec) {
 			list = append(list, s.spareNotice(x.key, x.since, sec))
 		}
 	}
@@ -278,21 +280,25 @@ func (s *Scorer) Notices(now time.Time) (list []Notice) {
 
 // sparedWords says why the source of a is never blocked automatically now, or nothing.
 func (s *Scorer) sparedWords(a netip.Addr, now uint32) string {
-	return s.spares(s.key(a), now)
+	return s.spares(s.key(a), block.ScopeMX, now)
 }
 
-// isSpared is spares in a bit: what offends all day and is spared needs no words each time.
-func (s *Scorer) isSpared(k key, now uint32) bool {
+// isSpared says that a source is never blocked automatically, on these ports.
+func (s *Scorer) isSpared(k key, scope block.Scope, now uint32) bool {
 	_, ok := s.own[k]
-	return ok || s.share.of(k, now).great()
+	return ok || s.crowded(k, scope) || s.share.of(k, now).great()
 }
 
-func (s *Scorer) spares(k key, now uint32) string {
+// spares is isSpared in words; none if it is not.
+func (s *Scorer) spares(k key, scope block.Scope, now uint32) string {
 	if a, ok := s.own[k]; ok {
 		return "it is an MX of our own domains (" + a.String() + ")"
 	}
 	if v := s.share.of(k, now); v.great() {
 		return v.words()
+	}
+	if s.crowded(k, scope) {
+		return s.crowdWords(k)
 	}
 	return ""
 }

@@ -34,6 +34,8 @@ func (c *reach) distinct() float64 {
 // recipient takes in that a message of the source was delivered to somebody. It matters only during a burst.
 func (s *Scorer) recipient(e *maillog.Event, now time.Time) {
 	key := s.key(e.Source)
+	seen, nowSec := times(e, now)
+	s.meetsCrowd(key, e, seen, nowSec)
 	slot, ok := s.lookup(key)
 	if !ok || s.rec(slot).flags&flagBurst == 0 {
 		return

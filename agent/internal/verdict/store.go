@@ -16,14 +16,14 @@ import (
 // endian: version (1), at, until (4 each), points, offences, fails, accepted, logins (float32 each), names (8),
 // acceptedNow, loginsNow (2 each), parts (2, 2), why (1, 1), repeat, flags (1 each), the number of counts (1) and, if
 // there are any, first and last (4 each) and per count the kind (1) and its number (2), and behind them, if it got mail to anybody
-// meanwhile, its reach: at (4), deliveries (float32), and a bit per recipient (16).
+// meanwhile, its reach: at (4), deliveries (float32), and a bit per recipient (16), and last a bit per unknown recipient (8).
 //
 // Kinds and causes are stored as numbers: a change of their order needs a new version.
 //
-// Version 1 had fewer flags, version 2 no reach; both are still read. Beside the sources there are records whose key begins with 0xff: see
-// share.go, alarm.go and area.go.
+// Version 1 had fewer flags, version 2 no reach, version 3 no unknown recipients; all are still read. Beside the sources there are
+// records whose key begins with 0xff: see share.go, alarm.go, area.go and crowd.go.
 const (
-	storeVersion = 3
+	storeVersion = 4
 	special      = 0xff // begins the keys of what is not a source
 	storeFixed   = 1 + 2*4 + 5*4 + 8 + 2*2 + 2*2 + 2 + 2 + 1
 )
@@ -35,7 +35,7 @@ var errRecord = errors.New("not the record of a source")
 // that of the table. Its cost is one bit per known source and the encoding of those that changed.
 func (s *Scorer) Changed(fn func(key, val []byte)) {
 	var kb [17]byte
-	var vb [storeFixed + 8 + 3*evidenceKinds + reachStored]byte
+	var vb [storeFixed + 8 + 3*evidenceKinds + reachStored + 8]byte
 	for _, k := range s.gone {
 		if _, back := s.lookup(k); !back {
 			fn(s.appendKey(kb[:0], k), nil)
@@ -45,6 +45,7 @@ func (s *Scorer) Changed(fn func(key, val []byte)) {
 	s.changedShare(fn)
 	s.changedAlarms(fn)
 	s.changedAreas(fn)
+	s.changedCrowds(fn)
 	for w, set := range s.dirty {
 		for ; set != 0; set &= set - 1 {
 			slot := w*64 + bits.TrailingZeros64(set)
@@ -96,7 +97,7 @@ func (s *Scorer) appendRecord(b []byte, slot int, k key, r *record) []byte {
 	if b[at] == 0 {
 		return b[:at+1]
 	}
-	return c.reach.store(b)
+	return le.AppendUint64(c.reach.store(b), c.missed)
 }
 
 // Load takes in a source that Changed gave out, in place of what is known about it. A record that is damaged, of
@@ -133,6 +134,13 @@ func (s *Scorer) Load(keyBytes, val []byte) error {
 	}
 	var c counts
 	n, rest := int(val[49]), val[storeFixed:]
+	if val[0] >= 4 && n > 0 {
+		if len(rest) < 8+3*n+8 {
+			return fmt.Errorf("%w: too short", errRecord)
+		}
+		c.missed = le.Uint64(rest[len(rest)-8:])
+		rest = rest[:len(rest)-8]
+	}
 	if val[0] >= 3 && n > 0 && len(rest) == 8+3*n+reachStored {
 		if err := c.reach.load(rest[8+3*n:]); err != nil {
 			return err
@@ -178,6 +186,8 @@ func (s *Scorer) loadSpecial(key, val []byte) error {
 		return s.loadShare(key[1], val)
 	case key[0] == 'w':
 		return s.loadArea(key[1:], val)
+	case key[0] == 'c':
+		return s.loadCrowd(key[1:], val)
 	case key[0] == 'a' && len(key) == 1:
 		return s.loadAlarms(val)
 	}

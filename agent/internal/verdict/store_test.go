@@ -151,7 +151,7 @@ func TestEviction(t *testing.T) {
 	if a, ok := s.Lookup(good, t0); !ok || a.Evidence.Accepted != 50 {
 		t.Errorf("the regular sender: %v %+v", ok, a.Evidence)
 	}
-	if len(store) != 501 || len(s.gone) != 0 { // and the hour of accepted mail
+	if len(store) != 502 || len(s.gone) != 0 { // and the hour of accepted mail, and what crowd is behind the sender
 		t.Errorf("%d in the store", len(store))
 	}
 	for k := range store {

@@ -292,7 +292,8 @@ func (set *evidenceSet) oldest() int {
 type counts struct {
 	first, last uint32
 	n           [evidenceKinds - 1]uint16
-	reach       reach // who got mail from it meanwhile
+	reach       reach  // who got mail from it meanwhile
+	missed      uint64 // a bit for each unknown recipient
 }
 
 const evidenceKinds = 17

@@ -46,7 +46,7 @@
 //	nothing                                                   10
 //	a message before the attack, in an earlier hour          102, ten thresholds: see known senders
 //	50 messages before                                       150, of which 50 are paid for and used up
-//	the same, and then slowly, 15 an hour                     63; without credit 7 an hour go unnoticed
+//	the same, and then slowly, 15 an hour                     63; without credit 3 an hour go unnoticed: see patience
 //	one message to the same recipient per guess               61; two: 70; it takes ten, each of them in somebody's mailbox
 //	one to one of 20 known recipients per guess               96
 //	one to one of 400 known recipients per two guesses       250
@@ -109,6 +109,34 @@
 // Both are in Notices. A sender without any history who offends in the first minute of an outage is still blocked: he
 // cannot be told from an attacker. At a site with fewer than eight known senders in half an hour no outage can be seen, nor in
 // the first hour of a new agent, which knows nobody.
+//
+// # Patience
+//
+// Who stays below the threshold by taking his time (seven unknown recipients an hour, or four names) is blocked for what has
+// come together in one burst, which lasts as long as he goes on: for 80 different unknown recipients in a day, if none of
+// his mail was accepted, and for some 24 different login names, if nobody logged in.
+//
+// # Bounces and callbacks
+//
+// When somebody sends spam in our name, mail servers all over the world return it to senders that we do not have, or ask
+// whether we have them. Both come from the null sender (or postmaster's and the like), one recipient at a time. Such a
+// refusal counts a tenth, and not for patience, unless it comes within a second of what came before: a dictionary in the name of the null
+// sender has 10 guesses if it is fast and 100 if it is slow.
+//
+// # The crowd
+//
+// Many people may stand behind one source: a load balancer or NAT, a webmail, a forwarder, a filtering service, of which a
+// block would be an outage for all of them although it brings less than a tenth of the mail. Two signs of it are
+// remembered for three to five days, for the 2048 sources that have most of them (80 bytes each):
+//
+//   - 8 different people logged in: the submission ports are not closed to it. Nobody can feign that without eight
+//     passwords.
+//   - mail of 12 different sender domains was accepted, for 12 different recipients, in 6 different hours: it is not
+//     blocked at all. A spammer can feign that, with 12 addresses of ours that take his mail, and 6 hours; that much mail
+//     getting in is worth more to him than guessing. The log must name the recipients (see Recipient) and, as it does but for
+//     OpenSMTPD, the senders.
+//
+// Who is spared so is in Notices, as under the great share.
 //
 // # The great share
 //
@@ -202,6 +230,10 @@ const (
 	forgiven       = 20   // points of protocol_abuse and flood per message accepted inside a burst
 	ahead          = 300  // seconds that an event may be ahead of now
 	maxCount       = 1e5  // events one line may stand for
+	asked          = 0.1  // what an unknown recipient of a bounce or callback counts
+	quickAsk       = 1    // seconds to what came before, up to which it is none
+	patientMail    = 80   // different unknown recipients in a day that block without a score
+	patientNames   = 20   // bits of names, about 24 of them, that do so
 
 	sameName  = 0.1
 	noName    = 1.0 / 8
@@ -391,6 +423,7 @@ type Scorer struct {
 	areas  areas
 	walked uint32 // when survey last walked over the table
 	share  share
+	crowds crowds
 	spared spared
 	own    map[key]netip.Addr // MXs of our own domains, see SetOwnMX
 	alarms alarms
@@ -508,6 +541,7 @@ func (s *Scorer) observe(e *maillog.Event, now time.Time, v *Verdict) bool {
 			class = 1
 		}
 		s.alarms.good(class, key, at, nowSec)
+		s.meetsCrowd(key, e, at, nowSec)
 		if r.flags&flagKnown != 0 && r.has() {
 			r.flags |= flagTwice
 		}
@@ -529,12 +563,19 @@ func (s *Scorer) observe(e *maillog.Event, now time.Time, v *Verdict) bool {
 		s.evidence.add(slot, h, k, n, at)
 		return false
 	}
-	if s.raw(r) < s.calm {
+	worth := s.decay.left(late)
+	bounce := e.Automatic && (!known || gap > quickAsk)
+	if bounce {
+		worth *= asked
+	}
+	if s.raw(r) < min(s.calm, weight*float64(n)*worth/4) { // small weights must add up too
 		s.begin(slot, r)
 	}
 	c := s.evidence.add(slot, h, k, n, at)
 	before := s.score(r, c).sum()
-	worth := s.decay.left(late)
+	if c != nil && !bounce && k == maillog.UnknownRecipient && e.User != 0 {
+		c.missed |= 1 << (e.User >> 58)
+	}
 	if k == maillog.AuthFailure {
 		r.fails += float32(r.guess(e.User, n, gap <= quick) * worth)
 	} else {
@@ -639,7 +680,23 @@ func (s *Scorer) score(r *record, c *counts) (p parted) {
 	if r.fails > r.logins {
 		p.auth = s.cfg.Weights[maillog.AuthFailure] * float64(r.fails-r.logins)
 	}
+	if p.auth > 0 && r.logins < 0.1 && bits.OnesCount64(r.names<<8) >= patientNames {
+		p.auth = max(p.auth, s.cfg.Threshold)
+	}
+	if p.mail > 0 && r.accepted < 0.1 && c.patient() {
+		p.mail = max(p.mail, s.cfg.Threshold)
+	}
 	return p
+}
+
+// patient says that a source tried very many recipients that there are not, however slowly, and reached none.
+func (c *counts) patient() bool {
+	if c == nil || c.reach.got > 0 || bits.OnesCount64(c.missed) < 44 { // about 75 of them
+		return false
+	}
+	different := -64 * math.Log(max(1, float64(64-bits.OnesCount64(c.missed)))/64)
+	days := max(1, float64(c.last-c.first)/86400)
+	return different >= patientMail*days
 }
 
 // begin starts a burst: what was accepted in the last one is history now, and history counts in full.
@@ -736,7 +793,7 @@ func (s *Scorer) judge(slot int, key key, r *record, c *counts, k maillog.Kind, 
 		}
 		cause = block.AuthBrute
 	}
-	if s.isSpared(key, nowSec) {
+	if s.isSpared(key, cause.Scope(), nowSec) {
 		if s.spared.add(key, nowSec) {
 			s.tell(s.spareNotice(key, nowSec, nowSec))
 		}

@@ -1,8 +1,8 @@
-// Package traffic makes up a day in the log of a Postfix mail host, with attackers, ordinary senders, and honest hosts
+// Package traffic makes up a day in the log of a mail host with Postfix and Dovecot, with attackers, ordinary senders, and honest hosts
 // that look bad: and it knows which is which. The log is a pure function of the Options.
 //
 // Stamps are ISO 8601 in UTC, as rsyslog writes them. Attackers are documentation and benchmark addresses (198.18/15,
-// 198.51.100/24, 2001:db8::/32), honest hosts stand in 192.0.2/24, 203.0.113/24, 100.128/9 and 2001:db8:600d::/48.
+// 198.51.100/23, 2001:db8::/32), honest hosts stand in 192.0.2/24, 203.0.113/24, 100.128/9 and 2001:db8:600d::/48.
 package traffic
 
 import (
@@ -16,7 +16,7 @@ import (
 // Options choose the log.
 type Options struct {
 	Seed  uint64
-	Lines int // about how many, at least 20000
+	Lines int // about how many, at least 20000; the cast needs some 75000, or 150000 where it is told to come with 100000
 	// Balancer makes one address the source of all lines: a load balancer whose clients the MTA does not see. The
 	// attack begins an hour after the mail.
 	Balancer bool
@@ -76,7 +76,10 @@ func New(o Options) (*Log, error) {
 		m.balanced()
 	} else {
 		m.honest()
+		m.crowds()
+		m.troubles()
 		m.attackers()
+		m.patient()
 		for i := 0; len(m.lines) < o.Lines || i < 4*len(attacks); i++ {
 			m.ordinary(i)
 			if i%2 == 0 {
@@ -128,7 +131,12 @@ func (m *maker) host(addr, role string, attacker bool) *who {
 }
 
 func (w *who) log(tag, format string, args ...any) {
-	w.m.lines = append(w.m.lines, line{w.at, fmt.Sprintf("postfix/%s[%d]: %s", tag, w.pid, fmt.Sprintf(format, args...))})
+	w.line("postfix/%s[%d]: %s", tag, w.pid, fmt.Sprintf(format, args...))
+}
+
+// line is one of any program.
+func (w *who) line(format string, args ...any) {
+	w.m.lines = append(w.m.lines, line{w.at, fmt.Sprintf(format, args...)})
 	w.at += time.Duration(1+w.m.rnd.IntN(20)) * time.Millisecond
 }
 
