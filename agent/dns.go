@@ -23,7 +23,8 @@ const (
 // dnsParts are the daemon's parts that speak DNS.
 type dnsParts struct {
 	resolver *resolve.Resolver
-	lists    *dnslist.Engine // nil without lists in the config
+	lists    *dnslist.Engine // asks lists, and for names; nil if neither matters
+	seen     *dnslist.Collector
 }
 
 // liveWeights are the weights by which the scorer takes lines as they come: refusals by a list come in by Confirmed only.
@@ -32,13 +33,20 @@ func liveWeights(w [maillog.NumKinds]float64) [maillog.NumKinds]float64 {
 	return w
 }
 
-// openDNS makes the resolver and, with lists in the config, the engine that asks them. It starts nothing.
+// openDNS makes the resolver and what asks it. It starts nothing.
 func (d *daemon) openDNS() (err error) {
 	if d.resolver, err = resolve.New(resolve.Options{Servers: d.cfg.DNS.Resolvers}); err != nil {
 		return err
 	}
-	if len(d.cfg.DNS.Lists) == 0 {
-		return nil
+	d.openSenders()
+	d.openLists()
+	return nil
+}
+
+// openLists makes the engine that asks about sources, with lists or an allow by domain in the config.
+func (d *daemon) openLists() {
+	if len(d.cfg.DNS.Lists) == 0 && !d.senders.ByName() {
+		return
 	}
 	lists := make([]dnslist.List, 0, len(d.cfg.DNS.Lists))
 	for _, l := range d.cfg.DNS.Lists {
@@ -52,8 +60,11 @@ func (d *daemon) openDNS() (err error) {
 	d.lists = dnslist.NewEngine(dnslist.Options{
 		Lists: lists, Resolver: d.resolver, Found: d.found, Known: d.knownSender, Skip: d.neverBlocked, Private: d.cfg.Block.Private, Log: d.log,
 	})
-	return nil
+	d.seen = d.lists.NewCollector()
 }
+
+// listed says whether there are lists to ask; without them only names are asked for.
+func (d *daemon) listed() bool { return len(d.cfg.DNS.Lists) > 0 }
 
 // runDNS asks until ctx ends.
 func (d *daemon) runDNS(ctx context.Context) error {
@@ -65,8 +76,8 @@ func (d *daemon) runDNS(ctx context.Context) error {
 	return d.lists.Run(ctx)
 }
 
-// lookedUpLocked puts the source of an event to the lists, which never takes time. It reports whether the event is dealt with: an
-// MTA's word that a list made it refuse the source counts only if the lists say so to us too.
+// lookedUpLocked notes the source of an event for the lists, which never takes time. It reports whether the event is dealt with:
+// an MTA's word that a list made it refuse the source counts only if the lists say so to us too.
 func (d *daemon) lookedUpLocked(e *maillog.Event, now time.Time) (done bool) {
 	if d.lists == nil || e.Submission { // people at home are on those lists, and log in
 		return false
@@ -75,11 +86,11 @@ func (d *daemon) lookedUpLocked(e *maillog.Event, now time.Time) (done bool) {
 	old := !e.Time.IsZero() && now.Sub(e.Time) > d.cfg.Block.HalfLife
 	if e.Kind != maillog.DNSBLReject {
 		if e.Kind != maillog.Disconnect && !old {
-			d.lists.AskAt(e.Source, now)
+			d.seen.Add(e.Source, now.Unix())
 		}
 		return false
 	}
-	if !old && d.lists.Rejected(e.Source, e.Count) {
+	if !old && d.listed() && d.lists.Rejected(e.Source, e.Count) {
 		d.confirmedLocked(e.Source, e.Count, now)
 	}
 	return true
@@ -95,6 +106,10 @@ func (d *daemon) confirmedLocked(a netip.Addr, n int, now time.Time) {
 // found takes in what the lists say of a source.
 func (d *daemon) found(f dnslist.Finding) {
 	now := time.Now()
+	d.learn(&f)
+	if !d.listed() {
+		return // names were asked for to spare, not to accuse
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch f.RDNS {
@@ -123,7 +138,7 @@ func (d *daemon) found(f dnslist.Finding) {
 // heedListsLocked adds to a verdict what the lists say of its source. It returns false if they welcome the source and the score
 // does not reach that much more: it is watched on then.
 func (d *daemon) heedListsLocked(v *verdict.Verdict, source netip.Addr, now time.Time) bool {
-	if d.lists == nil {
+	if d.lists == nil || !d.listed() {
 		return true
 	}
 	f, ok := d.lists.Recent(source)

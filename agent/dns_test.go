@@ -74,6 +74,7 @@ func (l listed) FCrDNS(context.Context, netip.Addr) resolve.Names {
 // bareDaemon is what take needs, without files, sockets and kernel. r may be nil: no lists.
 func bareDaemon(t testing.TB, r dnslist.Resolver, sites ...string) *daemon {
 	cfg := config.Default()
+	cfg.Senders = nil // nobody answers here for names that verdicts would wait for
 	d := &daemon{
 		cfg: cfg, log: slog.New(slog.DiscardHandler), mtas: map[string]maillog.MTA{}, pending: map[string][]byte{}, reached: map[string]time.Time{},
 		caughtUp: map[string]bool{}, warnings: map[string]string{}, told: map[string]time.Time{}, kick: make(chan struct{}, 1),
@@ -91,7 +92,9 @@ func bareDaemon(t testing.TB, r dnslist.Resolver, sites ...string) *daemon {
 			}
 			lists = append(lists, l)
 		}
+		cfg.DNS.Lists = lists
 		d.lists = dnslist.NewEngine(dnslist.Options{Lists: lists, Resolver: r, Found: d.found, Known: d.knownSender, Skip: d.neverBlocked})
+		d.seen = d.lists.NewCollector()
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan struct{})
 		go func() { _ = d.lists.Run(ctx); close(done) }()
@@ -116,8 +119,14 @@ func TestTakeNeverWaits(t *testing.T) {
 	r := hangs{make(chan struct{}, 1)}
 	d := bareDaemon(t, r, "bl.example.net")
 	d.take(newSources(20_000, 0))
-	if s := d.lists.Status(); s.Asked+s.Dropped != 20_000 || s.Waiting > 10_000 || s.Dropped == 0 {
-		t.Errorf("%+v", s)
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		s := d.lists.Status()
+		if s.Asked+s.Dropped == 20_000 && s.Waiting <= 10_000 && s.Dropped > 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%+v", s)
+		}
 	}
 	if d.events[maillog.Connect] != 20_000 {
 		t.Errorf("%d lines were read", d.events[maillog.Connect])
@@ -134,13 +143,19 @@ func (d *daemon) lines(t *testing.T, text ...string) {
 	}
 	d.take(b)
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
-		if s := d.lists.Status(); s.Done == s.Asked {
+		if s := d.lists.Status(); s.Waiting == 0 && s.Done == s.Asked {
 			break
 		}
 		if time.Now().After(end) {
 			t.Fatalf("%+v", d.lists.Status())
 		}
 	}
+}
+
+// readLine hands the daemon one line.
+func (d *daemon) readLine(text string) {
+	now := time.Now()
+	d.take(&tail.Batch{Input: "file:test", Read: now, Lines: [][]byte{[]byte(now.Format(time.Stamp) + " mx postfix/smtpd[7]: " + text)}})
 }
 
 func rejected(a string) string {

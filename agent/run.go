@@ -25,7 +25,6 @@ import (
 	"github.com/mxshield/mxshield/agent/control"
 	"github.com/mxshield/mxshield/agent/internal/config"
 	"github.com/mxshield/mxshield/agent/internal/maillog"
-	"github.com/mxshield/mxshield/agent/internal/senders"
 	"github.com/mxshield/mxshield/agent/internal/sessions"
 	"github.com/mxshield/mxshield/agent/internal/store"
 	"github.com/mxshield/mxshield/agent/internal/tail"
@@ -58,12 +57,12 @@ type daemon struct {
 	ender   *sessions.Ender // nil in a dry run
 	dnsParts
 	clusterParts
-	senders *senders.Set  // allows by name
-	ranges  chan struct{} // tells the housekeeper that senders has new ranges
-	inputs  []tail.Input
-	mtas    map[string]maillog.MTA // by input; those without an entry are told apart line by line
-	nets    []netip.Prefix         // Postfix mynetworks; only serve and the housekeeper use it and the next
-	asked   bool                   // Postfix has answered; until then what the state file knows of mynetworks holds
+	namesParts
+	ranges chan struct{} // tells the housekeeper that senders has new ranges
+	inputs []tail.Input
+	mtas   map[string]maillog.MTA // by input; those without an entry are told apart line by line
+	nets   []netip.Prefix         // Postfix mynetworks; only serve and the housekeeper use it and the next
+	asked  bool                   // Postfix has answered; until then what the state file knows of mynetworks holds
 
 	mu       sync.Mutex // guards what follows
 	scorer   *verdict.Scorer
@@ -139,7 +138,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	if err := d.openDNS(); err != nil {
 		return err
 	}
-	d.openSenders()
+	d.resumeHeld()
 	marks := d.marks()
 	d.openInputs(ctx, marks)
 	d.newParser()
@@ -154,7 +153,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var all sync.WaitGroup
-	failed := make(chan error, len(d.inputs)+8)
+	failed := make(chan error, len(d.inputs)+16)
 	start := func(f func() error) {
 		all.Go(func() {
 			if err := f(); err != nil && ctx.Err() == nil {
@@ -171,7 +170,8 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 		start(func() error { bpf.Watch(ctx, log, d.follow); return nil })
 		start(func() error { d.watchDrops(ctx); return nil })
 	}
-	start(func() error { return d.keepSenders(ctx) })
+	start(func() error { d.senders.Run(ctx); return nil })
+	start(func() error { d.askNames(ctx); return nil })
 	start(func() error { return d.readLines(ctx, lines) })
 	start(func() error { return d.runDNS(ctx) })
 	start(func() error { return d.beatCluster(ctx) })
@@ -474,6 +474,9 @@ func (d *daemon) take(b *tail.Batch) {
 		}
 	}
 	d.markLocked(b, at)
+	if d.seen != nil {
+		d.seen.Flush()
+	}
 }
 
 func (d *daemon) prefixOf(a netip.Addr) netip.Prefix { return sourcePrefix(a, d.cfg.Block.IPv6Prefix) }
@@ -493,7 +496,6 @@ func (d *daemon) judgeLocked(v *verdict.Verdict, source netip.Addr, now time.Tim
 	if !d.heedListsLocked(v, source, now) {
 		return
 	}
-	words := v.Evidence.Words()
 	// Our own network: the neighbours in it, backup and monitoring among them, are not to be cut off for one of them.
 	if wide := v.Prefix; d.holdsOwnLocked(wide) {
 		if v.Prefix = d.prefixOf(source); d.holdsOwnLocked(v.Prefix) {
@@ -503,6 +505,15 @@ func (d *daemon) judgeLocked(v *verdict.Verdict, source netip.Addr, now time.Tim
 			d.scorer.Refused(wide)
 		}
 	}
+	if d.holdLocked(v, source) {
+		return
+	}
+	d.enterLocked(v, source, now)
+}
+
+// enterLocked is the rest of it, once the names of the source are known or need not be.
+func (d *daemon) enterLocked(v *verdict.Verdict, source netip.Addr, now time.Time) {
+	words := v.Evidence.Words()
 	if rule, ok := d.allowedSender(source); ok { // of a /64 or an area the rule may cover only the source
 		d.spareLocked(v, rule, words, now)
 		return
@@ -673,6 +684,12 @@ func (d *daemon) commit() error {
 			b.Extra = map[string][]byte{}
 		}
 		b.Extra[sendersKey] = ranges
+	}
+	if held, ok := d.heldNewsLocked(); ok {
+		if b.Extra == nil {
+			b.Extra = map[string][]byte{}
+		}
+		b.Extra[heldKey] = held
 	}
 	d.flight = &b
 	d.mu.Unlock()

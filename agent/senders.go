@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"time"
@@ -19,6 +18,7 @@ import (
 const sendersKey = "senders"
 
 func (d *daemon) openSenders() {
+	d.toAsk, d.held, d.unsure = make(chan held, maxHeld), map[netip.Prefix]held{}, map[netip.Addr]unsure{}
 	d.senders = senders.New(senders.Options{
 		Senders: d.cfg.Senders, Resolver: d.resolver, Saved: d.pending[sendersKey], Log: d.log,
 		Changed: func() {
@@ -29,11 +29,6 @@ func (d *daemon) openSenders() {
 		},
 	})
 	delete(d.pending, sendersKey)
-}
-
-func (d *daemon) keepSenders(ctx context.Context) error {
-	d.senders.Run(ctx)
-	return nil
 }
 
 // senderRules are the never-block rules of all that is known by name.

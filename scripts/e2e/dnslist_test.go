@@ -39,6 +39,12 @@ func (r *rig) lists(code func(zone string, a netip.Addr) string) {
 		}
 		_ = w.WriteMsg(m)
 	})
+	r.serve(h)
+}
+
+// serve answers questions on port 53 of the mail host.
+func (r *rig) serve(h dns.Handler) {
+	r.t.Helper()
 	const at = "127.0.0.1:53"
 	pc, err := r.top.MX[0].ListenPacket(r.t.Context(), at)
 	if err != nil {

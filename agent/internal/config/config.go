@@ -14,7 +14,7 @@
 //	block: {for: 72h, max: 168h, threshold: 100, half_life: 1h, ipv6_prefix: 64, private: false}
 //	weights: {unknown_recipient: 10}
 //	traps: [honeypot@example.org, "@old.example.org"]
-//	allow: [192.0.2.0/24, "spf:example.org"]
+//	allow: [192.0.2.0/24, "spf:example.org", "domain:example.org"]
 //	big_senders: true             # allow the shipped list of providers too
 //	dns:
 //	  resolvers: [127.0.0.1]      # default: /etc/resolv.conf
@@ -352,10 +352,8 @@ func (c *checker) check(f *file) {
 		if strings.HasPrefix(a, "spf:") || strings.HasPrefix(a, "domain:") {
 			snd, err := senders.Parse(a)
 			switch {
-			case strings.HasPrefix(a, "domain:"):
-				c.fault(at, "name the SPF record (spf:NAME) or the ranges", "allows by domain are not built in this version")
 			case err != nil:
-				c.fault(at, "for example spf:example.org (the ranges of its SPF record)", "%v", err)
+				c.fault(at, "for example spf:example.org (the ranges of its SPF record) or domain:example.org (hosts whose names lie under it)", "%v", err)
 			case slices.Contains(cfg.Senders, snd):
 				c.fault(at, "take one out", "%s stands there twice", snd.Rule)
 			case len(cfg.Senders) >= maxSenders:
@@ -367,7 +365,7 @@ func (c *checker) check(f *file) {
 		}
 		p, err := block.ParsePrefix(a)
 		if err != nil {
-			c.fault(at, "an address or CIDR such as 192.0.2.0/24, or spf:NAME", "%v", err)
+			c.fault(at, "an address or CIDR such as 192.0.2.0/24, spf:NAME or domain:NAME", "%v", err)
 			continue
 		}
 		if min := minAllow(p); p.Bits() < min {

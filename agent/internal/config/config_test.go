@@ -118,7 +118,7 @@ func TestFaults(t *testing.T) {
 		{"metrics: 127.0.0.1:9\n", 1, "not built"},
 		{"allow:\n  - 192.0.2.1\n  - spf:org\n", 3, "top-level"},
 		{"allow: [spf:example.org, \"spf:EXAMPLE.org.\"]\n", 1, "twice"},
-		{"allow:\n  - 192.0.2.1\n  - domain:example.org\n", 3, "not built"},
+		{"allow:\n  - 192.0.2.1\n  - domain:org\n", 3, "top-level"},
 		{"logs:\n  - {syslog: \"unixgram:x\"}\n", 2, "absolute"},
 		{"logs:\n  - {syslog: /run/mxshield/log}\n", 2, "comes first"},
 		{"logs:\n  - {syslog: \"unixgram:/dev/log\"}\n", 2, "belongs to"},

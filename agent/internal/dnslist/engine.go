@@ -3,10 +3,10 @@
 //
 // # Asking
 //
-// Ask takes a source from the log path and never waits: the source goes into a bounded queue, unless it was asked about
-// within the TTL of the answer (an LRU of bounded size; IPv6 by /64). Workers ask all lists about it, and for its reverse
-// names, and hand over a Finding. Each list has a rate and a daily budget (IPv6 may use half of it); what is over it is
-// not asked, and counts as not known.
+// A Collector takes sources from the log path and never waits: it hands over a batch at a time, and a source goes into a
+// bounded queue unless it was asked about within the TTL of the answer (an LRU of bounded size; IPv6 by /64). Workers ask
+// all lists about it, and for its reverse names, and hand over a Finding. Each list has a rate and a daily budget (IPv6
+// may use half of it); what is over it is not asked, and counts as not known. Without any list only names are asked for.
 //
 // # Codes
 //
@@ -37,6 +37,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -94,6 +95,7 @@ const (
 	ttlMost    = time.Hour
 	ttlUnknown = 2 * time.Minute  // if a list could not be asked
 	ttlOff     = 10 * time.Minute // if a list is suspended
+	ttlNames   = 10 * time.Minute // if the names could not be found out
 	maxRejects = 1000
 )
 
@@ -130,12 +132,13 @@ type Engine struct {
 	queue chan netip.Addr
 	rdns  chan struct{} // slots
 
+	batches chan []netip.Addr // from a Collector
+	spare   chan []netip.Addr // back to it
+	offered atomic.Int64      // sources in batches, or given up
+	refused atomic.Uint64     // sources in batches that found no place
+
 	mu      sync.Mutex
 	sources sources
-	recent  [2048]struct {
-		key    sourceKey
-		second int64
-	}
 	epoch   uint32 // raised when a list is suspended: older findings confirm nothing
 	asked   uint64
 	dropped uint64
@@ -170,7 +173,10 @@ func NewEngine(o Options) *Engine {
 	if o.Known == nil {
 		o.Known = func(netip.Addr) bool { return false }
 	}
-	e := &Engine{o: o, queue: make(chan netip.Addr, o.Queue), rdns: make(chan struct{}, rdnsSlots), sources: newSources(o.Sources)}
+	e := &Engine{
+		o: o, queue: make(chan netip.Addr, o.Queue), rdns: make(chan struct{}, rdnsSlots), sources: newSources(o.Sources),
+		batches: make(chan []netip.Addr, maxBatches), spare: make(chan []netip.Addr, 2),
+	}
 	for _, l := range o.Lists {
 		if l.Rate <= 0 {
 			l.Rate = DefaultRate
@@ -202,6 +208,16 @@ func (e *Engine) Run(ctx context.Context) error {
 			}
 		})
 	}
+	all.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case list := <-e.batches:
+				e.take(list)
+			}
+		}
+	})
 	all.Go(func() {
 		tick := time.NewTicker(10 * time.Second)
 		defer tick.Stop()
@@ -239,27 +255,14 @@ func (e *Engine) askable(a netip.Addr) bool {
 }
 
 // Ask wants to know about a source. It never waits. It reports whether the source will be asked about now.
-func (e *Engine) Ask(a netip.Addr) bool { return e.AskAt(a, e.o.Now()) }
-
-// AskAt is Ask at a time that the caller knows already.
-func (e *Engine) AskAt(a netip.Addr, now time.Time) bool {
+func (e *Engine) Ask(a netip.Addr) bool {
 	a = a.Unmap().WithZone("")
-	if !a.IsValid() {
+	if !e.askable(a) {
 		return false
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	// Most lines are about sources that were just seen: a small table beside the large one spares the way there.
-	k := keyOf(a)
-	r := &e.recent[(k.hi^k.lo*0x9e3779b97f4a7c15)>>53%uint64(len(e.recent))]
-	if r.key == k && r.second == now.Unix() {
-		return false
-	}
-	if !e.askable(a) {
-		return false
-	}
-	r.key, r.second = k, now.Unix()
-	return e.askLocked(a, now) != nil
+	return e.askLocked(a, e.o.Now()) != nil
 }
 
 // askLocked queues a source that nothing is known about, and returns its memory if it is queued.
@@ -405,6 +408,9 @@ func (e *Engine) check(ctx context.Context, a netip.Addr, people bool) Finding {
 	all.Wait()
 
 	f := Finding{Source: a, TTL: ttlMost, RDNS: names.State, Names: names.Verified}
+	if names.State == resolve.StateTemporary {
+		f.TTL = ttlNames
+	}
 	against, listings := 0, make([]*Listing, len(outs))
 	for i, o := range outs {
 		z := e.zones[i]

@@ -38,7 +38,7 @@ type FamilyStatus struct {
 // Status collects it.
 func (e *Engine) Status() Status {
 	e.mu.Lock()
-	s := Status{Asked: e.asked, Done: e.done, Waiting: len(e.queue), Dropped: e.dropped, Known: len(e.sources.m), Zones: []ZoneStatus{}}
+	s := Status{Asked: e.asked, Done: e.done, Waiting: len(e.queue) + int(e.offered.Load()), Dropped: e.dropped + e.refused.Load(), Known: len(e.sources.m), Zones: []ZoneStatus{}}
 	e.mu.Unlock()
 	for _, z := range e.zones {
 		z.mu.Lock()

@@ -15,6 +15,7 @@ var preset = []string{
 	"spf:posteo.de",
 	"spf:orange.fr",
 	"spf:comcast.net",
+	"domain:yahoo.com", // Yahoo and AOL: their SPF record lists nothing, and their hosts have names there
 }
 
 // Preset returns the shipped list.

@@ -7,7 +7,8 @@
 // its mail must come in. Only if three days in a row say so is the smaller answer believed.
 //
 // A domain proves nothing by PTR alone, which the owner of the address writes: the name must lead back to the
-// address, and it is compared on label boundaries.
+// address, and it is compared on label boundaries. Who has been proved to belong to a domain is so for a day, over
+// restarts too. An IPv6 address stands for its /64, for that is what is scored and blocked.
 package senders
 
 import (
@@ -43,6 +44,7 @@ const (
 const (
 	provedFor = 24 * time.Hour
 	maxProved = 10_000
+	saveEvery = 10 * time.Second // while addresses are proved; they are only asked for anew if some are lost
 )
 
 // Sender is one line of the list: an SPF record or a domain.
@@ -98,6 +100,8 @@ type Set struct {
 	spf    []*expanded
 	proved map[netip.Addr]proof
 	dirty  bool
+	newly  bool // something was proved since the last Save
+	saved  time.Time
 }
 
 // expanded is an spf: rule.
@@ -116,6 +120,16 @@ type expanded struct {
 type proof struct {
 	rule  string
 	until time.Time
+}
+
+// network is what an address is remembered as.
+func network(a netip.Addr) netip.Prefix {
+	bits := 32
+	if a.Is6() {
+		bits = 64
+	}
+	p, _ := a.Prefix(bits)
+	return p
 }
 
 // New makes a Set. Run keeps it fresh.
@@ -149,6 +163,13 @@ func New(o Options) *Set {
 		}
 		s.spf = append(s.spf, e)
 	}
+	for a, was := range saved.Proved {
+		left := was.Until.Sub(o.Now())
+		d, ok := strings.CutPrefix(was.Rule, "domain:")
+		if ok && slices.Contains(s.domains, d) && left > 0 && left <= provedFor && a == network(a).Addr() && !a.Is4In6() && len(s.proved) < maxProved {
+			s.proved[a] = proof{was.Rule, was.Until}
+		}
+	}
 	return s
 }
 
@@ -156,8 +177,14 @@ const fileVersion = 1
 
 // file is how expansions stand in the state file.
 type file struct {
-	Version int              `json:"version"`
-	Senders map[string]saved `json:"senders"`
+	Version int                       `json:"version"`
+	Senders map[string]saved          `json:"senders"`
+	Proved  map[netip.Addr]savedProof `json:"proved,omitempty"`
+}
+
+type savedProof struct {
+	Rule  string    `json:"rule"`
+	Until time.Time `json:"until"`
 }
 
 type saved struct {
@@ -170,20 +197,26 @@ type saved struct {
 func (s *Set) Save() ([]byte, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.dirty {
+	now := s.o.Now()
+	if since := now.Sub(s.saved); !s.dirty && (!s.newly || since >= 0 && since < saveEvery) {
 		return nil, false
 	}
-	f := file{Version: fileVersion, Senders: map[string]saved{}}
+	f := file{Version: fileVersion, Senders: map[string]saved{}, Proved: map[netip.Addr]savedProof{}}
 	for _, e := range s.spf {
 		if !e.at.IsZero() {
 			f.Senders[e.Rule] = saved{e.at, e.fewer, e.ranges}
+		}
+	}
+	for a, p := range s.proved {
+		if now.Before(p.until) {
+			f.Proved[a] = savedProof{p.rule, p.until}
 		}
 	}
 	b, err := json.Marshal(f)
 	if err != nil {
 		return nil, false
 	}
-	s.dirty = false
+	s.dirty, s.newly, s.saved = false, false, now
 	return b, true
 }
 
@@ -200,7 +233,7 @@ func (s *Set) Ranges() []Range {
 	n, now := len(list), s.o.Now()
 	for a, p := range s.proved {
 		if now.Before(p.until) {
-			list = append(list, Range{netip.PrefixFrom(a, a.BitLen()), p.rule})
+			list = append(list, Range{network(a), p.rule})
 		}
 	}
 	slices.SortFunc(list[n:], func(a, b Range) int { return a.Prefix.Compare(b.Prefix) })
@@ -211,7 +244,7 @@ func (s *Set) Ranges() []Range {
 func (s *Set) Covers(a netip.Addr) (rule string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if p, ok := s.proved[a]; ok && s.o.Now().Before(p.until) {
+	if p, ok := s.proved[network(a).Addr()]; ok && s.o.Now().Before(p.until) {
 		return p.rule, true
 	}
 	for _, e := range s.spf {
@@ -242,6 +275,13 @@ func (s *Set) Learn(a netip.Addr, n *resolve.Names) (rule string, news bool) {
 	if rule == "" {
 		return "", false
 	}
+	if news = s.prove(network(a).Addr(), rule); news && s.o.Changed != nil {
+		s.o.Changed()
+	}
+	return rule, news
+}
+
+func (s *Set) prove(a netip.Addr, rule string) (news bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.o.Now()
@@ -249,8 +289,8 @@ func (s *Set) Learn(a netip.Addr, n *resolve.Names) (rule string, news bool) {
 	if !known && len(s.proved) >= maxProved {
 		s.forgetLocked(now)
 	}
-	s.proved[a] = proof{rule, now.Add(provedFor)}
-	return rule, !known || was.rule != rule || !now.Before(was.until)
+	s.proved[a], s.newly = proof{rule, now.Add(provedFor)}, true
+	return !known || was.rule != rule || !now.Before(was.until)
 }
 
 // forgetLocked makes room: what has ended, else a hundredth of all, those that end first.
@@ -411,9 +451,11 @@ func (s *Set) Status() []Status {
 	for _, e := range s.spf {
 		list = append(list, Status{Rule: e.Rule, Preset: e.Preset, Ranges: len(e.ranges), Refreshed: e.at, Next: e.next, Error: e.err, Notes: e.notes})
 	}
-	n := map[string]int{}
+	n, now := map[string]int{}, s.o.Now()
 	for _, p := range s.proved {
-		n[p.rule]++
+		if now.Before(p.until) {
+			n[p.rule]++
+		}
 	}
 	for _, snd := range s.o.Senders {
 		if _, ok := snd.domain(); ok {

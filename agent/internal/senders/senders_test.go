@@ -228,6 +228,36 @@ func TestDomains(t *testing.T) {
 	if _, ok := s.Covers(a); !ok {
 		t.Error("a DNS failure took a proof away")
 	}
+	// An IPv6 address stands for its /64. Both outlive a restart, as long as the rule stands in the config.
+	if rule, news := s.Learn(netip.MustParseAddr("2001:db8::7"), &resolve.Names{State: resolve.StateVerified, Verified: []string{"x.yahoo.test"}}); rule == "" || !news {
+		t.Error("IPv6 is not learnt")
+	}
+	const both = "198.18.0.7/32=domain:yahoo.test 2001:db8::/64=domain:yahoo.test"
+	if _, ok := s.Covers(netip.MustParseAddr("2001:db8::8")); !ok || prefixes(s) != both {
+		t.Errorf("%s", prefixes(s))
+	}
+	kept, ok := s.Save()
+	if _, again := s.Save(); !ok || again {
+		t.Error("Save must give the state once per change")
+	}
+	s.Learn(netip.MustParseAddr("198.18.0.8"), &resolve.Names{State: resolve.StateVerified, Verified: []string{"x.yahoo.test"}})
+	if _, ok := s.Save(); ok {
+		t.Error("each proof is written at once")
+	}
+	delete(s.proved, netip.MustParseAddr("198.18.0.8"))
+	next := Options{Senders: s.o.Senders, Now: s.o.Now, Log: s.o.Log, Saved: kept}
+	if got := prefixes(New(next)); got != both {
+		t.Errorf("after a restart: %s", got)
+	}
+	next.Senders = list(t, "domain:other.test")
+	if got := prefixes(New(next)); got != "" {
+		t.Errorf("of another config: %s", got)
+	}
+	next.Senders = s.o.Senders
+	next.Saved = []byte(`{"version":1,"proved":{"192.0.2.1":{"rule":"domain:yahoo.test","until":"2099-01-01T00:00:00Z"},"2001:db8::1":{"rule":"domain:yahoo.test","until":"2026-11-23T13:00:00Z"},"192.0.2.2":{"rule":"domain:yahoo.test","until":"2026-11-23T13:00:00Z"}}}`)
+	if got := prefixes(New(next)); got != "192.0.2.2/32=domain:yahoo.test" {
+		t.Errorf("of an edited state: %s", got)
+	}
 	now = now.Add(provedFor)
 	if _, ok := s.Covers(a); ok || prefixes(s) != "" {
 		t.Error("a proof has no end")
