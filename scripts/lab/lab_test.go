@@ -334,6 +334,86 @@ func TestCluster(t *testing.T) {
 	}
 }
 
+// What passes between two sides of a cut vanishes, and nothing else does. Knocks see it to the packet.
+func TestCut(t *testing.T) {
+	l := newLab(t)
+	top, err := l.Cluster(3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Nobody listens: a refusal is an answer.
+	lost := func(from, to int, six bool) bool {
+		a, b := MXAddr4(from), MXAddr4(to)
+		if six {
+			a, b = MXAddr6(from), MXAddr6(to)
+		}
+		return ConnectTimesOut(t.Context(), top.MX[from], a, netip.AddrPortFrom(b, 25), 300*time.Millisecond)
+	}
+	both := func(ok func(six bool) bool) bool { return ok(false) && ok(true) }
+	whole := func() {
+		t.Helper()
+		end := time.Now().Add(30 * time.Second) // links and neighbours may take a moment
+		for !both(func(six bool) bool { return !lost(0, 2, six) && !lost(2, 1, six) && !lost(0, 1, six) }) {
+			if time.Now().After(end) {
+				t.Fatal("packets are lost without a cut")
+			}
+		}
+	}
+	whole()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	knocks := make(chan []Knock, 1)
+	go func() {
+		all, err := KnockUntil(ctx, top.MX[0], MXAddr4(0), netip.AddrPortFrom(MXAddr4(2), 25), 5*time.Millisecond)
+		if err != nil {
+			t.Error(err)
+		}
+		knocks <- all
+	}()
+	time.Sleep(200 * time.Millisecond) // some knocks
+	if err := top.Cut([]int{0, 1}, []int{2}); err != nil {
+		t.Fatal(err)
+	}
+	cut := time.Now()
+	if !both(func(six bool) bool { return lost(0, 2, six) && lost(1, 2, six) && lost(2, 0, six) && !lost(0, 1, six) }) {
+		t.Error("cut in the wrong place")
+	}
+	for i := range top.MX {
+		if ConnectTimesOut(t.Context(), top.Net, Honest4, netip.AddrPortFrom(MXAddr4(i), 25), 300*time.Millisecond) {
+			t.Errorf("mx%d is cut from everybody", i+1)
+		}
+	}
+	mending := time.Now()
+	if err := top.Mend([]int{0, 1}, []int{2}); err != nil {
+		t.Fatal(err)
+	}
+	mended := time.Now()
+	whole()
+	time.Sleep(200 * time.Millisecond) // some knocks
+	stop()
+	all := <-knocks
+	count := map[string]int{}
+	for _, k := range all {
+		answered := !k.Answered.IsZero()
+		switch {
+		case answered && k.Answered.Before(k.Began):
+			t.Errorf("answered before it began: %+v", k)
+		case answered && k.Answered.Before(cut):
+			count["before"]++
+		case k.Began.After(cut) && k.Began.Before(mending):
+			count["cut"]++
+			if answered {
+				t.Errorf("answered %s after the cut", k.Began.Sub(cut))
+			}
+		case answered && k.Began.After(mended):
+			count["after"]++
+		}
+	}
+	if count["before"] == 0 || count["cut"] == 0 || count["after"] == 0 {
+		t.Errorf("knocks: %v of %d", count, len(all))
+	}
+}
+
 // The host's own mounts, bpf's file system among them, are the child's too.
 func TestCommandKeepsMounts(t *testing.T) {
 	_, top := newTopology(t)
