@@ -34,7 +34,7 @@ build: go ## build bin/mxshield-agent and bin/mxshieldctl
 	CGO_ENABLED=0 "$(GO)" build -trimpath -o bin/mxshieldctl ./ctl
 	$(call give_back,bin)
 
-demo: build ## show it: 200 attackers, one honest sender, a real Postfix, all in private namespaces (root)
+demo: build ## show it: 200 attackers, one honest sender, a cluster of three real mail hosts, all in private namespaces (root)
 	"$(GO)" build -trimpath -o bin/demo ./scripts/demo
 	$(call give_back,bin)
 	bin/demo
@@ -44,7 +44,7 @@ test: build ## run every test (root; as a user those that need it say so and are
 	$(gotest) $(TESTFLAGS) ./...
 
 # Packages whose tests have long variants, which MXSHIELD_TEST_LONG=1 switches on.
-SOAK ?= ./agent/...
+SOAK ?= ./agent/... ./scripts/e2e
 
 soak: build ## the long variants of tests: a hundred kills under load, a 10 GB replay, ... (root)
 	MXSHIELD_TEST_LONG=1 $(gotest) -p 1 -count 1 -timeout 3h $(SOAK)

@@ -2,9 +2,10 @@
 
 // Command demo shows mxshield at work on one machine: `sudo make demo`.
 //
-// It makes private network namespaces with a mail host (a real Postfix of this distribution in a private folder; where
-// that cannot be had, the lab's built-in SMTP server, and the output says so), a network of attackers and one honest
-// sender, runs the agent next to the mail server, and lets 200 attackers guess recipients while the honest one delivers.
+// It makes private network namespaces with three mail hosts (a real Postfix of this distribution in a private folder;
+// where that cannot be had, the lab's built-in SMTP server, and the output says so), a network of attackers and one honest
+// sender, runs an agent next to each mail server, the three of them in a cluster, and lets 200 attackers guess recipients
+// on one host while the honest sender delivers. They are dropped on all; who is unblocked on one is let in on all.
 // What it then claims it has checked; it ends with a table of these facts. The host's own network, services, packages
 // and BPF pins are not touched, and nothing stays behind but the packages cached for the next run.
 //

@@ -26,20 +26,35 @@ import (
 	"github.com/mxshield/mxshield/scripts/lab"
 )
 
+const (
+	mailHosts  = 3                // the attacked one first
+	readyLimit = 40 * time.Second // for an agent to answer, to follow its log, and to meet the others
+
+	answerLimit = 15 * time.Second // for an agent to know what it must
+)
+
 // stage is what the story plays on. It owns everything that must be gone at the end.
 type stage struct {
-	lab       *lab.Lab
-	mx, world *lab.Host
-	mta       lab.MTA
-	notReal   string // why there is no Postfix, if there is none
+	lab   *lab.Lab
+	world *lab.Host
+	nodes []*node
 
 	bin      string
-	dir      string // in the lab's folder
-	pins     string
-	agent    *child
-	client   *control.Client
 	closing  sync.Once
 	closeErr error
+}
+
+// node is a mail host: a mail server and an agent, which is in a cluster with the others'.
+type node struct {
+	*lab.Host
+	number  int // from 0
+	bin     string
+	mta     lab.MTA
+	notReal string // why there is no Postfix, if there is none
+	dir     string // in the lab's folder
+	pins    string
+	agent   *child
+	client  *control.Client
 }
 
 // newStage makes the namespaces. If it fails it leaves nothing.
@@ -48,119 +63,156 @@ func newStage(bin string) (*stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	st := &stage{lab: l, bin: bin, dir: filepath.Join(l.Dir(), "mxshield")}
-	st.pins = st.path("bpf/mxshield")
-	st.client = control.NewClient(st.path("control.sock"), 10*time.Second)
-	top, err := l.Standard()
+	st := &stage{lab: l, bin: bin}
+	top, err := l.Cluster(mailHosts)
 	if err != nil {
 		return nil, errors.Join(hintError{fmt.Errorf("make the namespaces: %w", err),
-			"the kernel must have network namespaces and veth, and a container must be privileged"}, st.close())
+			"the kernel must have network namespaces, veth and bridges, and a container must be privileged"}, st.close())
 	}
-	st.mx, st.world = top.MX[0], top.Net
-	bpffs := filepath.Dir(st.pins)
-	if err := os.MkdirAll(bpffs, 0o700); err != nil {
-		return nil, errors.Join(err, st.close())
+	st.world = top.Net
+	key, err := exec.Command(filepath.Join(bin, "mxshieldctl"), "cluster", "key", "new").Output()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("mxshieldctl cluster key new: %w", err), st.close())
 	}
-	// A bpf file system of its own: neither needs the host's nor shows there, and goes with the lab's folder (in the
-	// next run's sweep, if this one is killed).
-	if err := unix.Mount("bpf", bpffs, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
-		return nil, errors.Join(hintError{fmt.Errorf("mount a bpf file system: %w", err),
-			"the kernel must have CONFIG_BPF_SYSCALL, and a container must be privileged"}, st.close())
+	for i, host := range top.MX {
+		n := &node{Host: host, number: i, bin: bin, dir: filepath.Join(l.Dir(), host.Name())}
+		st.nodes = append(st.nodes, n)
+		n.pins = n.path("bpf/mxshield")
+		n.client = control.NewClient(n.path("control.sock"), 10*time.Second)
+		bpffs := filepath.Dir(n.pins)
+		if err := os.MkdirAll(bpffs, 0o700); err != nil {
+			return nil, errors.Join(err, st.close())
+		}
+		if err := os.WriteFile(n.path("cluster.key"), key, 0o600); err != nil {
+			return nil, errors.Join(err, st.close())
+		}
+		// A bpf file system of its own: neither needs the host's nor shows there, and goes with the lab's folder (in the
+		// next run's sweep, if this one is killed).
+		if err := unix.Mount("bpf", bpffs, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+			return nil, errors.Join(hintError{fmt.Errorf("mount a bpf file system: %w", err),
+				"the kernel must have CONFIG_BPF_SYSCALL, and a container must be privileged"}, st.close())
+		}
 	}
 	return st, nil
 }
 
-func (st *stage) path(name string) string { return filepath.Join(st.dir, name) }
+func (n *node) path(name string) string { return filepath.Join(n.dir, name) }
 
-// startMTA runs Postfix, or the built-in server if it must be.
-func (st *stage) startMTA(ctx context.Context, which string, out *screen) error {
-	var o lab.Options
+// startMTAs runs Postfix everywhere, or the built-in server if it must be.
+func (st *stage) startMTAs(ctx context.Context, which string, out *screen) error {
+	root, notReal := "", "-mta builtin"
 	if which != "builtin" {
-		err := func() error {
-			root, err := lab.PostfixRoot(ctx, lab.CacheDir(), func(s string) { out.row("postfix", "%s", s) })
-			if err != nil {
-				return err
-			}
-			p, err := lab.StartPostfix(ctx, st.mx, root, filepath.Join(st.lab.Dir(), "postfix"), o)
-			if err == nil {
-				st.mta = p
-			}
-			return err
-		}()
+		var err error
+		root, err = lab.PostfixRoot(ctx, lab.CacheDir(), func(s string) { out.row("postfix", "%s", s) })
 		switch {
 		case err == nil:
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case which == "postfix":
+			return hintError{err, "-mta auto goes on with the built-in SMTP server"}
+		default:
+			notReal = err.Error()
+		}
+	}
+	errs := make([]error, len(st.nodes))
+	var all sync.WaitGroup
+	for i, n := range st.nodes {
+		all.Go(func() { errs[i] = n.startMTA(ctx, which, root, notReal) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// startMTA runs the Postfix of a root, or the built-in server if there is none.
+func (n *node) startMTA(ctx context.Context, which, root, notReal string) error {
+	o := lab.Options{Hostname: n.Name() + ".example.org"}
+	if root != "" {
+		p, err := lab.StartPostfix(ctx, n.Host, root, n.path("mta"), o)
+		switch {
+		case err == nil:
+			n.mta = p
 			return nil
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case which == "postfix":
 			return hintError{err, "-mta auto goes on with the built-in SMTP server"}
 		}
-		st.notReal = err.Error()
-	} else {
-		st.notReal = "-mta builtin"
+		notReal = err.Error()
 	}
-	f, err := lab.StartFallback(ctx, st.mx, filepath.Join(st.lab.Dir(), "builtin"), o)
+	f, err := lab.StartFallback(ctx, n.Host, n.path("builtin"), o)
 	if err == nil {
-		st.mta = f
+		n.mta, n.notReal = f, notReal
 	}
 	return err
 }
 
 // mtaWords says what the mail server is, and what it is not.
-func (st *stage) mtaWords() string {
-	if st.notReal == "" {
-		return st.mta.Name() + " (this distribution's, in a private folder)"
+func (n *node) mtaWords() string {
+	if n.notReal == "" {
+		return n.mta.Name() + " (this distribution's, in a private folder)"
 	}
-	return st.mta.Name() + ", NOT Postfix: " + st.notReal
+	return n.mta.Name() + ", NOT Postfix: " + n.notReal
 }
 
-// startAgent runs mxshield-agent on the mail host and returns when it follows the log.
-func (st *stage) startAgent(ctx context.Context) error {
+// startAgents runs an agent on each mail host and returns when they have met.
+func (st *stage) startAgents(ctx context.Context) error {
+	errs := make([]error, len(st.nodes))
+	var all sync.WaitGroup
+	for i, n := range st.nodes {
+		all.Go(func() { errs[i] = n.startAgent(ctx) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// startAgent runs mxshield-agent on the mail host and returns when it follows the log and has met all others.
+func (n *node) startAgent(ctx context.Context) error {
 	// Interfaces and logs are left to the agent to find, as on a real host.
-	config := fmt.Sprintf("pins: %s\nstate: %s\nsocket: %s\n", st.pins, st.path("state.db"), st.path("control.sock"))
-	if err := os.WriteFile(st.path("mxshield.yaml"), []byte(config), 0o600); err != nil {
+	config := fmt.Sprintf("pins: %s\nstate: %s\nsocket: %s\ncluster: {name: %s, peers: [%s, %s, %s], key_file: %s}\n",
+		n.pins, n.path("state.db"), n.path("control.sock"), n.Name(), lab.MXAddr4(0), lab.MXAddr4(1), lab.MXAddr4(2), n.path("cluster.key"))
+	if err := os.WriteFile(n.path("mxshield.yaml"), []byte(config), 0o600); err != nil {
 		return err
 	}
-	log, err := os.OpenFile(st.path("agent.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	log, err := os.OpenFile(n.path("agent.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	cmd := st.mx.Command(filepath.Join(st.bin, "mxshield-agent"), "--config", st.path("mxshield.yaml"))
+	cmd := n.Command(filepath.Join(n.bin, "mxshield-agent"), "--config", n.path("mxshield.yaml"))
 	// The first postconf in the path is the private Postfix's.
-	cmd.Env = []string{"PATH=" + st.mta.Bin() + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+	cmd.Env = []string{"PATH=" + n.mta.Bin() + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	if tz, ok := os.LookupEnv("TZ"); ok { // the log's stamps are in this zone
 		cmd.Env = append(cmd.Env, "TZ="+tz)
 	}
 	cmd.Stdout, cmd.Stderr = log, log
-	if st.agent, err = start(cmd); err != nil {
-		return fmt.Errorf("start the agent: %w", err)
+	if n.agent, err = start(cmd); err != nil {
+		return fmt.Errorf("start the agent of %s: %w", n.Name(), err)
 	}
-	late := time.After(20 * time.Second)
+	late := time.After(readyLimit)
 	for {
-		s, err := st.status(ctx)
-		if err == nil && len(s.Inputs) > 0 && s.Inputs[0].State == "following" {
+		s, err := n.status(ctx)
+		if err == nil && len(s.Inputs) > 0 && s.Inputs[0].State == "following" && s.Cluster != nil && s.Cluster.Alive == mailHosts-1 {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-st.agent.done:
-			return st.agentFailed()
+		case <-n.agent.done:
+			return n.agentFailed()
 		case <-late:
 			if err == nil {
-				err = fmt.Errorf("it does not follow the log: %+v", s.Inputs)
+				err = fmt.Errorf("logs %+v, cluster %+v", s.Inputs, s.Cluster)
 			}
-			return fmt.Errorf("the agent is not ready after 20 s: %w", err)
+			return fmt.Errorf("the agent of %s is not ready after %s: %w", n.Name(), readyLimit, err)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }
 
 // agentFailed makes the agent's own error and hint the demo's.
-func (st *stage) agentFailed() error {
+func (n *node) agentFailed() error {
 	var text, hint string
-	for line := range strings.Lines(st.lastWords(50)) {
+	for line := range strings.Lines(n.lastWords(50)) {
 		line = strings.TrimSpace(line)
 		if s, ok := strings.CutPrefix(line, "error: "); ok {
 			text = s
@@ -169,7 +221,7 @@ func (st *stage) agentFailed() error {
 			hint = s
 		}
 	}
-	err := fmt.Errorf("the agent ended: %s", orElse(text, st.agent.state()))
+	err := fmt.Errorf("the agent of %s ended: %s", n.Name(), orElse(text, n.agent.state()))
 	if hint != "" {
 		return hintError{err, hint}
 	}
@@ -177,8 +229,8 @@ func (st *stage) agentFailed() error {
 }
 
 // lastWords is the end of the agent's log.
-func (st *stage) lastWords(lines int) string {
-	b, err := os.ReadFile(st.path("agent.log"))
+func (n *node) lastWords(lines int) string {
+	b, err := os.ReadFile(n.path("agent.log"))
 	if err != nil {
 		return ""
 	}
@@ -186,31 +238,77 @@ func (st *stage) lastWords(lines int) string {
 	return string(bytes.Join(all[max(0, len(all)-lines):], []byte("\n")))
 }
 
-func (st *stage) status(ctx context.Context) (*control.Status, error) {
+func (n *node) status(ctx context.Context) (*control.Status, error) {
 	var s control.Status
-	return &s, st.client.Get(ctx, "/v1/status", nil, &s)
+	return &s, n.client.Get(ctx, "/v1/status", nil, &s)
 }
 
 // blocks are the blocks that hold.
-func (st *stage) blocks(ctx context.Context) ([]control.Listed, error) {
+func (n *node) blocks(ctx context.Context) ([]control.Listed, error) {
 	var l control.List
-	err := st.client.Get(ctx, "/v1/list", url.Values{"limit": {"0"}}, &l)
+	err := n.client.Get(ctx, "/v1/list", url.Values{"limit": {"0"}}, &l)
 	return l.Entries, err
 }
 
 // entries are all blocks that touch an address, those that have ended included.
-func (st *stage) entries(ctx context.Context, a netip.Addr) ([]block.Entry, error) {
+func (n *node) entries(ctx context.Context, a netip.Addr) ([]block.Entry, error) {
 	var w control.Why
-	err := st.client.Get(ctx, "/v1/why", url.Values{"prefix": {a.String()}}, &w)
+	err := n.client.Get(ctx, "/v1/why", url.Values{"prefix": {a.String()}}, &w)
 	return w.Entries, err
 }
 
+// awaitBlock waits until an address is blocked and returns when that block was made.
+func (n *node) awaitBlock(ctx context.Context, a netip.Addr) (at time.Time, err error) {
+	err = n.until(ctx, a, "is not blocked", func(w *control.Why) bool {
+		if w.Decision.By != nil {
+			at = w.Decision.By.Stamp.Time()
+		}
+		return w.Decision.Drop && w.Decision.By != nil
+	})
+	return at, err
+}
+
+// letsIn waits until an address is not blocked, and returns how long that took.
+func (n *node) letsIn(ctx context.Context, a netip.Addr) (time.Duration, error) {
+	began := time.Now()
+	err := n.until(ctx, a, "is still blocked", func(w *control.Why) bool { return !w.Decision.Drop })
+	return time.Since(began), err
+}
+
+// until asks about an address again and again.
+func (n *node) until(ctx context.Context, a netip.Addr, not string, ok func(*control.Why) bool) error {
+	for end := time.Now().Add(answerLimit); ; pause(ctx, 5*time.Millisecond) {
+		var w control.Why
+		err := n.client.Get(ctx, "/v1/why", url.Values{"prefix": {a.String()}}, &w)
+		switch {
+		case err == nil && ok(&w):
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case time.Now().After(end) && err == nil:
+			return fmt.Errorf("%s %s on %s after %s: %s", a, not, n.Name(), answerLimit, w.Words)
+		case time.Now().After(end):
+			return err
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
 // ctl runs mxshieldctl and shows it.
-func (st *stage) ctl(ctx context.Context, out *screen, args ...string) error {
-	cmd := exec.CommandContext(ctx, filepath.Join(st.bin, "mxshieldctl"), args...)
-	cmd.Env = append(os.Environ(), "MXSHIELD_SOCKET="+st.path("control.sock"))
+func (n *node) ctl(ctx context.Context, out *screen, args ...string) error {
+	cmd := exec.CommandContext(ctx, filepath.Join(n.bin, "mxshieldctl"), args...)
+	cmd.Env = append(os.Environ(), "MXSHIELD_SOCKET="+n.path("control.sock"))
 	text, err := cmd.CombinedOutput()
-	out.print("\n$ mxshieldctl %s\n%s", strings.Join(args, " "), text)
+	out.print("\n%s$ mxshieldctl %s\n%s", n.Name(), strings.Join(args, " "), text)
 	if err != nil {
 		return fmt.Errorf("mxshieldctl %s: %w", args[0], err)
 	}
@@ -220,9 +318,13 @@ func (st *stage) ctl(ctx context.Context, out *screen, args ...string) error {
 // close ends and removes everything, once.
 func (st *stage) close() error {
 	st.closing.Do(func() {
-		if st.agent != nil {
-			st.agent.stop()
+		var all sync.WaitGroup
+		for _, n := range st.nodes {
+			if n.agent != nil {
+				all.Go(n.agent.stop)
+			}
 		}
+		all.Wait()
 		st.closeErr = st.lab.Close()
 	})
 	return st.closeErr

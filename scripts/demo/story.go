@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/mxshield/mxshield/agent/control"
@@ -23,11 +24,14 @@ const (
 	quietMail   = 50               // messages of the honest sender before the attack
 	mailEvery   = 50 * time.Millisecond
 	attackLimit = 40 * time.Second // by then every attacker must be blocked
-	afterwards  = 6 * time.Second  // attackers go on knocking, the honest sender goes on delivering
+	afterwards  = 5 * time.Second  // attackers go on knocking, the honest sender goes on delivering
 	drained     = 2 * time.Second  // after the last block: connections that waited for a free smtpd are through
 	typos       = 5                // unknown recipients of the honest sender, during the attack
 	noAnswer    = time.Second      // a connect without an answer for so long is a dropped one
-	opensWithin = time.Second      // after an unblock
+	opensWithin = time.Second      // after an unblock, everywhere
+	newcomers   = 10               // further attackers, one after another, whose blocks are timed at all hosts
+	knockEvery  = 2 * time.Millisecond
+	tellsWithin = time.Second // from a block on one host to dropped packets on all
 )
 
 type options struct {
@@ -76,7 +80,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 func parse(args []string, stderr io.Writer) (o options, err error) {
 	f := flag.NewFlagSet("demo", flag.ContinueOnError)
 	f.SetOutput(stderr)
-	f.IntVar(&o.attackers, "attackers", 200, "how many attackers, 1 to 1000; every 20th comes by IPv6")
+	f.IntVar(&o.attackers, "attackers", 200, "how many attackers, 3 to 1000; every 20th comes by IPv6")
 	f.StringVar(&o.mta, "mta", "auto", "auto, postfix (or fail), or builtin (the lab's SMTP server)")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -84,8 +88,8 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	switch {
 	case f.NArg() > 0:
 		err = fmt.Errorf("%q is not understood", f.Arg(0))
-	case o.attackers < 1 || o.attackers > 1000:
-		err = fmt.Errorf("-attackers %d is out of range: 1 to 1000", o.attackers)
+	case o.attackers < 3 || o.attackers > 1000:
+		err = fmt.Errorf("-attackers %d is out of range: 3 to 1000", o.attackers)
 	case o.mta != "auto" && o.mta != "postfix" && o.mta != "builtin":
 		err = fmt.Errorf("-mta %q is unknown: auto, postfix or builtin", o.mta)
 	}
@@ -116,8 +120,12 @@ func show(ctx context.Context, o options, out *screen) error {
 	defer st.close() // whatever happens below, a panic included
 	var facts facts
 	err = play(ctx, o, st, out, &facts)
-	if words := st.lastWords(15); words != "" && ctx.Err() == nil && (err != nil || !facts.hold()) {
-		out.print("\nThe end of the agent's log, which goes with the demo's folder:\n%s\n", words)
+	if ctx.Err() == nil && (err != nil || !facts.hold()) {
+		for _, n := range st.nodes {
+			if words := n.lastWords(15); words != "" {
+				out.print("\nThe end of the log of %s's agent, which goes with the demo's folder:\n%s\n", n.Name(), words)
+			}
+		}
 	}
 	out.endLive()
 	closed := st.close()
@@ -141,12 +149,12 @@ func show(ctx context.Context, o options, out *screen) error {
 
 // play is the story, top to bottom.
 func play(ctx context.Context, o options, st *stage, out *screen, facts *facts) (err error) {
-	sources := attackSources(o.attackers)
-	out.print("mxshield demo: %d attackers (%s), one honest sender and a mail host, all in private namespaces.\n",
-		len(sources), families(sources))
+	sources, late := attackSources(o.attackers)
+	out.print("mxshield demo: %d attackers (%s), one honest sender and a cluster of %d mail hosts, all in private namespaces.\n",
+		len(sources), families(sources), mailHosts)
 
 	// The download of the first run is not under the time limit.
-	if err := st.startMTA(ctx, o.mta, out); err != nil {
+	if err := st.startMTAs(ctx, o.mta, out); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeLimit, fmt.Errorf("it takes longer than %s", timeLimit))
@@ -156,15 +164,18 @@ func play(ctx context.Context, o options, st *stage, out *screen, facts *facts) 
 			err = context.Cause(ctx)
 		}
 	}()
-	if err := st.startAgent(ctx); err != nil {
+	if err := st.startAgents(ctx); err != nil {
 		return err
 	}
-	s, err := st.status(ctx)
-	if err != nil {
-		return err
+	mx := st.nodes[0]
+	for _, n := range st.nodes {
+		s, err := n.status(ctx)
+		if err != nil {
+			return err
+		}
+		out.row(n.Name(), "%s and %s, %s", lab.MXAddr4(n.number), lab.MXAddr6(n.number), n.mtaWords())
+		out.row("", "agent %d shields %s, reads %s, and has met %d others", s.PID, interfaces(s), inputs(s), s.Cluster.Alive)
 	}
-	out.row("mail host", "%s and %s, %s", lab.MX4, lab.MX6, st.mtaWords())
-	out.row("agent", "pid %d; shields %s; reads %s, found by itself", s.PID, interfaces(s), inputs(s))
 
 	mail := &sender{host: st.world, from: lab.Honest4, to: netip.AddrPortFrom(lab.MX4, 25)}
 	out.heading("Before: only the honest sender")
@@ -172,40 +183,49 @@ func play(ctx context.Context, o options, st *stage, out *screen, facts *facts) 
 	quiet := mail.between(time.Time{}, time.Now())
 	out.row("honest", "%s", quiet)
 
-	out.heading("Attack: everybody guesses recipients, and goes on when nobody answers any more")
+	out.heading("Attack on mx1: everybody guesses recipients, and goes on when nobody answers any more")
 	r, err := attack(ctx, st, out, sources, mail)
 	if err != nil {
 		return err
 	}
 	r.quiet = quiet
 	out.heading("What happened")
+	s, err := mx.status(ctx)
+	if err != nil {
+		return err
+	}
 	r.print(out)
 	r.judge(facts, s)
 
-	out.heading("Is it true? All attackers try once more, and the honest sender too")
+	out.heading("Is it true? All attackers try once more, everywhere, and the honest sender too")
 	if err := tryAll(ctx, st, out, facts, r); err != nil {
 		return err
 	}
-	out.heading("For the person at the keyboard")
+	out.heading("How fast? More attackers come to mx1, one after another, and knock at the other hosts meanwhile")
+	if err := timeBlocks(ctx, st, out, facts, late); err != nil {
+		return err
+	}
+	out.heading("For the person at the keyboard, of any host")
 	freed, err := byHand(ctx, st, out, facts, r)
 	if err != nil {
 		return err
 	}
-	out.heading("The agent dies: kill -9")
+	out.heading("The agent of mx1 dies: kill -9")
 	return survive(ctx, st, out, facts, r, freed)
 }
 
 // attack lets everybody loose and returns when the attackers have been blocked for a while, or were not in time.
 func attack(ctx context.Context, st *stage, out *screen, sources []netip.Addr, mail *sender) (*record, error) {
-	before, err := st.status(ctx)
+	mx := st.nodes[0]
+	before, err := mx.status(ctx)
 	if err != nil {
 		return nil, err
 	}
-	r := &record{began: time.Now(), mta: st.mta, calm: -1}
-	log := newLogReader(st.mta.LogPath(), sources)
+	r := &record{began: time.Now(), mta: mx.mta, calm: -1}
+	log := newLogReader(mx.mta.LogPath(), sources)
 	stopMail, mailDone := make(chan struct{}), make(chan struct{})
 	go func() { mail.run(ctx, stopMail, 0, typos); close(mailDone) }()
-	mob := newMob(st.world, sources)
+	mob := newMob(st.world, mx, sources)
 	attackCtx, stopAttack := context.WithCancel(ctx)
 	attackDone := make(chan struct{})
 	go func() { mob.run(attackCtx); close(attackDone) }()
@@ -214,7 +234,7 @@ func attack(ctx context.Context, st *stage, out *screen, sources []netip.Addr, m
 	tick := time.NewTicker(out.every())
 	defer tick.Stop()
 	for ; ctx.Err() == nil; <-tick.C {
-		s, err := st.status(ctx)
+		s, err := mx.status(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -222,7 +242,7 @@ func attack(ctx context.Context, st *stage, out *screen, sources []netip.Addr, m
 			return nil, err
 		}
 		// Many attackers out of one network are blocked as a network, so entries are not what counts.
-		blocks, err := st.blocks(ctx)
+		blocks, err := mx.blocks(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -250,15 +270,15 @@ func attack(ctx context.Context, st *stage, out *screen, sources []netip.Addr, m
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	s, err := st.status(ctx)
+	s, err := mx.status(ctx)
 	if err != nil {
 		return nil, err
 	}
 	r.packets = reasons(before, s)
-	if r.blocks, err = st.blocks(ctx); err != nil {
+	if r.blocks, err = mx.blocks(ctx); err != nil {
 		return nil, err
 	}
-	if r.honest, err = st.entries(ctx, lab.Honest4); err != nil {
+	if r.honest, err = mx.entries(ctx, lab.Honest4); err != nil {
 		return nil, err
 	}
 	if r.sessions, err = log.read(); err != nil {
@@ -275,81 +295,163 @@ func attack(ctx context.Context, st *stage, out *screen, sources []netip.Addr, m
 	return r, nil
 }
 
-// tryAll connects once from every attacker and delivers one more message.
+// tryAll connects once from every attacker to every mail host and delivers one more message to each.
 func tryAll(ctx context.Context, st *stage, out *screen, facts *facts, r *record) error {
-	silent := unanswered(ctx, st.world, r.sources(), noAnswer)
-	one := (&sender{host: st.world, from: lab.Honest4, to: netip.AddrPortFrom(lab.MX4, 25)}).deliver(ctx, false)
-	if ctx.Err() != nil {
-		return ctx.Err()
+	elsewhere, total, unhappy := 0, 0, 0
+	for _, n := range st.nodes {
+		silent := st.unanswered(ctx, r.sources(), n)
+		one := (&sender{host: st.world, from: lab.Honest4, to: n.target(lab.Honest4)}).deliver(ctx, false)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		out.row(n.Name(), "%d of %d attackers' connects get no answer for %s; the honest sender %s", silent, len(r.attackers), noAnswer, one.words())
+		if !one.ok {
+			unhappy++
+		}
+		if n == st.nodes[0] {
+			facts.add(silent == len(r.attackers), "no attacker can connect any more", "%d of %d connects get no answer", silent, len(r.attackers))
+			continue
+		}
+		elsewhere, total = elsewhere+silent, total+len(r.attackers)
+		s, err := n.status(ctx)
+		if err != nil {
+			return err
+		}
+		out.row("", "nobody attacked it: %d events in its log, %d blocks from other hosts", s.Events["unknown_recipient"], s.Cluster.Learned)
 	}
-	out.row("attackers", "%d of %d connects get no answer for %s", silent, len(r.attackers), noAnswer)
-	out.row("honest", "%s", one.words())
-	facts.add(silent == len(r.attackers), "no attacker can connect any more", "%d of %d connects get no answer", silent, len(r.attackers))
-	facts.add(one.ok, "and the honest sender still can", "%s", one.words())
+	facts.add(elsewhere == total, "attacked on one, dropped on all", "%d of %d connects to the hosts that were not attacked get no answer", elsewhere, total)
+	facts.add(unhappy == 0, "and the honest sender still can", "delivers to %d of %d hosts", len(st.nodes)-unhappy, len(st.nodes))
 	return nil
 }
 
-// byHand shows the commands of mxshieldctl, and that unblock opens the door to the one it names.
+// timeBlocks lets one attacker after another be blocked by mx1, each of which knocks at the other hosts all the time: what
+// counts is when their packets are dropped there.
+func timeBlocks(ctx context.Context, st *stage, out *screen, facts *facts, sources []netip.Addr) error {
+	mx, others := st.nodes[0], st.nodes[1:]
+	var took durations
+	closed := 0
+	for _, a := range sources {
+		stop := st.knockAt(ctx, a, others...)
+		lab.Dictionary(ctx, st.world, a, mx.target(a), lab.DictionaryOptions{
+			Talk: lab.Talk{Connect: noAnswer, Reply: noAnswer, Helo: "mail.example.com", From: "<info@example.com>"}, Recipients: 11, PerSession: 11,
+		})
+		stamp, err := mx.awaitBlock(ctx, a)
+		if err == nil {
+			pause(ctx, 150*time.Millisecond) // some more knocks, none of which may be answered
+		}
+		knocks, kerr := stop()
+		if err := errors.Join(err, kerr, ctx.Err()); err != nil {
+			return err
+		}
+		for _, k := range knocks {
+			if at := lab.Closed(k); !at.IsZero() {
+				closed++
+				took = append(took, max(0, at.Sub(stamp)))
+			}
+		}
+	}
+	slices.Sort(took)
+	want := len(sources) * len(others)
+	out.row("doors", "%d of %d close at the hosts that were not attacked", closed, want)
+	out.row("time", "p50 %s, max %s from the block at mx1 to the first packet that is dropped there, with one every %s",
+		ms(took.quantile(.5)), ms(took.quantile(1)), ms(knockEvery))
+	facts.add(closed == want && took.quantile(1) <= tellsWithin, "a block made on one host drops packets on all within a second",
+		"%d of %d times; p50 %s, max %s", closed, want, ms(took.quantile(.5)), ms(took.quantile(1)))
+	return nil
+}
+
+// byHand shows the commands of mxshieldctl, and that unblock opens all doors to the one it names, wherever it is given.
 func byHand(ctx context.Context, st *stage, out *screen, facts *facts, r *record) (netip.Addr, error) {
 	one, others := r.choose()
-	for _, args := range [][]string{{"list", "--limit", "5"}, {"why", one.String()}} {
-		if err := st.ctl(ctx, out, args...); err != nil {
+	last := st.nodes[len(st.nodes)-1]
+	for _, args := range [][]string{{"peers"}, {"list", "--limit", "5"}, {"why", one.String()}} {
+		if err := last.ctl(ctx, out, args...); err != nil {
 			return one, err
 		}
 	}
+	stop := st.knockAt(ctx, one, st.nodes...)
+	pause(ctx, 100*time.Millisecond) // some knocks while it is blocked
 	began := time.Now()
-	if err := st.ctl(ctx, out, "unblock", one.String()); err != nil {
+	err := last.ctl(ctx, out, "unblock", one.String())
+	pause(ctx, opensWithin/2-time.Since(began))
+	knocks, kerr := stop()
+	if err := errors.Join(err, kerr, ctx.Err()); err != nil {
 		return one, err
 	}
-	// What counts is the time from pressing return.
-	opened := !lab.ConnectTimesOut(ctx, st.world, one, target(one), opensWithin)
-	took := time.Since(began)
-	silent := unanswered(ctx, st.world, others, noAnswer)
+	out.print("\n")
+	opened, early := 0, 0
+	var took durations
+	for i, n := range st.nodes {
+		// What counts is the time from pressing return.
+		at := lab.Opened(knocks[i])
+		switch {
+		case at.IsZero():
+			out.row(n.Name(), "%s STILL GETS NO ANSWER", one)
+			continue
+		case at.Before(began):
+			early++
+		default:
+			opened++
+			took = append(took, at.Sub(began))
+		}
+		out.row(n.Name(), "%s connects again, %s after the command was given on %s", one, ms(at.Sub(began)), last.Name())
+	}
+	slices.Sort(took)
+	silent := st.unanswered(ctx, others, st.nodes...)
 	if ctx.Err() != nil {
 		return one, ctx.Err()
 	}
-	out.print("\n")
-	if opened {
-		out.row("unblocked", "%s connects again, %s after the command was given", one, ms(took))
-	} else {
-		out.row("unblocked", "%s still gets no answer after %s", one, ms(took))
-	}
-	out.row("others", "%d of %d still get no answer", silent, len(others))
-	facts.add(opened && took <= opensWithin, "unblock works within a second", "%s connects after %s", one, ms(took))
-	facts.add(silent == len(others), "and for nobody else", "%d of %d others get no answer", silent, len(others))
+	out.row("others", "%d of %d connects still get no answer", silent, len(others)*len(st.nodes))
+	facts.add(opened == len(st.nodes) && early == 0 && took.quantile(1) <= opensWithin, "unblocked once, unblocked everywhere within a second",
+		"%s connects to %d of %d hosts, the last after %s", one, opened, len(st.nodes), ms(took.quantile(1)))
+	facts.add(silent == len(others)*len(st.nodes), "and for nobody else", "%d of %d connects of others get no answer", silent, len(others)*len(st.nodes))
 	return one, nil
 }
 
-// survive kills the agent, looks whether its blocks hold, and starts it again.
+// survive kills an agent, looks whether its blocks hold, lets the others change something, and starts it again.
 func survive(ctx context.Context, st *stage, out *screen, facts *facts, r *record, freed netip.Addr) error {
-	before, err := st.status(ctx)
+	mx, other := st.nodes[0], st.nodes[1]
+	before, err := mx.status(ctx)
 	if err != nil {
 		return err
 	}
-	st.agent.kill()
+	mx.agent.kill()
 	out.row("killed", "pid %d", before.PID)
-	others := r.without(freed)
-	silent := unanswered(ctx, st.world, others, noAnswer)
-	open := !lab.ConnectTimesOut(ctx, st.world, freed, target(freed), noAnswer)
-	out.row("without it", "%d of %d attackers get no answer; the unblocked one %s", silent, len(others), word(open, "connects", "DOES NOT CONNECT"))
-	facts.add(silent == len(others) && open, "a killed agent goes on dropping, and only whom it blocked", "%d of %d attackers get no answer", silent, len(others))
+	rest := r.without(freed)
+	silent := st.unanswered(ctx, rest, mx)
+	open := !lab.ConnectTimesOut(ctx, st.world, freed, mx.target(freed), noAnswer)
+	out.row("without it", "%d of %d attackers get no answer; the unblocked one %s", silent, len(rest), word(open, "connects", "DOES NOT CONNECT"))
+	facts.add(silent == len(rest) && open, "a killed agent goes on dropping, and only whom it blocked", "%d of %d attackers get no answer", silent, len(rest))
+	second := rest[0]
+	rest = rest[1:]
+	if err := other.ctl(ctx, out, "unblock", second.String()); err != nil {
+		return err
+	}
+	out.print("\n")
 	began := time.Now()
-	if err := st.startAgent(ctx); err != nil {
+	if err := mx.startAgent(ctx); err != nil {
 		return err
 	}
 	took := time.Since(began)
-	after, err := st.status(ctx)
+	learned, err := mx.letsIn(ctx, second)
 	if err != nil {
 		return err
 	}
-	out.row("restarted", "pid %d answers after %s: %d blocks, before %d", after.PID, ms(took), after.Blocks.Blocks, before.Blocks.Blocks)
-	silent = unanswered(ctx, st.world, others, noAnswer)
+	after, err := mx.status(ctx)
+	if err != nil {
+		return err
+	}
+	out.row("restarted", "pid %d answers and has met the others after %s: %d blocks, before %d", after.PID, ms(took), after.Blocks.Blocks, before.Blocks.Blocks)
+	silent = st.unanswered(ctx, rest, mx)
+	open = !lab.ConnectTimesOut(ctx, st.world, second, mx.target(second), noAnswer)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	out.row("", "%d of %d attackers get no answer; packets dropped so far: %d", silent, len(others), dropped(after))
-	facts.add(after.Blocks.Blocks == before.Blocks.Blocks && silent == len(others), "the restarted agent knows them all",
-		"%d blocks, as before; %d of %d attackers get no answer", after.Blocks.Blocks, silent, len(others))
+	out.row("", "%d of %d attackers get no answer; packets dropped so far: %d", silent, len(rest), dropped(after))
+	out.row("", "%s, unblocked elsewhere meanwhile, %s", second, word(open, "connects, "+ms(learned)+" later", "DOES NOT CONNECT"))
+	facts.add(silent == len(rest) && after.Blocks.Blocks == before.Blocks.Blocks-1, "the restarted agent knows them all",
+		"%d blocks, as before but for one; %d of %d attackers get no answer", after.Blocks.Blocks, silent, len(rest))
+	facts.add(open, "and what was unblocked elsewhere while it was dead", "%s connects to %s", second, mx.Name())
 	return nil
 }
 

@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -19,15 +20,19 @@ import (
 )
 
 // attackSources spreads n attackers over their networks: every 20th has an IPv6 /64 of its own, the others stand in
-// different IPv4 /24s as far as that goes.
-func attackSources(n int) []netip.Addr {
+// different IPv4 /24s as far as that goes. late are those who come afterwards.
+func attackSources(n int) (early, late []netip.Addr) {
 	n6 := n / 20
 	v4 := lab.Sources(lab.Attack4, 65_000)
-	out := make([]netip.Addr, 0, n)
-	for i := range n - n6 {
-		out = append(out, v4[i*311%len(v4)])
+	for i := range n - n6 + newcomers {
+		a := v4[i*311%len(v4)]
+		if i < n-n6 {
+			early = append(early, a)
+		} else {
+			late = append(late, a)
+		}
 	}
-	return append(out, lab.Sources(lab.Attack6, n6)...)
+	return append(early, lab.Sources(lab.Attack6, n6)...), late
 }
 
 func families(list []netip.Addr) string {
@@ -41,26 +46,44 @@ func families(list []netip.Addr) string {
 }
 
 // target is the mail host's port 25 in the source's family.
-func target(from netip.Addr) netip.AddrPort {
+func (n *node) target(from netip.Addr) netip.AddrPort {
 	if from.Is4() {
-		return netip.AddrPortFrom(lab.MX4, 25)
+		return netip.AddrPortFrom(lab.MXAddr4(n.number), 25)
 	}
-	return netip.AddrPortFrom(lab.MX6, 25)
+	return netip.AddrPortFrom(lab.MXAddr6(n.number), 25)
 }
 
-// unanswered counts the sources that get no answer for d to a connect, all at once.
-func unanswered(ctx context.Context, from *lab.Host, sources []netip.Addr, d time.Duration) int {
+// unanswered counts the connects, one from each source to each of the mail hosts and all at once, that get no answer for
+// a while.
+func (st *stage) unanswered(ctx context.Context, sources []netip.Addr, hosts ...*node) int {
 	var n atomic.Int64
 	var all sync.WaitGroup
 	for _, a := range sources {
-		all.Go(func() {
-			if lab.ConnectTimesOut(ctx, from, a, target(a), d) {
-				n.Add(1)
-			}
-		})
+		for _, h := range hosts {
+			all.Go(func() {
+				if lab.ConnectTimesOut(ctx, st.world, a, h.target(a), noAnswer) {
+					n.Add(1)
+				}
+			})
+		}
 	}
 	all.Wait()
 	return int(n.Load())
+}
+
+// knockAt knocks at the mail hosts' doors until stop is called, which returns the knocks at each.
+func (st *stage) knockAt(ctx context.Context, from netip.Addr, hosts ...*node) (stop func() ([][]lab.Knock, error)) {
+	ctx, cancel := context.WithCancel(ctx)
+	out, errs := make([][]lab.Knock, len(hosts)), make([]error, len(hosts))
+	var all sync.WaitGroup
+	for i, h := range hosts {
+		all.Go(func() { out[i], errs[i] = lab.KnockUntil(ctx, st.world, from, h.target(from), knockEvery) })
+	}
+	return func() ([][]lab.Knock, error) {
+		cancel()
+		all.Wait()
+		return out, errors.Join(errs...)
+	}
 }
 
 // ---- attackers
@@ -68,6 +91,7 @@ func unanswered(ctx context.Context, from *lab.Host, sources []netip.Addr, d tim
 // mob is all attackers at work.
 type mob struct {
 	host *lab.Host
+	at   *node
 	all  []*attacker
 }
 
@@ -79,8 +103,8 @@ type attacker struct {
 	knocks   int         // connects, answered or not
 }
 
-func newMob(h *lab.Host, sources []netip.Addr) *mob {
-	m := &mob{host: h}
+func newMob(h *lab.Host, at *node, sources []netip.Addr) *mob {
+	m := &mob{host: h, at: at}
 	for _, a := range sources {
 		m.all = append(m.all, &attacker{addr: a})
 	}
@@ -106,7 +130,7 @@ func (m *mob) work(ctx context.Context, a *attacker) {
 	}
 	for ctx.Err() == nil && a.knocks < maxKnocks {
 		began := time.Now()
-		r := lab.Dictionary(ctx, m.host, a.addr, target(a.addr), o)
+		r := lab.Dictionary(ctx, m.host, a.addr, m.at.target(a.addr), o)
 		if ctx.Err() != nil {
 			return
 		}

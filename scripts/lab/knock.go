@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,9 +19,13 @@ type Knock struct {
 	Answered time.Time // zero: never
 }
 
-// maxWait is how long a knock waits for its answer: less than TCP waits before it sends its SYN again, so that each
-// stands for one packet.
-const maxWait = 800 * time.Millisecond
+const (
+	// maxWait is how long a knock waits for its answer: less than TCP waits before it sends its SYN again, so that each
+	// stands for one packet.
+	maxWait = 800 * time.Millisecond
+	// lastWait is the same for those that are open when the knocking ends.
+	lastWait = 200 * time.Millisecond
+)
 
 // KnockUntil begins a connection every so often until ctx ends, each from a port of its own, and ends each as soon as it is
 // answered. It shows to a few milliseconds when packets begin to be dropped and when they pass again.
@@ -35,9 +40,14 @@ func KnockUntil(ctx context.Context, h *Host, from netip.Addr, to netip.AddrPort
 	// The namespace matters only where a socket is made.
 	err = h.Do(func() error {
 		next := time.Now()
-		for ctx.Err() == nil || len(open) > 0 {
+		var end time.Time
+		for end.IsZero() || len(open) > 0 && time.Now().Before(end) {
 			now := time.Now()
-			if ctx.Err() == nil && !now.Before(next) {
+			if ctx.Err() != nil {
+				if end.IsZero() {
+					end = now.Add(lastWait)
+				}
+			} else if !now.Before(next) {
 				fd, err := knock(from, to)
 				if err != nil {
 					return err
@@ -71,6 +81,28 @@ func KnockUntil(ctx context.Context, h *Host, from netip.Addr, to netip.AddrPort
 		return nil
 	})
 	return all, err
+}
+
+// Closed is when the first knock began that was dropped, as were all after it; zero if that never came. The door closed
+// less than one pause between knocks earlier.
+func Closed(all []Knock) (at time.Time) {
+	for _, k := range slices.Backward(all) {
+		if !k.Answered.IsZero() {
+			return at
+		}
+		at = k.Began
+	}
+	return time.Time{} // none was answered: who knows since when it is closed
+}
+
+// Opened is when the first answer came; zero if none did.
+func Opened(all []Knock) (at time.Time) {
+	for _, k := range all {
+		if !k.Answered.IsZero() && (at.IsZero() || k.Answered.Before(at)) {
+			at = k.Answered
+		}
+	}
+	return at
 }
 
 // knock begins one connection, which a close resets.
