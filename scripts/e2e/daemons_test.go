@@ -149,9 +149,9 @@ func (d *daemon) rig(t *testing.T) *rig {
 	r.configure(fmt.Sprintf("logs: [{file: %q}]\n", filepath.Join(work, d.log)))
 	began := time.Now()
 	if d.kind == lab.KindDovecot || d.kind == lab.KindDovecot24 {
-		r.mta, err = lab.StartPostfix(ctx, r.top.MX[0], root, work, d.o)
+		r.mta, err = lab.StartPostfix(ctx, r.host, root, work, d.o)
 	} else {
-		r.mta, err = lab.StartDaemon(ctx, r.top.MX[0], d.kind, root, work, d.o)
+		r.mta, err = lab.StartDaemon(ctx, r.host, d.kind, root, work, d.o)
 	}
 	if err != nil {
 		t.Fatal(err)

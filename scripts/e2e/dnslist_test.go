@@ -46,11 +46,11 @@ func (r *rig) lists(code func(zone string, a netip.Addr) string) {
 func (r *rig) serve(h dns.Handler) {
 	r.t.Helper()
 	const at = "127.0.0.1:53"
-	pc, err := r.top.MX[0].ListenPacket(r.t.Context(), at)
+	pc, err := r.host.ListenPacket(r.t.Context(), at)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	l, err := r.top.MX[0].Listen(r.t.Context(), at)
+	l, err := r.host.Listen(r.t.Context(), at)
 	if err != nil {
 		r.t.Fatal(err)
 	}

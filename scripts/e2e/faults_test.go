@@ -63,7 +63,7 @@ func TestBadConfig(t *testing.T) {
 	r.fails("two faults", 2, "conf.yaml:4: dns.own: watching own addresses is not built", "conf.yaml:5: attach")
 	r.configure("interfaces: [nope0]\n")
 	r.fails("no such interface", 1, "nope0", "eth0")
-	r.agent = r.top.MX[0].Command(filepath.Join(binaries, "mxshield-agent"), "--config", "/nonexistent.yaml", "check")
+	r.agent = r.host.Command(filepath.Join(binaries, "mxshield-agent"), "--config", "/nonexistent.yaml", "check")
 	out, err := r.agent.CombinedOutput()
 	r.agent = nil
 	if err == nil || !strings.Contains(string(out), "/nonexistent.yaml") {
@@ -84,7 +84,7 @@ func TestNoPermission(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	r.agent = r.top.MX[0].Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+	r.agent = r.host.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
 		filepath.Join(binaries, "mxshield-agent"), "--config", filepath.Join(r.dir, "conf.yaml"))
 	r.agent.Stderr = f
 	if err := r.agent.Start(); err != nil {
@@ -375,7 +375,7 @@ func TestDryRun(t *testing.T) {
 	conf := "logs: [{file: " + path + "}]\n"
 	r.configure(conf + "dry_run: true\n")
 	r.start()
-	l, err := r.top.MX[0].Listen(t.Context(), lab.MX4.String()+":25")
+	l, err := r.host.Listen(t.Context(), lab.MX4.String()+":25")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -424,7 +424,7 @@ func TestDryRunBesideAnAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	r.agent = r.top.MX[0].Command(filepath.Join(binaries, "mxshield-agent"), "--config", filepath.Join(trial, "conf.yaml"))
+	r.agent = r.host.Command(filepath.Join(binaries, "mxshield-agent"), "--config", filepath.Join(trial, "conf.yaml"))
 	r.agent.Stderr = f
 	if err := r.agent.Start(); err != nil {
 		t.Fatal(err)

@@ -67,7 +67,7 @@ func (s idle) reset() bool {
 // held counts the mail host's connections with peers of the prefix that a process has open.
 func (r *rig) held(from netip.Prefix) (n int) {
 	r.t.Helper()
-	err := r.top.MX[0].Do(func() error {
+	err := r.host.Do(func() error {
 		for _, f := range []uint8{syscall.AF_INET, syscall.AF_INET6} {
 			list, err := netlink.SocketDiagTCP(f)
 			if err != nil {
@@ -191,7 +191,7 @@ func TestDryRunEndsNoSession(t *testing.T) {
 func TestInterfacesComeAndGo(t *testing.T) {
 	r := bareRig(t, "interfaces: [eth0, \"ext*\"]\nexempt: [192.0.2.26, \"2001:db8:25::26\"]\n")
 	r.start()
-	host := r.top.MX[0]
+	host := r.host
 	link := func(f func() error) {
 		t.Helper()
 		if err := host.Do(f); err != nil {

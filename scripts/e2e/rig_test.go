@@ -71,6 +71,7 @@ func TestMain(m *testing.M) {
 type rig struct {
 	t     *testing.T
 	top   *lab.Topology
+	host  *lab.Host
 	mta   lab.MTA
 	dir   string
 	pins  string
@@ -87,17 +88,32 @@ func newRig(t *testing.T, o lab.Options, config string) *rig {
 		t.Skip("skipped: " + why)
 	}
 	r := bareRig(t, config)
-	m, err := lab.StartPostfix(t.Context(), r.top.MX[0], postfix, filepath.Join(r.dir, "mta"), o)
+	r.startPostfix(o)
+	return r
+}
+
+func (r *rig) startPostfix(o lab.Options) {
+	r.t.Helper()
+	m, err := lab.StartPostfix(r.t.Context(), r.host, postfix, filepath.Join(r.dir, "mta"), o)
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	r.mta = m
 	r.env = append(os.Environ(), "PATH="+m.Bin()+":"+os.Getenv("PATH"))
-	return r
 }
 
 // bareRig is a rig without a mail server.
 func bareRig(t *testing.T, config string) *rig {
+	t.Helper()
+	l := newLab(t)
+	top, err := l.Standard()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rigOn(t, top, 0, l.Dir(), config)
+}
+
+func newLab(t *testing.T) *lab.Lab {
 	t.Helper()
 	if binaries == "" {
 		t.Skip("skipped: " + why)
@@ -111,13 +127,13 @@ func bareRig(t *testing.T, config string) *rig {
 			t.Error(err)
 		}
 	})
-	top, err := l.Standard()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &rig{
-		t: t, top: top, dir: l.Dir(), env: os.Environ(),
-	}
+	return l
+}
+
+// rigOn is a rig on the i-th mail host, with its files in dir.
+func rigOn(t *testing.T, top *lab.Topology, i int, dir, config string) *rig {
+	t.Helper()
+	r := &rig{t: t, top: top, host: top.MX[i], dir: dir, env: os.Environ()}
 	// A bpf file system of its own: not every machine has one mounted, and the host's is the host's.
 	fs := filepath.Join(r.dir, "bpf")
 	if err := errors.Join(os.Mkdir(fs, 0o700), unix.Mount("bpf", fs, "bpf", 0, "")); err != nil {
@@ -130,10 +146,10 @@ func bareRig(t *testing.T, config string) *rig {
 		r.kill()
 		if t.Failed() {
 			b, _ := os.ReadFile(r.log)
-			t.Logf("the agent's log:\n%s", tailOf(b, 6000))
+			t.Logf("the log of %s's agent:\n%s", r.host.Name(), tailOf(b, 6000))
 			if r.mta != nil {
 				b, _ = os.ReadFile(r.mta.LogPath())
-				t.Logf("the MTA's log:\n%s", tailOf(b, 3000))
+				t.Logf("the log of %s's MTA:\n%s", r.host.Name(), tailOf(b, 3000))
 			}
 		}
 		r.ctl("off", "--purge", "--pins", r.pins, "--state-dir", r.dir)
@@ -161,6 +177,11 @@ func (r *rig) configure(config string) {
 func (r *rig) start() {
 	r.t.Helper()
 	r.launch()
+	r.answers()
+}
+
+func (r *rig) answers() {
+	r.t.Helper()
 	r.eventually("the agent answers", func() bool {
 		var s control.Status
 		return r.client().Get(r.t.Context(), "/v1/status", nil, &s) == nil
@@ -175,7 +196,7 @@ func (r *rig) launch() {
 	}
 	defer f.Close()
 	args := append(slices.Clone(r.wrap), filepath.Join(binaries, "mxshield-agent"), "--config", filepath.Join(r.dir, "conf.yaml"), "--log-level", "debug")
-	r.agent = r.top.MX[0].Command(args[0], args[1:]...)
+	r.agent = r.host.Command(args[0], args[1:]...)
 	r.agent.Env, r.agent.Stderr, r.agent.Stdout = r.env, f, f
 	if err := r.agent.Start(); err != nil {
 		r.t.Fatal(err)
@@ -221,7 +242,7 @@ func (r *rig) client() *control.Client {
 
 // ctl runs mxshieldctl and returns what it printed and its exit code.
 func (r *rig) ctl(args ...string) (string, int) {
-	cmd := r.top.MX[0].Command(filepath.Join(binaries, "mxshieldctl"), append([]string{"--socket", filepath.Join(r.dir, "sock")}, args...)...)
+	cmd := r.host.Command(filepath.Join(binaries, "mxshieldctl"), append([]string{"--socket", filepath.Join(r.dir, "sock")}, args...)...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
