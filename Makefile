@@ -17,7 +17,7 @@ BENCHTIME ?= 1s
 gotest = "$(GO)" run gotest.tools/gotestsum@v1.13.0 --format standard-quiet --
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak race lint generate check-generated bench fuzz sim install clean go
+.PHONY: help build demo test soak race lint generate check-generated kernels bench fuzz sim install clean go
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -61,6 +61,14 @@ generate: go ## make the BPF objects and their Go anew (needs clang-19 and llvm-
 
 check-generated: go ## fail if generate would change what is committed
 	bpf/check-generated.sh
+
+# Which kernels; all if empty: 5.10,6.1,6.12,7
+KERNELS ?=
+
+kernels: go ## the kernel tests on emulated machines with kernels 5.10 to 7 (root, qemu; 15 minutes; logs in bin/kernels)
+	@mkdir -p bin
+	"$(GO)" run ./scripts/kernels -kernels "$(KERNELS)"
+	$(call give_back,bin)
 
 bench: go ## benchmarks, and their ratios as Markdown tables (root; also in bin/bench.md)
 	@mkdir -p bin

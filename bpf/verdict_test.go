@@ -311,7 +311,7 @@ func (l *lab) expect(t testing.TB, want Reason, pkt []byte) {
 	}
 }
 
-var past, future = time.Now().Add(-5 * time.Second), time.Now().Add(time.Hour)
+var past, future = time.Now().Add(-2 * time.Second), time.Now().Add(time.Hour)
 
 func rule(prefix string, scope uint8, until time.Time) Rule {
 	return Rule{Prefix: netip.MustParsePrefix(prefix), Scope: scope, Until: until}

@@ -18,8 +18,9 @@ allowed() { # room -> rooms it may import
 	scripts/fail2ban) echo 'scripts/lab scripts/loggen/traffic agent/control' ;;
 	ctl) echo 'agent/block agent/control bpf' ;;
 	gossip | gossip/replica) echo 'agent/block' ;;
+	scripts/kernels) echo 'scripts/lab' ;;
 	scripts/demo | scripts/e2e) echo 'scripts/lab agent/block agent/control bpf' ;;
-	*) echo '' ;; # agent/block, agent/internal/maillog, agent/internal/tail, bpf, scripts/lab: nobody
+	*) echo '' ;; # agent/block, agent/internal/maillog, agent/internal/tail, scripts/lab: nobody
 	esac
 }
 

@@ -38,15 +38,25 @@ const (
 	KindOpenSMTPD Kind = "opensmtpd" // OpenSMTPD and rsyslog
 	KindSendmail  Kind = "sendmail"  // Sendmail, Cyrus SASL and rsyslog
 	KindFail2ban  Kind = "fail2ban"  // fail2ban and its Python
+	KindFilters   Kind = "filters"   // nft, ipset, iptables and xdp-filter
 
-	// The same from a newer release, on Debian only; see newerSuites.
+	// The same from a newer release, on Debian only; see otherSuites.
 	KindDovecot24  Kind = "dovecot24"  // Dovecot 2.4, whose configuration and log are others
 	KindOpenSMTPD7 Kind = "opensmtpd7" // OpenSMTPD 7; 6.8 has no TLS under OpenSSL 3, and so no logins
+
+	// Kernels, for an emulated machine, each from its release of Debian.
+	KindLinux510 Kind = "linux5.10"
+	KindLinux61  Kind = "linux6.1"
+	KindLinux612 Kind = "linux6.12"
+	KindLinux7   Kind = "linux7" // the newest that a named release has
 )
 
-// newerSuites are the kinds of root that are made from another release than
+// otherSuites are the kinds of root that are made from a certain release, not
 // the machine's: a root has its own C library.
-var newerSuites = map[Kind]string{KindDovecot24: "trixie", KindOpenSMTPD7: "trixie"}
+var otherSuites = map[Kind]string{
+	KindDovecot24: "trixie", KindOpenSMTPD7: "trixie",
+	KindLinux510: "bullseye", KindLinux61: "bookworm", KindLinux612: "trixie", KindLinux7: "forky",
+}
 
 // A root's contents: the package that gives it its name, and the others. What
 // the start-up scripts of the lab and of the servers call is in all of them.
@@ -62,7 +72,18 @@ var rootPackages = map[Kind][]string{
 	KindOpenSMTPD7: {"opensmtpd", "rsyslog"},
 	KindSendmail:   {"sendmail-bin", "sendmail-cf", "sensible-mda", "m4", "sasl2-bin", "libsasl2-modules", "rsyslog", "sed", "grep"},
 	KindFail2ban:   {"fail2ban", "python3", "python3-pyinotify"},
+	KindFilters:    {"nftables", "ipset", "iptables", "xdp-tools"},
+	KindLinux510:   linuxPackages,
+	KindLinux61:    linuxPackages,
+	KindLinux612:   linuxPackages,
+	KindLinux7:     linuxPackages,
 }
+
+// depmod reads compressed modules by a library it does not depend on: without, no module depends on another.
+var linuxPackages = []string{linuxMeta, "busybox-static", "kmod", "liblzma5"}
+
+// linuxMeta depends on the newest kernel of its release.
+const linuxMeta = "linux-image-cloud-amd64"
 
 var anyRoot = []string{"dash", "coreutils", "mount"}
 
@@ -191,7 +212,7 @@ func Root(ctx context.Context, cacheDir string, kind Kind, log func(string)) (st
 		return "", err
 	}
 	defer os.RemoveAll(tmp)
-	suite := newerSuites[kind]
+	suite := otherSuites[kind]
 	if suite != "" && rel.id != "debian" {
 		return "", fmt.Errorf("the root for %s is made from Debian %s, and this is %s", kind, suite, rel.id)
 	}
@@ -333,12 +354,33 @@ func (b *builder) download(ctx context.Context) error {
 				return err
 			}
 		}
+		if rootPackages[b.kind][0] == linuxMeta {
+			// A mirror may keep the kernel of a release that gets no more updates, and lose this package, which is empty.
+			if want[0], err = b.linuxImage(ctx); err != nil {
+				return err
+			}
+		}
 		b.log(fmt.Sprintf("downloading %s (once)", b.kind))
 		if err = b.run(ctx, "apt-get", append([]string{"-q", "-y", "--download-only", "install"}, want...)...); err == nil {
 			return nil
 		}
 	}
 	return fmt.Errorf("%w\nhint: apt must reach the mirrors in /etc/apt (apt-config dump Acquire shows its proxies); packages are kept in %s once they are there", err, filepath.Dir(b.lists))
+}
+
+// linuxImage is the package of the newest kernel.
+func (b *builder) linuxImage(ctx context.Context) (string, error) {
+	cmd := exec.CommandContext(ctx, "apt-cache", "depends", linuxMeta)
+	cmd.Env = append(os.Environ(), "APT_CONFIG="+filepath.Join(b.tmp, "apt.conf"), "LC_ALL=C")
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("apt-cache depends %s: %w", linuxMeta, err)
+	}
+	m := regexp.MustCompile(`Depends: (linux-image-[0-9]\S+)`).FindSubmatch(out)
+	if m == nil {
+		return "", fmt.Errorf("%s depends on no kernel: %.200q", linuxMeta, out)
+	}
+	return string(m[1]), nil
 }
 
 // build fills b.root and returns the name it deserves in the cache.
@@ -365,7 +407,8 @@ func (b *builder) build(ctx context.Context) (string, error) {
 	for _, deb := range debs {
 		name := strings.ReplaceAll(filepath.Base(deb), "%3a", ":") // apt's escape
 		info.Packages = append(info.Packages, name)
-		if f := strings.Split(name, "_"); len(f) == 3 && f[0] == rootPackages[b.kind][0] {
+		f := strings.Split(name, "_")
+		if len(f) == 3 && (f[0] == rootPackages[b.kind][0] || otherSuites[b.kind] != "" && strings.HasPrefix(f[0], "linux-image-")) {
 			version = f[1]
 		}
 	}
@@ -559,6 +602,20 @@ var rootSteps = map[Kind][]func(root string) error{
 		ownedDir("var/lib/fail2ban", 0, 0, 0o755),
 		ownedDir("etc/lab", 0, 0, 0o755),
 	},
+	KindLinux510: {indexModules}, KindLinux61: {indexModules}, KindLinux612: {indexModules}, KindLinux7: {indexModules},
+}
+
+// indexModules does what the kernel's maintainer script does.
+func indexModules(root string) error {
+	versions, err := filepath.Glob(filepath.Join(root, "usr/lib/modules/*"))
+	if err != nil || len(versions) != 1 {
+		return errors.Join(fmt.Errorf("there should be the modules of one kernel: %v", versions), err)
+	}
+	out, err := exec.Command("chroot", root, "/sbin/depmod", filepath.Base(versions[0])).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("depmod: %w: %s", err, tailOf(out, 300))
+	}
+	return nil
 }
 
 var finishOpenSMTPD = []func(root string) error{
