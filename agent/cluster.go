@@ -49,7 +49,8 @@ const (
 type clusterParts struct {
 	replica      *replica.Node
 	net          *clusterNet
-	utter        chan struct{}  // something was said
+	utter        chan struct{} // something was said
+	asking       asking
 	cleared      []netip.Prefix // guarded by mu: wide clears of other nodes, whose scores are to be reset
 	learnedAt    int64          // guarded by mu: the second that learned counts
 	learnedN     int
@@ -103,10 +104,11 @@ func (d *daemon) openCluster() error {
 	var seed [16]byte
 	_, _ = cryptorand.Read(seed[:]) // never fails
 	d.net, d.utter = &clusterNet{}, make(chan struct{}, 1)
+	d.asking.init()
 	o := replica.Options{
 		Node: d.node, Clock: time.Now, Net: d.net, Table: d.table, State: saved, Datagram: clusterRoom,
 		Rand:     rand.New(rand.NewPCG(binary.BigEndian.Uint64(seed[:]), binary.BigEndian.Uint64(seed[8:]))),
-		Accepted: d.welcome, Learned: d.learned,
+		Accepted: d.welcome, Senders: d.senderCount, Learned: d.learned, Heard: d.heard, Evidence: d.evidenceOptions(),
 	}
 	var err error
 	if d.replica, err = replica.New(o); err != nil && saved != nil {
@@ -237,12 +239,28 @@ func (d *daemon) peerRules() (list []block.Never) {
 	return list
 }
 
-// welcome says that mail from a source was accepted here lately, and that it has done nothing bad since.
-func (d *daemon) welcome(p netip.Prefix) bool {
+// muchMail is how many accepted messages, halved every week, are more than chance.
+const muchMail = 20
+
+// welcome says how welcome mail of a source was here lately: not, if it offends here too.
+func (d *daemon) welcome(p netip.Prefix) replica.Standing {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	a, ok := d.scorer.Lookup(p.Addr(), time.Now())
-	return ok && a.Evidence.Accepted > 0 && a.Evidence.Score < a.Evidence.Threshold/4
+	switch {
+	case !ok || a.Evidence.Accepted == 0 || a.Evidence.Score >= a.Evidence.Threshold/4:
+		return replica.NoMail
+	case a.Evidence.Accepted >= muchMail:
+		return replica.MuchMail
+	}
+	return replica.SomeMail
+}
+
+// senderCount is how many sources have mail to their credit.
+func (d *daemon) senderCount() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.scorer.Senders()
 }
 
 // learned does what an entry of another node means here besides its place in the table.

@@ -692,7 +692,7 @@ func TestClusterBreaker(t *testing.T) {
 	}
 	b.await("knows its senders", func() bool { k := b.why(good(11)).Known; return k != nil && k.Accepted >= 3 })
 	for i := range 12 {
-		a.guesses(good(i), 12)
+		a.guesses(good(i), 30) // more than what speaks for them on b cancels
 	}
 	for i := range 12 {
 		d.decides(good(i), block.RuleBlock)
@@ -708,5 +708,87 @@ func TestClusterBreaker(t *testing.T) {
 	b.post("/v1/origin", control.OriginRequest{Do: "clear", Node: "mx1"}, &done)
 	for i := range 12 {
 		c.all(good(i), block.RuleNone)
+	}
+}
+
+// TestClusterThin: an attacker that guesses four recipients on each of ten nodes is caught, and blocked on all of them.
+// One that does so on two nodes is not.
+func TestClusterThin(t *testing.T) {
+	c := newCrew(t)
+	for range 10 {
+		c.add("")
+	}
+	for _, a := range c.hosts {
+		a.await("knows all", func() bool { return a.status().Cluster.Alive == 9 })
+	}
+	for i, a := range c.hosts {
+		a.guesses("198.18.0.1", 4)
+		if i < 2 {
+			a.guesses("198.18.0.2", 4)
+		}
+	}
+	c.all("198.18.0.1", block.RuleBlock)
+	w := c.hosts[0].why("198.18.0.1")
+	if w.Decision.By.Cause != block.Dictionary || w.Decision.By.Scope != block.ScopeMX {
+		t.Errorf("%+v", w.Decision.By)
+	}
+	for _, a := range c.hosts {
+		if w := a.why("198.18.0.1"); w.Evidence != nil && !strings.Contains(w.Evidence.Words, "4 unknown recipients, 0 accepted") || w.Evidence != nil && !strings.Contains(w.Evidence.Words, "on other nodes") {
+			t.Errorf("%s: %q", a.name, w.Evidence.Words)
+		}
+	}
+	for _, a := range c.hosts[:2] {
+		a.await("knows what the other has", func() bool {
+			k := a.why("198.18.0.2").Known
+			return k != nil && k.Score > 75 && strings.Contains(k.Words, "on other nodes 40 points")
+		})
+	}
+	c.all("198.18.0.2", block.RuleNone)
+
+	// An unblock ends the suspicion too.
+	c.hosts[4].unblock("198.18.0.2")
+	for _, a := range c.hosts[:2] {
+		a.await("forgets", func() bool { k := a.why("198.18.0.2").Known; return k == nil || k.Score < 1 })
+	}
+}
+
+// TestClusterListHost: a host that bounces on one node and delivers to another is blocked on neither, whichever comes first.
+func TestClusterListHost(t *testing.T) {
+	c := newCrew(t)
+	a, b := c.add(""), c.add("")
+	a.await("knows b", func() bool { return a.status().Cluster.Alive == 1 })
+	b.await("knows a", func() bool { return b.status().Cluster.Alive == 1 })
+	const list, spam = "198.18.0.1", "198.18.0.2"
+	b.delivers("198.18.77.1", 100) // so that it is not spared for its share
+	b.delivers(list, 40)
+	b.await("credits it", func() bool { k := b.why(list).Known; return k != nil && k.Accepted >= 40 })
+	a.guesses(list, 1)
+	a.await("hears of its credit", func() bool { k := a.why(list).Known; return k != nil && strings.Contains(k.Words, "40 accepted") })
+	a.guesses(list, 25)
+	a.guesses(spam, 25)
+	a.decides(spam, block.RuleBlock)
+	a.await("reads on", func() bool { return a.status().Events["unknown_recipient"] == 51 })
+	if k := a.why(list).Known; k == nil || k.Score > 1 {
+		t.Errorf("%+v", k)
+	}
+	c.all(list, block.RuleNone)
+	// It is no licence.
+	a.guesses(list, 60)
+	c.all(list, block.RuleBlock)
+}
+
+// TestClusterShare: a node does not drop who brings it much of its mail, whatever another node says.
+func TestClusterShare(t *testing.T) {
+	c := newCrew(t)
+	a, b, d := c.add(""), c.add(""), c.add("")
+	b.delivers("198.18.0.1", 30)
+	b.await("spares it", func() bool { return b.why("198.18.0.1").Decision.Rule == block.RuleSender })
+	d.await("knows all", func() bool { return d.status().Cluster.Alive == 2 })
+	a.guesses("198.18.0.1", 250)
+	a.decides("198.18.0.1", block.RuleBlock)
+	d.decides("198.18.0.1", block.RuleBlock)
+	b.await("has it too", func() bool { return len(b.why("198.18.0.1").Entries) > 0 })
+	if w := b.why("198.18.0.1"); w.Decision.Rule != block.RuleSender || !strings.Contains(w.Words, "share of the accepted mail") {
+		t.Errorf("%+v", w)
 	}
 }

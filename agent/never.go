@@ -51,7 +51,7 @@ func (d *daemon) refreshNever(ctx context.Context, postfix bool) {
 	cfg := *d.cfg
 	d.mu.Unlock()
 	list, notes := neverRules(&cfg, d.nets)
-	list = append(append(list, d.peerRules()...), d.senderRules()...)
+	list = slices.Concat(list, d.peerRules(), d.senderRules(), d.sparedRules())
 	d.setWarning("senders", d.sendersWarning(), nil)
 	d.setWarning("never", strings.Join(notes, "; "), nil)
 	if slices.Equal(d.table.Never(), sortedNever(list)) {

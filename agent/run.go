@@ -176,6 +176,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	start(func() error { return d.runDNS(ctx) })
 	start(func() error { return d.beatCluster(ctx) })
 	start(func() error { return d.keepGossip(ctx) })
+	start(func() error { return d.keepAsking(ctx) })
 	start(func() error { return d.keepHouse(ctx, hup) })
 	start(func() error { return control.NewServer(d, log).Run(ctx, listener) })
 	committed := make(chan struct{})
@@ -312,7 +313,11 @@ func (d *daemon) openState() error {
 		d.seed = binary.BigEndian.Uint64(b[:])
 		d.setExtraLocked("seed", b[:])
 	}
-	d.scorer = verdict.New(scoring(d.cfg, liveWeights(d.cfg.Weights), d.seed))
+	sc := scoring(d.cfg, liveWeights(d.cfg.Weights), d.seed)
+	if d.cfg.Cluster != nil {
+		sc.Wait = d.waitLocked
+	}
+	d.scorer = verdict.New(sc)
 	for i, k := range keys {
 		if err := d.scorer.Load(k, vals[i]); err != nil {
 			reject(err)
@@ -469,6 +474,7 @@ func (d *daemon) take(b *tail.Batch) {
 		if v, ok := d.scorer.Observe(&e, now); ok {
 			d.judgeLocked(&v, e.Source, now)
 		}
+		d.shareLocked(&e, now)
 		for _, n := range d.scorer.News() {
 			d.log.Warn(n.Text, "notice", n.Key) // status shows it as long as it holds
 		}

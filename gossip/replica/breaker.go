@@ -7,11 +7,32 @@ import (
 	"github.com/mxshield/mxshield/agent/block"
 )
 
+// Standing is how welcome a source's mail was here lately.
+type Standing uint8
+
+// The standings.
+const (
+	NoMail   Standing = iota // none was accepted, or the source offends here too
+	SomeMail                 // some was
+	MuchMail                 // so much that nobody gets it accepted by chance
+)
+
 // breaker counts the sources with welcome mail that one origin blocks.
 type breaker struct {
-	since time.Time
-	hosts int
+	since  time.Time
+	blocks int       // all
+	hosts  int       // of sources with welcome mail
+	much   int       // of these, with much
+	asked  time.Time // when Senders was asked last
 }
+
+// A botnet of thousands has members that got a message in here once, and whoever reports the botnet is right. So
+// sources with some mail speak against an origin only if they are one in so many of all that it blocks, or of all that
+// deliver here.
+const (
+	breakBlocks  = 20
+	breakSenders = 10
+)
 
 // watch suspends an origin, before its entries are merged, if too many of the sources it blocks delivered welcome mail
 // here lately. Blocks that it held before do not count again.
@@ -22,7 +43,7 @@ func (n *Node) watch(origin string, list []block.Entry, now time.Time) {
 	b := n.breakers[origin]
 	for i := range list {
 		e := &list[i]
-		if !e.Automatic() || n.table.Holds(e) || !n.o.Accepted(e.Prefix) {
+		if !e.Automatic() || n.table.Holds(e) {
 			continue
 		}
 		if b == nil {
@@ -30,17 +51,35 @@ func (n *Node) watch(origin string, list []block.Entry, now time.Time) {
 			n.breakers[origin] = b
 		}
 		if d := now.Sub(b.since); d < 0 || d > n.o.BreakerTime {
-			b.since, b.hosts = now, 0
+			*b = breaker{since: now}
 		}
-		b.hosts++
+		b.blocks++
+		switch n.o.Accepted(e.Prefix) {
+		case MuchMail:
+			b.much++
+			b.hosts++
+		case SomeMail:
+			b.hosts++
+		}
 	}
-	if b == nil || b.hosts < n.o.BreakerHosts {
+	if b == nil || b.hosts < n.o.BreakerHosts || !n.wrong(b, now) {
 		return
 	}
 	if n.table.Suspend(origin, true, now) {
 		n.stats.Suspensions++
 	}
 	n.alarm("breaker "+origin, fmt.Sprintf("node %.64q is suspended: it blocked %d sources from which mail was accepted here lately; nothing it says is enforced", origin, b.hosts), now)
+}
+
+func (n *Node) wrong(b *breaker, now time.Time) bool {
+	if b.much >= n.o.BreakerHosts || b.hosts*breakBlocks >= b.blocks {
+		return true
+	}
+	if n.o.Senders == nil || now.Sub(b.asked).Abs() < time.Second { // it walks over all of them
+		return false
+	}
+	b.asked = now
+	return b.hosts*breakSenders >= n.o.Senders()
 }
 
 // Suspend stops enforcing what an origin says, on this node. Resume begins again, and its breaker counts from zero.

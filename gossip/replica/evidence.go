@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/mxshield/mxshield/agent/block"
@@ -14,6 +15,10 @@ import (
 // Evidence across nodes: an attacker who spreads thin over the cluster is seen by nobody alone. Each node tells the
 // others two numbers for a source, how bad it was (points of the score) and how many messages were accepted from it.
 // They are one register for each origin and source; the newest stamp wins; what is lost is said again when it grows.
+// Whoever knows something good of a source that another has something against says so too (Answer).
+//
+// The registers have a lock of their own, after the node's and before the table's: Share, Answer and Elsewhere may be
+// called with locks held that Options.Accepted takes.
 
 // EvidenceOptions says how evidence of other nodes counts.
 type EvidenceOptions struct {
@@ -28,6 +33,15 @@ const evidencePackets = 4
 
 // maxEvidenceQueue bounds what waits to be told.
 const maxEvidenceQueue = 20_000
+
+// answerAgain is how soon the same is said again to those who ask.
+const answerAgain = 5 * time.Second
+
+// HeardEvidence is a source of which other nodes told something new.
+type HeardEvidence struct {
+	Source netip.Prefix
+	Asks   bool // one of them has something against it, and may not know what speaks for it
+}
 
 // sourceKey is an IPv4 address or an IPv6 /64, without pointers.
 type sourceKey struct {
@@ -46,6 +60,7 @@ type evidenceRec struct {
 }
 
 type evidence struct {
+	mu     sync.Mutex
 	o      EvidenceOptions
 	recs   []evidenceRec
 	free   uint32
@@ -54,6 +69,8 @@ type evidence struct {
 	names  map[string]uint16
 	queue  []sourceKey
 	queued map[sourceKey]bool
+
+	dropped uint64
 }
 
 func (v *evidence) init(o EvidenceOptions) {
@@ -83,6 +100,17 @@ func sourceOf(p netip.Prefix) (sourceKey, bool) {
 		return sourceKey{binary.BigEndian.Uint64(b[:8]), true}, true
 	}
 	return sourceKey{}, false
+}
+
+func (k sourceKey) prefix() netip.Prefix {
+	if !k.v6 {
+		var b [4]byte
+		binary.BigEndian.PutUint32(b[:], uint32(k.addr))
+		return netip.PrefixFrom(netip.AddrFrom4(b), 32)
+	}
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:], k.addr)
+	return netip.PrefixFrom(netip.AddrFrom16(b), 64)
 }
 
 func (v *evidence) find(k sourceKey, origin uint16) *evidenceRec {
@@ -123,6 +151,8 @@ func (v *evidence) life() uint64 { return uint64(2 * v.o.HalfLife / time.Millise
 
 // sweep drops what has ended.
 func (v *evidence) sweep(now time.Time) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	at := millis(now)
 	for i := range v.recs {
 		r := &v.recs[i]
@@ -153,26 +183,37 @@ func (v *evidence) sweep(now time.Time) {
 // until now, and the messages accepted from it. Points under the floor, and changes of less than a tenth, are not
 // told. It reports whether the others will be told.
 func (n *Node) Share(source netip.Prefix, bad, accepted uint32) bool {
+	return n.tell(source, bad, accepted, false)
+}
+
+// Answer is Share of a source that others asked about: it is told whatever the points, and again if it was told a
+// while ago.
+func (n *Node) Answer(source netip.Prefix, bad, accepted uint32) bool {
+	return n.tell(source, bad, accepted, true)
+}
+
+func (n *Node) tell(source netip.Prefix, bad, accepted uint32, answer bool) bool {
 	now := n.o.Clock()
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	v := &n.evidence
 	k, ok := sourceOf(source)
-	if !ok || n.mute != "" {
+	if !ok || n.silent.Load() {
 		return false
 	}
+	v := &n.evidence
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	stamp := millis(now)
 	if r := v.find(k, 0); r != nil {
 		was := float64(r.bad) * math.Exp2(-float64(stamp-min(stamp, r.stamp))/float64(v.o.HalfLife.Milliseconds()))
-		if math.Abs(float64(bad)-was) < max(1, was/10) && accepted <= r.accepted+r.accepted/10 {
+		same := math.Abs(float64(bad)-was) < max(1, was/10) && accepted <= r.accepted+r.accepted/10
+		if same && (!answer || stamp < r.stamp+uint64(answerAgain/time.Millisecond)) {
 			return false
 		}
 		stamp = max(stamp, r.stamp+1)
-	} else if bad < v.o.Floor {
+	} else if bad < v.o.Floor && !answer {
 		return false
 	}
 	if _, room := v.put(k, 0, stamp, bad, accepted); !room || len(v.queue) >= maxEvidenceQueue {
-		n.stats.EvidenceDropped++
+		v.dropped++
 		return false
 	}
 	if !v.queued[k] {
@@ -191,9 +232,9 @@ func (n *Node) Elsewhere(source netip.Prefix) (bad float64, accepted uint64) {
 		return 0, 0
 	}
 	now := n.o.Clock()
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	v := &n.evidence
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	if v.first[k] == 0 {
 		return 0, 0
 	}
@@ -217,6 +258,8 @@ func (n *Node) Elsewhere(source netip.Prefix) (bad float64, accepted uint64) {
 // flushEvidence tells the members what Share queued.
 func (n *Node) flushEvidence(now time.Time) {
 	v := &n.evidence
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	if len(v.queue) == 0 {
 		return
 	}
@@ -298,10 +341,12 @@ func (n *Node) onEvidence(from string, r *reader, now time.Time) error {
 		return errForged
 	}
 	v, at := &n.evidence, millis(now)
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	id, ok := v.names[origin]
 	if !ok {
 		if len(v.names) >= maxLanes {
-			n.stats.EvidenceDropped += uint64(len(list))
+			v.dropped += uint64(len(list))
 			return nil
 		}
 		id = uint16(len(v.names) + 1)
@@ -309,11 +354,15 @@ func (n *Node) onEvidence(from string, r *reader, now time.Time) error {
 	}
 	for _, it := range list {
 		if it.stamp+v.life() <= at || it.stamp > at+uint64(block.MaxAhead/time.Millisecond) {
-			n.stats.EvidenceDropped++
+			v.dropped++
 			continue
 		}
-		if _, room := v.put(it.k, id, it.stamp, it.bad, it.accepted); !room {
-			n.stats.EvidenceDropped++
+		news, room := v.put(it.k, id, it.stamp, it.bad, it.accepted)
+		if !room {
+			v.dropped++
+		}
+		if news && n.o.Heard != nil {
+			n.heard = append(n.heard, HeardEvidence{it.k.prefix(), it.bad >= v.o.Floor})
 		}
 	}
 	return nil

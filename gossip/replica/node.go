@@ -27,6 +27,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mxshield/mxshield/agent/block"
@@ -54,14 +55,18 @@ type Options struct {
 	State []byte
 	// Datagram is the largest message that is sent as a datagram; 0 or more than MaxDatagram: MaxDatagram.
 	Datagram int
-	// Accepted says whether mail from an address or /64 was accepted here lately, and was welcome. A node that blocks
-	// BreakerHosts such sources within BreakerTime is suspended here. nil: no breaker.
-	Accepted     func(netip.Prefix) bool
+	// Accepted says how welcome mail from an address or /64 was here lately, and Senders how many sources with welcome mail
+	// there are. A node that blocks BreakerHosts such sources within BreakerTime is suspended here, if that is a good
+	// part of what it blocks or of what delivers here, or much mail came from them. nil: no breaker.
+	Accepted     func(netip.Prefix) Standing
+	Senders      func() int
 	BreakerHosts int           // 0: 10
 	BreakerTime  time.Duration // 0: 10 min
 	// Learned is called with entries of other nodes that changed the table, after they did, and outside of all locks. It
 	// may keep the list.
 	Learned func([]block.Entry)
+	// Heard is called likewise with sources of which other nodes told something that Elsewhere knows now.
+	Heard func([]HeardEvidence)
 	// Evidence says how evidence of other nodes counts.
 	Evidence EvidenceOptions
 }
@@ -163,6 +168,8 @@ type Node struct {
 	stats    Stats
 	out      []outgoing
 	learned  []block.Entry
+	heard    []HeardEvidence
+	silent   atomic.Bool // mute is not empty
 }
 
 // New returns the node of a table that holds what the state file had. It begins a new epoch.
@@ -305,11 +312,14 @@ func (n *Node) send(to string, msg []byte) {
 
 // unlock sends what was collected, and tells what was learned, without the lock.
 func (n *Node) unlock() {
-	out, learned := n.out, n.learned
-	n.out, n.learned = nil, nil
+	out, learned, heard := n.out, n.learned, n.heard
+	n.out, n.learned, n.heard = nil, nil, nil
 	n.mu.Unlock()
 	if len(learned) > 0 {
 		n.o.Learned(learned)
+	}
+	if len(heard) > 0 {
+		n.o.Heard(heard)
 	}
 	var sent, bytes, failed uint64
 	for _, m := range out {
@@ -570,6 +580,7 @@ func (n *Node) checkClock(now time.Time) {
 	} else if lead := n.table.Lead(now); lead > leadMost {
 		n.mute = fmt.Sprintf("this node's clock was set back by %s: what it says stays here until its clock has come that far again", lead.Round(time.Second))
 	}
+	n.silent.Store(n.mute != "")
 	if n.mute != "" {
 		n.alarm("clock", n.mute, now)
 	} else {

@@ -84,6 +84,51 @@ func TestBreaker(t *testing.T) {
 	}
 }
 
+// TestBreakerProportion: a botnet with some members that once got a message in is reported by somebody who is right; a
+// flood that hits those who deliver here, or hosts with much mail, is not.
+func TestBreakerProportion(t *testing.T) {
+	for _, c := range []struct {
+		name                        string
+		blocks, some, much, senders int
+		suspended                   bool
+	}{
+		{"a botnet", 5000, 100, 0, 10_000, false},
+		{"a flood that hits all small senders", 5000, 12, 0, 40, true},
+		{"blocks of senders only", 12, 12, 0, 10_000, true},
+		{"a flood that hits large senders among many", 5000, 0, 12, 10_000, true},
+		{"too few", 5000, 5, 4, 10, false},
+	} {
+		now := epoch0.Add(time.Minute)
+		standing := func(p netip.Prefix) Standing {
+			a := p.Addr().As4()
+			i, each := int(a[2])<<8|int(a[3]), c.blocks/(c.some+c.much)
+			switch {
+			case i%each != 0:
+			case i/each < c.some:
+				return SomeMail
+			case i/each < c.some+c.much:
+				return MuchMail
+			}
+			return NoMail
+		}
+		n, _ := lone(t, "mx2", &now, Options{Accepted: standing, Senders: func() int { return c.senders }})
+		var list []block.Entry
+		for i := range c.blocks {
+			list = append(list, block.Entry{
+				Origin: "mx1", Epoch: block.NewEpoch(epoch0, 1), Seq: uint64(i + 1), Stamp: block.StampAt(epoch0) + block.Stamp(i), Kind: block.Block, Cause: block.Dictionary,
+				Scope: block.ScopeMX, Since: epoch0, Until: epoch0.Add(time.Hour), Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 32),
+			})
+		}
+		for part := range slices.Chunk(list, 40) {
+			n.Receive("mx1", recordsMessage(part))
+			now = now.Add(time.Second)
+		}
+		if st := n.Stats(); int(st.Merged) != c.blocks || (len(n.table.Suspended()) > 0) != c.suspended {
+			t.Errorf("%s: suspended %q after %d entries; %v", c.name, n.table.Suspended(), st.Merged, st.Alarms)
+		}
+	}
+}
+
 // TestEvidence: thin attacks add up, no node alone makes more than half of a block, what is old or cleared ends.
 func TestEvidence(t *testing.T) {
 	w := newWorld(1, 12)
@@ -134,6 +179,62 @@ func TestEvidence(t *testing.T) {
 	w.run(2 * time.Minute)
 	if s := w.hosts[11].node.Stats(); s.Evidence != 0 {
 		t.Errorf("%d registers are left", s.Evidence)
+	}
+}
+
+// TestEvidenceAnswers: those who know something of a source that another has something against tell it, once, whatever
+// it is; nobody goes on about it. The daemon's locks are as here: Accepted takes what is held around Share and Elsewhere.
+func TestEvidenceAnswers(t *testing.T) {
+	w := newWorld(1, 4)
+	src := pfx("198.51.100.7/32")
+	good := map[string]uint32{"mx2": 500, "mx3": 20}
+	heard := map[string]int{}
+	for _, h := range w.hosts {
+		h.heard = func(list []HeardEvidence) {
+			for _, e := range list {
+				heard[h.name]++
+				if e.Source != src {
+					t.Errorf("%s heard of %s", h.name, e.Source)
+				}
+				if e.Asks && good[h.name] > 0 && h.node.Answer(e.Source, 0, good[h.name]) {
+					h.soon()
+				}
+			}
+		}
+	}
+	w.startAll()
+	w.run(time.Second)
+	ask := func(bad uint32) {
+		if !w.hosts[0].node.Share(src, bad, 0) {
+			t.Errorf("%d points are not told", bad)
+		}
+		w.hosts[0].soon()
+		w.run(time.Second)
+	}
+	ask(10)
+	if _, ok := w.hosts[0].node.Elsewhere(src); ok != 520 {
+		t.Errorf("%d accepted elsewhere", ok)
+	}
+	if heard["mx1"] != 2 || heard["mx4"] != 3 {
+		t.Errorf("%v", heard)
+	}
+	ask(20) // at once again: they have said it
+	if heard["mx1"] != 2 {
+		t.Errorf("%v", heard)
+	}
+	w.run(10 * time.Second)
+	ask(40) // it may have been lost
+	if heard["mx1"] != 4 {
+		t.Errorf("%v", heard)
+	}
+	good["mx3"] = 50
+	ask(60) // news
+	if _, ok := w.hosts[0].node.Elsewhere(src); ok != 550 || heard["mx1"] != 5 {
+		t.Errorf("%d accepted elsewhere, %v", ok, heard)
+	}
+	w.run(time.Minute)
+	if n := heard["mx1"]; n != 5 {
+		t.Errorf("heard %d times", n)
 	}
 }
 

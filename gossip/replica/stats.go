@@ -69,7 +69,10 @@ func (n *Node) Stats() Stats {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	s := n.stats
-	s.Offset, s.Muted, s.Evidence = n.offset, n.mute, len(n.evidence.recs)-n.evidence.unused
+	s.Offset, s.Muted = n.offset, n.mute
+	n.evidence.mu.Lock()
+	s.Evidence, s.EvidenceDropped = len(n.evidence.recs)-n.evidence.unused, n.evidence.dropped
+	n.evidence.mu.Unlock()
 	suspended := map[string]bool{}
 	for _, name := range n.table.Suspended() {
 		suspended[name] = true

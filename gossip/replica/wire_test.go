@@ -307,7 +307,7 @@ func FuzzReceive(f *testing.F) {
 	f.Add([]byte{1, 1, 0}, []byte{})
 	f.Fuzz(func(t *testing.T, a, b []byte) {
 		now := epoch0.Add(2 * time.Second)
-		n, c := lone(t, "mx2", &now, Options{Accepted: func(netip.Prefix) bool { return true }})
+		n, c := lone(t, "mx2", &now, Options{Accepted: func(netip.Prefix) Standing { return MuchMail }})
 		for range 3 {
 			n.Receive("mx1", a)
 			n.Receive("mx3", b)

@@ -70,6 +70,7 @@ type simHost struct {
 	life  int // how often it started
 	disk  map[string]block.Entry
 	state []byte
+	heard func([]HeardEvidence)
 }
 
 func newWorld(seed uint64, hosts int) *world {
@@ -130,7 +131,13 @@ func (h *simHost) start() {
 	var err error
 	h.node, err = New(Options{
 		Node: h.name, Clock: h.clock, Rand: rand.New(rand.NewPCG(h.w.r.Uint64(), 1)), Net: h, Table: h.table, State: h.state,
-		Accepted: func(p netip.Prefix) bool { return h.w.good[p] }, BreakerHosts: 3,
+		Accepted: func(p netip.Prefix) Standing {
+			if h.w.good[p] {
+				return MuchMail
+			}
+			return NoMail
+		},
+		BreakerHosts: 3, Heard: h.heard,
 	})
 	if err != nil {
 		panic(err)

@@ -48,6 +48,7 @@ func (s *Scorer) fill(source netip.Addr, c block.Cause, k maillog.Kind, points f
 	s.touch(slot, r, false)
 	r.meet(at)
 	credit, since := r.accepted, r.at
+	w := s.awayOf(slot, key, r, at)
 	s.forward(r, at, at)
 	if s.alarms.suspended(k, at) {
 		return false
@@ -73,7 +74,7 @@ func (s *Scorer) fill(source netip.Addr, c block.Cause, k maillog.Kind, points f
 	if have < 1 {
 		kept = s.evidence.add(slot, s.hash(key), k, 1, at)
 	}
-	before := s.score(r, kept).sum()
+	before := s.score(r, kept, w).sum()
 	r.offend(c, add, math.Max(add/perOffence, 0.1))
 	return s.judge(slot, key, r, kept, k, before, at, at, now, v)
 }
@@ -94,6 +95,7 @@ func (s *Scorer) Confirmed(source netip.Addr, n int, points float64, now time.Ti
 	r := s.rec(slot)
 	s.touch(slot, r, false)
 	r.meet(at)
+	w := s.awayOf(slot, key, r, at)
 	s.forward(r, at, at)
 	if s.alarms.suspended(maillog.DNSBLReject, at) {
 		return v, false
@@ -102,7 +104,7 @@ func (s *Scorer) Confirmed(source netip.Addr, n int, points float64, now time.Ti
 		s.begin(slot, r)
 	}
 	c := s.evidence.add(slot, s.hash(key), maillog.DNSBLReject, n, at)
-	before := s.score(r, c).sum()
+	before := s.score(r, c, w).sum()
 	r.offend(block.DNSBL, min(points, 1e6)*float64(n), float64(n))
 	ok = s.judge(slot, key, r, c, maillog.DNSBLReject, before, at, at, now, &v)
 	return v, ok

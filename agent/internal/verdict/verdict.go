@@ -194,6 +194,9 @@ type Config struct {
 	Weights    [maillog.NumKinds]float64 // points per event; Delivered and AuthSuccess are credit and have none
 	Sources    int                       // how many sources are remembered; about 64 bytes each
 	Seed       uint64                    // of the table: secret, else an attacker can choose addresses that collide
+	// Wait says that a source must not be judged yet, because it is not known what other nodes have to say of it; Elsewhere
+	// judges it then. nil: never.
+	Wait func(source netip.Prefix, now time.Time) bool
 }
 
 // DefaultConfig returns the values of the package comment.
@@ -282,8 +285,15 @@ type Evidence struct {
 	Parts     int       `json:"parts,omitempty"`  // of a /24, /56 or /48: hosts, /64s or /56s that offended
 	Names     int       `json:"names,omitempty"`  // distinct login names that failed, an estimate good to about 100
 	Lists     string    `json:"lists,omitempty"`  // what DNS lists say, if that was asked just then
-	First     time.Time `json:"first,omitzero"`   // first and last offence of the burst, whole seconds
+	Elsewhere Elsewhere `json:"elsewhere,omitzero"`
+	First     time.Time `json:"first,omitzero"` // first and last offence of the burst, whole seconds
 	Last      time.Time `json:"last,omitzero"`
+}
+
+// Elsewhere is what other nodes of the cluster say of a source, as it counts here.
+type Elsewhere struct {
+	Points   float64 `json:"points"`   // before credit
+	Accepted uint32  `json:"accepted"` // messages, less those used up here
 }
 
 // Counts is a number of events per kind; 65535 means that many or more. In JSON it is an object of kind names.
@@ -380,6 +390,9 @@ func (e Evidence) Words() string {
 	if !e.First.IsZero() {
 		fmt.Fprintf(&b, ", in %s", roughly(e.Last.Sub(e.First)))
 	}
+	if e.Elsewhere != (Elsewhere{}) {
+		fmt.Fprintf(&b, "; on other nodes %.0f points, %d accepted", e.Elsewhere.Points, e.Elsewhere.Accepted)
+	}
 	return b.String()
 }
 
@@ -427,6 +440,7 @@ type Scorer struct {
 	spared spared
 	own    map[key]netip.Addr // MXs of our own domains, see SetOwnMX
 	alarms alarms
+	away   map[key]*away
 	news   []Notice
 	calm   float64 // a score below this is over
 	decay  halving // of scores
@@ -532,6 +546,7 @@ func (s *Scorer) observe(e *maillog.Event, now time.Time, v *Verdict) bool {
 	s.touch(slot, r, good)
 	gap := int64(at) - int64(r.at)
 	r.meet(at)
+	w := s.awayOf(slot, key, r, at)
 	late := s.forward(r, at, nowSec)
 	if good {
 		class := 0
@@ -572,7 +587,7 @@ func (s *Scorer) observe(e *maillog.Event, now time.Time, v *Verdict) bool {
 		s.begin(slot, r)
 	}
 	c := s.evidence.add(slot, h, k, n, at)
-	before := s.score(r, c).sum()
+	before := s.score(r, c, w).sum()
 	if c != nil && !bounce && k == maillog.UnknownRecipient && e.User != 0 {
 		c.missed |= 1 << (e.User >> 58)
 	}
@@ -664,8 +679,9 @@ type parted struct{ mail, auth float64 }
 
 func (p parted) sum() float64 { return p.mail + p.auth }
 
-// score takes the credit off. c are the counts of the source, nil if they are not kept.
-func (s *Scorer) score(r *record, c *counts) (p parted) {
+// score takes the credit off. c are the counts of the source, nil if they are not kept; w is what other nodes know of it, or
+// nil.
+func (s *Scorer) score(r *record, c *counts, w *away) (p parted) {
 	trap := 0.0
 	for i, why := range r.why {
 		if why == uint8(block.Trap) {
@@ -673,8 +689,13 @@ func (s *Scorer) score(r *record, c *counts) (p parted) {
 		}
 	}
 	credit := float64(r.accepted) + s.reach(c, r.at)
-	if n := float64(r.offences); n > credit {
-		p.mail = (float64(r.points) - trap) * (n - credit) / n
+	points, n := float64(r.points)-trap, float64(r.offences)
+	if w != nil && r.points > 0 {
+		more := w.pointsAt(r.at, &s.decay)
+		points, n, credit = points+more, n+more/perOffence, credit+w.credit()
+	}
+	if n > credit {
+		p.mail = points * (n - credit) / n
 	}
 	p.mail += trap
 	if r.fails > r.logins {
@@ -683,7 +704,7 @@ func (s *Scorer) score(r *record, c *counts) (p parted) {
 	if p.auth > 0 && r.logins < 0.1 && bits.OnesCount64(r.names<<8) >= patientNames {
 		p.auth = max(p.auth, s.cfg.Threshold)
 	}
-	if p.mail > 0 && r.accepted < 0.1 && c.patient() {
+	if p.mail > 0 && r.accepted < 0.1 && (w == nil || w.credit() < 1) && c.patient() {
 		p.mail = max(p.mail, s.cfg.Threshold)
 	}
 	return p
@@ -763,7 +784,7 @@ func (s *Scorer) reached(points float64) bool { return points >= s.cfg.Threshold
 
 // judge decides after an offence that raised the score from before.
 func (s *Scorer) judge(slot int, key key, r *record, c *counts, k maillog.Kind, before float64, at, nowSec uint32, now time.Time, v *Verdict) bool {
-	p := s.score(r, c)
+	p := s.score(r, c, s.away[key])
 	mail, auth := p.mail, p.auth
 	if (mail+auth)*offending < s.cfg.Threshold {
 		return false
@@ -800,6 +821,9 @@ func (s *Scorer) judge(slot int, key key, r *record, c *counts, k maillog.Kind, 
 		return false
 	}
 	if s.covering(key, cause, nowSec) != nil {
+		return false
+	}
+	if !blocked && s.cfg.Wait != nil && s.cfg.Wait(s.prefix(key), now) {
 		return false
 	}
 	if !blocked {
@@ -874,7 +898,8 @@ func when(sec uint32) time.Time {
 }
 
 func (s *Scorer) account(slot int, key key, r *record) Account {
-	p := s.score(r, s.evidence.get(slot, s.hash(key)))
+	w := s.away[key]
+	p := s.score(r, s.evidence.get(slot, s.hash(key)), w)
 	mail, auth := p.mail, p.auth
 	a := Account{Prefix: s.prefix(key), Raw: s.raw(r), Auth: auth, Cause: r.cause(), Until: when(r.until), Repeat: int(r.repeat)}
 	if auth > mail {
@@ -892,6 +917,9 @@ func (s *Scorer) account(slot int, key key, r *record) Account {
 	}
 	e.Logins = uint32(math.Round(float64(r.logins) + (1-inBurst)*float64(r.loginsNow)))
 	e.Names = r.distinct()
+	if w != nil {
+		e.Elsewhere = Elsewhere{math.Round(w.pointsAt(r.at, &s.decay)), uint32(w.credit())}
+	}
 	s.evidence.read(slot, s.hash(key), e)
 	return a
 }
@@ -993,6 +1021,9 @@ func (s *Scorer) ResetMany(list []netip.Prefix) (n int) {
 
 func (s *Scorer) reset(slot int) bool {
 	r := s.rec(slot)
+	if len(s.away) > 0 {
+		delete(s.away, s.keyAt(slot))
+	}
 	if r.points == 0 && r.fails == 0 && r.until == 0 && r.repeat == 0 {
 		return false
 	}
