@@ -38,7 +38,7 @@ type wire struct {
 
 const hostDev, peerDev = "mx0.25", "attacker0" // a dot, as VLAN interfaces have
 
-func newNS(t *testing.T) netns.NsHandle {
+func newNS(t testing.TB) netns.NsHandle {
 	t.Helper()
 	ns, err := netns.New() // and enters it
 	if err != nil {
@@ -58,7 +58,7 @@ func ownNS(t *testing.T) netns.NsHandle {
 	return ns
 }
 
-func newWire(t *testing.T) *wire {
+func newWire(t testing.TB) *wire {
 	t.Helper()
 	needKernel(t)
 	runtime.LockOSThread()
@@ -74,7 +74,7 @@ func newWire(t *testing.T) *wire {
 }
 
 // plug makes the veth, also a second time.
-func (w *wire) plug(t *testing.T) {
+func (w *wire) plug(t testing.TB) {
 	t.Helper()
 	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: hostDev}, PeerName: peerDev,
 		PeerNamespace: netlink.NsFd(w.attacker)}))
@@ -129,7 +129,7 @@ const attackerIP, friendIP = "198.18.0.66", "198.18.0.5"
 
 // passes sends a packet from src and then one from a friend; did the first come through as well? The friend's packet
 // is the clock: packets do not overtake each other on a veth.
-func (w *wire) passes(t *testing.T, src string) bool {
+func (w *wire) passes(t testing.TB, src string) bool {
 	t.Helper()
 	w.seq += 2
 	must(t, w.send(src, w.seq))
@@ -161,14 +161,14 @@ func must(t testing.TB, err error) {
 	}
 }
 
-func byName(t *testing.T, name string) netlink.Link {
+func byName(t testing.TB, name string) netlink.Link {
 	t.Helper()
 	l, err := netlink.LinkByName(name)
 	must(t, err)
 	return l
 }
 
-func eventually(t *testing.T, what string, f func() bool) {
+func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for !f() {

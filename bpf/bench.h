@@ -3,12 +3,12 @@
  * For tests and benchmarks only; never shipped, never attached. The shipped function, fed with another source at each run.
  *
  * Repeating one packet would keep its one entry in the first-level cache and hide nearly the whole cost of a big table.
- * So the program itself draws a source from all of IPv4 and writes it into the packet: the blocked ones are
- * source(0) ... source(size-1), and source() is a bijection, so all others are innocent. In an IPv6 packet it goes into
- * the second 32 bits of the source, so each is a /64 of one /32.
+ * So the program itself draws a source from all of IPv4 and writes it into the packet; see source.h. In an IPv6 packet it
+ * goes into the second 32 bits of the source, so each is a /64 of one /32.
  */
 #pragma once
 #include "shield.h"
+#include "source.h"
 
 enum { BENCH_DROP, BENCH_PARSE, BENCH_TABLE, BENCH_LPM, BENCH_STRESS, BENCH_LOAD };
 
@@ -17,26 +17,8 @@ volatile const __u32 bench_v6;
 volatile const __u32 bench_miss;
 volatile const __u32 bench_size;
 volatile const __u32 bench_innocent;	/* stress: source(i) is innocent for all i from here on */
-__u32 bench_run;
 __u64 bench_missed;	/* stress: blocked sources that passed */
 __u64 bench_hurt;	/* stress: innocents that were dropped */
-
-/* Each step can be undone, so no two inputs give one output. */
-static __always_inline __u32 source(__u32 x)
-{
-	x ^= x >> 16;
-	x *= 0x7feb352d;
-	x ^= x >> 15;
-	x *= 0x846ca68b;
-	x ^= x >> 16;
-	return x;
-}
-
-/* A number below n, another one each time. */
-static __always_inline __u32 draw(__u64 n)
-{
-	return source(bench_run++) * n >> 32;
-}
 
 static __always_inline int stress(void *data, void *end, struct ipv4hdr *ip)
 {

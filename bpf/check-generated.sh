@@ -33,7 +33,8 @@ cp "$bpf"/*.c "$bpf"/*.h "$bpf/gen.go" "$bpf/bench_gen_test.go" "$tmp/bpf/"
 
 status=0
 for file in clang-version.txt shield_bpfel.go shield_bpfel.o \
-	bench_bpfel_test.go bench_bpfel_test.o broken_bpfel_test.go broken_bpfel_test.o hash_bpfel_test.go hash_bpfel_test.o; do
+	bench_bpfel_test.go bench_bpfel_test.o broken_bpfel_test.go broken_bpfel_test.o hash_bpfel_test.go hash_bpfel_test.o \
+	flood_bpfel_test.go flood_bpfel_test.o; do
 	if ! cmp "$bpf/$file" "$tmp/bpf/$file"; then
 		status=1
 	fi

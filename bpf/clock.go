@@ -200,7 +200,7 @@ func (c *jiffyClock) toWall(units uint32, offset int64) time.Time {
 // once per step.
 //
 // It is to be called every minute or so, and does what else has to be done now and then: it collects the drops of busy
-// entries, whose counters in the tables have 32 bits.
+// entries, whose counters in the tables have 32 bits, and makes tables smaller that have been mostly empty for some time.
 func (s *Shield) ClockStepped() bool {
 	s.mu.Lock()
 	if s.closed {
@@ -213,6 +213,7 @@ func (s *Shield) ClockStepped() bool {
 	}
 	offset, err := s.jiffies.wallMinusJiffies()
 	s.mu.Unlock()
+	s.trim(time.Now())
 	return err == nil && s.clockIs(offset)
 }
 

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -492,6 +493,11 @@ func (s *Shield) grow(v4 bool) error { return s.growTo(v4, 0) }
 
 // growTo is grow, in one step, to room for so many entries, if it is known that they will come.
 func (s *Shield) growTo(v4 bool, entries int) error {
+	return s.rebuild(v4, func(t *exactTable) int { return s.growth(t, entries) })
+}
+
+// rebuild replaces an exact table by a generation of the capacity that is asked for under the lock; 0: not at all.
+func (s *Shield) rebuild(v4 bool, next func(t *exactTable) int) error {
 	s.attachMu.Lock()
 	defer s.attachMu.Unlock()
 	s.mu.Lock()
@@ -499,7 +505,66 @@ func (s *Shield) growTo(v4 bool, entries int) error {
 	if s.closed {
 		return os.ErrClosed
 	}
-	return s.rebuildLocked(v4, entries)
+	capacity := next(s.gen.exact(v4))
+	if capacity == 0 {
+		return nil
+	}
+	return s.rebuildLocked(v4, capacity)
+}
+
+func (g *generation) exact(v4 bool) *exactTable {
+	if v4 {
+		return g.v4
+	}
+	return g.v6
+}
+
+// trimAfter is how long a table must have been mostly empty before it is made smaller: a list that is read anew, or an
+// agent that starts with nothing in its store, fills it again before.
+const trimAfter = 10 * time.Minute
+
+// trim makes tables smaller that a wave of blocks has left behind: less memory, and the filter is in fewer cache lines.
+// A table is mostly empty if an eighth of its room would do with half of that to spare, so what was trimmed can double
+// before it grows, and must shrink to a quarter before it is trimmed again.
+func (s *Shield) trim(now time.Time) {
+	for i, v4 := range []bool{true, false} {
+		smaller := 0
+		s.mu.Lock()
+		if !s.closed {
+			if smaller = s.trimmed(s.gen.exact(v4)); smaller == 0 {
+				s.roomySince[i] = time.Time{}
+			} else if s.roomySince[i].IsZero() {
+				s.roomySince[i] = now
+			}
+		}
+		ripe := smaller > 0 && now.Sub(s.roomySince[i]) >= trimAfter
+		s.mu.Unlock()
+		if !ripe {
+			continue
+		}
+		was := 0
+		err := s.rebuild(v4, func(t *exactTable) int {
+			was, smaller = t.capacity(), s.trimmed(t)
+			s.roomySince[i] = time.Time{} // and if it fails, again after as long
+			return smaller
+		})
+		switch {
+		case errors.Is(err, os.ErrClosed):
+		case err != nil:
+			s.log.Warn("a table that is mostly empty could not be made smaller", "err", err)
+		case smaller > 0:
+			s.log.Info("a table that was mostly empty was made smaller", "entries", was, "now", smaller)
+		}
+	}
+}
+
+// trimmed is the capacity that a mostly empty table should have, 0 if it is not mostly empty.
+func (s *Shield) trimmed(t *exactTable) int {
+	c := max(2*t.used, min(firstCapacity, s.opts.MaxExact))
+	if 4*c > t.capacity() {
+		return 0
+	}
+	return c
 }
 
 // growth is the capacity a table should have next, if so many entries are known to come.
@@ -523,7 +588,8 @@ func nextCapacity(c int) int {
 	return c + c/4
 }
 
-func (s *Shield) rebuildLocked(v4 bool, entries int) (err error) {
+// rebuildLocked replaces an exact table by one of another capacity, or other seeds.
+func (s *Shield) rebuildLocked(v4 bool, capacity int) (err error) {
 	old := s.gen
 	given := map[string]*ebpf.Map{}
 	for _, name := range mapNames {
@@ -534,11 +600,11 @@ func (s *Shield) rebuildLocked(v4 bool, entries int) (err error) {
 	if v4 {
 		delete(given, shieldMapExactV4)
 		delete(given, shieldMapBloomV4)
-		c4 = s.growth(old.v4, entries)
+		c4 = capacity
 	} else {
 		delete(given, shieldMapExactV6)
 		delete(given, shieldMapBloomV6)
-		c6 = s.growth(old.v6, entries)
+		c6 = capacity
 	}
 	g, err := s.makeGeneration(old.n+1, c4, c6, given, old.state)
 	if err != nil {

@@ -116,6 +116,111 @@ func TestGrow(t *testing.T) {
 	}
 }
 
+// After a wave has ended the table is made smaller, when it has been mostly empty for a while, and not one packet of what
+// is still blocked comes through meanwhile.
+func TestTrim(t *testing.T) {
+	w := newWire(t)
+	opts := Options{Pins: testPins(t), Interfaces: []string{hostDev}, Attach: Native, MaxExact: 1_000_000}
+	s := openTest(t, opts)
+	blockAttacker(t, s)
+	must(t, s.Attach())
+	const wave, left = 300_000, 20_000
+	setSources(t, s, wave, sourcePrefix)
+	setSources(t, s, 1000, sourcePrefixV6)
+	large, six := s.gen.v4.capacity(), s.gen.v6.capacity()
+	link := one(t, s).LinkID
+
+	start := time.Now()
+	look := func(after time.Duration, want int) {
+		t.Helper()
+		gen := s.gen.n
+		s.trim(start.Add(after))
+		if c := s.gen.v4.capacity(); c < want || c > want+100 || s.gen.v6.capacity() != six {
+			t.Fatalf("after %s room for %d and %d, want %d and %d", after, c, s.gen.v6.capacity(), want, six)
+		}
+		if changed := want != large; changed != (s.gen.n != gen) {
+			t.Fatalf("after %s generation %d became %d", after, gen, s.gen.n)
+		}
+	}
+	look(0, large)
+	look(time.Hour, large) // it is full
+	for i := left; i < wave; i++ {
+		must(t, s.Remove(sourcePrefix(uint32(i))))
+	}
+	look(2*time.Hour, large)
+	look(2*time.Hour+trimAfter-1, large)
+	// Filled again meanwhile: it is waited for anew.
+	setSources(t, s, wave/2, sourcePrefix)
+	look(3*time.Hour, large)
+	for i := left; i < wave/2; i++ {
+		must(t, s.Remove(sourcePrefix(uint32(i))))
+	}
+	look(3*time.Hour+trimAfter, large)
+
+	// One CPU sends, this one swaps.
+	stop, sent := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				sent <- nil
+				return
+			default:
+			}
+			if err := w.send(attackerIP, 0); err != nil {
+				sent <- err
+				return
+			}
+		}
+	}()
+	look(3*time.Hour+2*trimAfter, firstCapacity)
+	close(stop)
+	must(t, <-sent)
+	// All that came before a friend's packet is through.
+	const mark = 1 << 30
+	for deadline, through := time.Now().Add(30*time.Second), false; !through; {
+		must(t, w.send(friendIP, mark))
+		for {
+			src, seq, ok := w.receive(200 * time.Millisecond)
+			if ok && src.String() == attackerIP {
+				t.Fatal("a packet of a blocked source came through on the way")
+			}
+			if through = ok && src.String() == friendIP && seq == mark; through || !ok {
+				break
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the friend's packets do not come through")
+		}
+	}
+	if at := one(t, s); at.LinkID != link {
+		t.Errorf("link %d became %d", link, at.LinkID)
+	}
+	wantOnePinned(t, opts.Pins)
+	if n := len(collect(t, s)); n != left+1+1000 {
+		t.Errorf("%d rules are left, want %d", n, left+1+1000)
+	}
+	r, _, err := s.Lookup(netip.MustParsePrefix(attackerIP + "/32"))
+	must(t, err)
+	c, err := s.Counters()
+	must(t, err)
+	if r.Drops == 0 || r.Drops > c[DropExact] {
+		t.Errorf("the entry counts %d drops, the total is %d", r.Drops, c[DropExact])
+	}
+	// As small as it gets; and the next wave has room.
+	gen := s.gen.n
+	s.trim(start.Add(5 * time.Hour))
+	s.trim(start.Add(6 * time.Hour))
+	if s.gen.n != gen {
+		t.Error("made smaller again")
+	}
+	setSources(t, s, wave, sourcePrefix)
+	s.Close()
+	if n := len(collect(t, openTest(t, opts))); n != wave+1+1000 {
+		t.Errorf("after a restart %d rules, want %d", n, wave+1+1000)
+	}
+}
+
 // A counter of 32 bits that has got far is emptied into one that does not end.
 func TestDropsGoOn(t *testing.T) {
 	s := openTest(t, Options{})

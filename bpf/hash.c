@@ -30,6 +30,21 @@ int mxshield_xdp(struct xdp_md *ctx)
 	return count(shield((void *)(long)ctx->data, (void *)(long)ctx->data_end)) ? XDP_DROP : XDP_PASS;
 }
 
+/* The trie alone, whatever the rest does. */
+SEC("xdp")
+int mxshield_lpm(struct xdp_md *ctx)
+{
+	struct packet p = {};
+	enum reason reason = parse((void *)(long)ctx->data, (void *)(long)ctx->data_end, &p);
+	__u8 scope;
+
+	if (reason == UNDECIDED) {
+		scope = port_scope(p.dst_port);
+		reason = scope ? lpm_lookup(&p, scope) : PASS_OTHER_PORT;
+	}
+	return count(reason) ? XDP_DROP : XDP_PASS;
+}
+
 SEC("tcx/ingress")
 int mxshield_tc(struct __sk_buff *skb)
 {

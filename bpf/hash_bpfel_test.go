@@ -96,6 +96,7 @@ const (
 	hashMapExactV6        = "exact_v6"
 	hashMapState          = "state"
 	hashProgMxshieldBench = "mxshield_bench"
+	hashProgMxshieldLpm   = "mxshield_lpm"
 	hashProgMxshieldTc    = "mxshield_tc"
 	hashProgMxshieldXdp   = "mxshield_xdp"
 	hashVarBenchHurt      = "bench_hurt"
@@ -157,6 +158,7 @@ type hashSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type hashProgramSpecs struct {
 	MxshieldBench *ebpf.ProgramSpec `ebpf:"mxshield_bench"`
+	MxshieldLpm   *ebpf.ProgramSpec `ebpf:"mxshield_lpm"`
 	MxshieldTc    *ebpf.ProgramSpec `ebpf:"mxshield_tc"`
 	MxshieldXdp   *ebpf.ProgramSpec `ebpf:"mxshield_xdp"`
 }
@@ -257,6 +259,7 @@ type hashVariables struct {
 // It can be passed to loadHashObjects or ebpf.CollectionSpec.LoadAndAssign.
 type hashPrograms struct {
 	MxshieldBench *ebpf.Program `ebpf:"mxshield_bench"`
+	MxshieldLpm   *ebpf.Program `ebpf:"mxshield_lpm"`
 	MxshieldTc    *ebpf.Program `ebpf:"mxshield_tc"`
 	MxshieldXdp   *ebpf.Program `ebpf:"mxshield_xdp"`
 }
@@ -264,6 +267,7 @@ type hashPrograms struct {
 func (p *hashPrograms) Close() error {
 	return _HashClose(
 		p.MxshieldBench,
+		p.MxshieldLpm,
 		p.MxshieldTc,
 		p.MxshieldXdp,
 	)

@@ -68,17 +68,18 @@ type Shield struct {
 	settled   map[int]uint32 // index of an interface -> the link this Shield made or found there
 	notNative map[int]bool   // indexes of devices under VLAN devices that have no native XDP
 
-	mu        sync.Mutex // below: the writer's tables and bookkeeping
-	closed    bool
-	gen       *generation
-	cidrs     map[netip.Prefix]struct{}
-	cidrsV4   int                     // how many of cidrs are IPv4
-	longer    map[netip.Prefix]int    // /64 -> how many of cidrs are longer and inside
-	farCIDRs  int                     // CIDRs deleted since cidr_near was made
-	carried   map[netip.Prefix]uint64 // drops of exact entries beyond what their counters have
-	collected time.Time               // when carried was last seen to
-	clock     int64                   // wall minus jiffies, ns, that the entries are written with
-	allowed   map[netip.Prefix]struct{}
+	mu         sync.Mutex // below: the writer's tables and bookkeeping
+	closed     bool
+	gen        *generation
+	cidrs      map[netip.Prefix]struct{}
+	cidrsV4    int                     // how many of cidrs are IPv4
+	longer     map[netip.Prefix]int    // /64 -> how many of cidrs are longer and inside
+	farCIDRs   int                     // CIDRs deleted since cidr_near was made
+	carried    map[netip.Prefix]uint64 // drops of exact entries beyond what their counters have
+	collected  time.Time               // when carried was last seen to
+	roomySince [2]time.Time            // since when a look has found exact_v4, exact_v6 mostly empty; zero: not
+	clock      int64                   // wall minus jiffies, ns, that the entries are written with
+	allowed    map[netip.Prefix]struct{}
 }
 
 // mapNames are the maps of the object, all but .rodata. They are pinned, but for those of passing.

@@ -73,6 +73,11 @@ var tables = []table{
 		note: "With the generator; load is parse and one cache miss. The ratio is to parse.",
 	},
 	{
+		title: "On the wire, by blocked sources", benchmark: "Wire", metric: "cpu-ns/pkt", rows: []string{"size", "filter"}, column: "case",
+		base: map[string]string{"filter": "cacheline"},
+		note: "CPU time of the thread that receives, per packet, on a veth with native XDP; pass is up to the routing decision. The ratio is to cacheline.",
+	},
+	{
 		title: "Writing the tables", benchmark: "Table", metric: "ns/entry", rows: []string{"size", "table"}, column: "op",
 		base: map[string]string{"table": "cacheline"},
 		note: "The ratio is to cacheline. insert is in bulk, set one by one; of hash only the latter exists here, and is called insert.",
