@@ -79,6 +79,13 @@ func (n *clusterNet) Stream(peer string, msg []byte) bool {
 	return c != nil && c.Stream(peer, msg)
 }
 
+func (n *clusterNet) WireVersion(peer string) uint32 {
+	if c := n.to.Load(); c != nil {
+		return c.WireVersion(peer)
+	}
+	return 0
+}
+
 // checkClusterKey refuses a cluster that has no key where it needs one.
 func checkClusterKey(c *config.Cluster) error {
 	if c.KeyFile == "" {
@@ -180,7 +187,7 @@ func (d *daemon) keepGossip(ctx context.Context) error {
 	c := d.cfg.Cluster
 	o := gossip.Options{
 		Name: c.Name, Bind: c.Bind, Advertise: c.Advertise, Peers: c.Peers, KeyFile: c.KeyFile, Label: c.Label,
-		Version: version(), Log: d.log,
+		Version: version(), Log: d.log, Wire: gossip.Wire{Min: replica.WireMin, Max: replica.WireVersion},
 		Handler: d.replica.Receive, Digest: d.replica.Digest, Merge: d.replica.Receive,
 		Join: func(string) { d.peersChanged() }, Leave: func(string, bool) { d.peersChanged() },
 	}

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -22,6 +24,8 @@ import (
 	"github.com/mxshield/mxshield/agent/control"
 	"github.com/mxshield/mxshield/agent/internal/config"
 	"github.com/mxshield/mxshield/agent/internal/store"
+	"github.com/mxshield/mxshield/gossip"
+	"github.com/mxshield/mxshield/gossip/replica"
 )
 
 // crew is a cluster of whole agents in this process: dry runs with logs, state files, control sockets and gossip over
@@ -790,5 +794,113 @@ func TestClusterShare(t *testing.T) {
 	b.await("has it too", func() bool { return len(b.why("198.18.0.1").Entries) > 0 })
 	if w := b.why("198.18.0.1"); w.Decision.Rule != block.RuleSender || !strings.Contains(w.Words, "share of the accepted mail") {
 		t.Errorf("%+v", w)
+	}
+}
+
+// other is a node of another version, without an agent around it.
+type other struct {
+	t     *testing.T
+	g     *gossip.Cluster
+	node  *replica.Node
+	table *block.Table
+	net   clusterNet
+}
+
+func (c *crew) other(name string, wire gossip.Wire) *other {
+	c.t.Helper()
+	o := &other{t: c.t, table: block.New(block.Options{Origin: name})}
+	key := filepath.Join(c.dir, name+".key")
+	err := os.WriteFile(key, []byte(crewKey+"\n"), 0o600)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	o.node, err = replica.New(replica.Options{Node: name, Clock: time.Now, Rand: rand.New(rand.NewPCG(1, 2)), Net: &o.net, Table: o.table, Wire: wire.Max})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	o.g, err = gossip.Open(gossip.Options{
+		Name: name, Bind: "127.0.0.99:0", KeyFile: key, Wire: wire, Version: "from the future", Peers: []string{c.hosts[0].bind},
+		Handler: o.node.Receive, Digest: o.node.Digest, Merge: o.node.Receive,
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	o.net.to.Store(o.g)
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			o.node.Tick(time.Now())
+			time.Sleep(50 * time.Millisecond)
+		}
+	})
+	c.t.Cleanup(func() {
+		stop()
+		wg.Wait()
+		o.g.Close()
+	})
+	return o
+}
+
+func (o *other) block(p string) {
+	o.t.Helper()
+	if _, err := o.table.Apply(block.Entry{Prefix: netip.MustParsePrefix(p), Kind: block.Block, Cause: block.Manual, Scope: block.ScopeAll}, time.Now()); err != nil {
+		o.t.Fatal(err)
+	}
+}
+
+// TestClusterUpgrade: with a node of a later version everything works that both know; what only that one knows is
+// skipped, counted and told of. A node with which no version is shared is kept out, and told of.
+func TestClusterUpgrade(t *testing.T) {
+	c := newCrew(t)
+	a, b := c.add(""), c.add("")
+	later := c.other("mx8", gossip.Wire{Min: 1, Max: 2})
+	later.block("198.18.8.1/32")
+	a.block("198.18.0.1")
+	c.all("198.18.8.1", block.RuleManualBlock)
+	a.await("is heard by the later one", func() bool { return later.table.Decide(netip.MustParsePrefix("198.18.0.1/32"), time.Now()).Drop })
+	p := b.peer("mx8")
+	if p.State != "alive" || p.Wire != 1 || p.WireMin != 1 || p.WireMax != 2 || p.Version != "from the future" || p.Entries != 1 {
+		t.Errorf("%+v", p)
+	}
+	if w := b.status().Warnings; len(w) > 0 {
+		t.Errorf("%q", w)
+	}
+
+	// A kind of message, and a kind of record, of which this version knows nothing.
+	later.g.Stream("mx2", []byte{1, 99, 0, 1, 2, 3})
+	epoch, seq := later.table.Number()
+	m := append([]byte{1, 1, 0}, 3)
+	m = append(m, "mx8"...)
+	m = binary.BigEndian.AppendUint64(m, epoch)
+	m = binary.AppendUvarint(m, uint64(time.Now().UnixMilli()))
+	m = binary.AppendUvarint(m, seq+1)
+	m = binary.AppendUvarint(m, seq) // the run begins behind this number
+	m = binary.BigEndian.AppendUint64(m, uint64(block.StampAt(time.Now())))
+	m = append(m, 6, 1, 0, 0, 7, 0, 42) // number, time, counter, head with kind 7, and something
+	later.g.Stream("mx2", m)
+	b.await("counts both", func() bool { k := b.peers().Counters; return k["unknown_kind"] == 1 && k["unknown_records"] == 1 })
+	if w := b.status().Warnings; len(w) != 1 || !strings.Contains(w[0], "2 messages and entries of kinds that this version does not know were skipped: upgrade this agent") {
+		t.Errorf("%q", w)
+	}
+	if p := b.peer("mx8"); p.Lag != 0 {
+		t.Errorf("%+v", p)
+	}
+	b.block("198.18.0.2")
+	a.decides("198.18.0.2", block.RuleManualBlock)
+
+	alien := c.other("mx9", gossip.Wire{Min: 2, Max: 3})
+	a.await("sees that they have nothing in common", func() bool { return a.peer("mx9").State == "incompatible" })
+	alien.block("198.18.9.1/32")
+	a.block("198.18.0.3")
+	b.decides("198.18.0.3", block.RuleManualBlock)
+	if w := a.status().Warnings; !slices.ContainsFunc(w, func(w string) bool {
+		return strings.Contains(w, "mx9 (agent from the future, wire 2 to 3); upgrade the older of the two")
+	}) {
+		t.Errorf("%q", w)
+	}
+	alien.node.Tick(time.Now())
+	if n := alien.table.Count(time.Now()).Entries; n != 1 || len(a.why("198.18.9.1").Entries) > 0 {
+		t.Errorf("something went across: %d entries there", n)
 	}
 }

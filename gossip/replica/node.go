@@ -42,6 +42,8 @@ type Net interface {
 	Send(peer string, msg []byte) bool
 	// Stream hands over a message of at most MaxMessage bytes, which arrives unless the peer dies. It may refuse.
 	Stream(peer string, msg []byte) bool
+	// WireVersion is the version to speak with a peer, the highest that both understand; 0: it is not known.
+	WireVersion(peer string) uint32
 }
 
 // Options of a Node.
@@ -55,6 +57,8 @@ type Options struct {
 	State []byte
 	// Datagram is the largest message that is sent as a datagram; 0 or more than MaxDatagram: MaxDatagram.
 	Datagram int
+	// Wire is the highest version that this node speaks. 0: WireVersion. Tests make a later one.
+	Wire uint32
 	// Accepted says how welcome mail from an address or /64 was here lately, and Senders how many sources with welcome mail
 	// there are. A node that blocks BreakerHosts such sources within BreakerTime is suspended here, if that is a good
 	// part of what it blocks or of what delivers here, or much mail came from them. nil: no breaker.
@@ -179,6 +183,9 @@ func New(o Options) (*Node, error) {
 	}
 	if o.Datagram == 0 || o.Datagram > MaxDatagram {
 		o.Datagram = MaxDatagram
+	}
+	if o.Wire == 0 {
+		o.Wire = WireVersion
 	}
 	o.Datagram = max(o.Datagram, 512) // what comes before the first record must fit
 	if o.BreakerHosts == 0 {
@@ -324,6 +331,7 @@ func (n *Node) unlock() {
 	var sent, bytes, failed uint64
 	for _, m := range out {
 		ok := false
+		m.msg = n.inVersion(m.msg, n.o.Net.WireVersion(m.to))
 		if m.stream {
 			ok = n.o.Net.Stream(m.to, m.msg)
 		} else {
@@ -343,6 +351,18 @@ func (n *Node) unlock() {
 		n.stats.Unsent += failed
 		n.mu.Unlock()
 	}
+}
+
+// inVersion writes a message in the version that a peer understands. All versions up to now differ in nothing but their
+// number: a later one has its kinds of messages and records, which earlier ones skip and count.
+func (n *Node) inVersion(msg []byte, version uint32) []byte {
+	version = min(version, n.o.Wire)
+	if version < WireMin || msg[0] == byte(version) {
+		return msg
+	}
+	msg = slices.Clone(msg) // it may go to others too
+	msg[0] = byte(version)
+	return msg
 }
 
 // Flush sends what this node said since the last call to every member. It is called each 25 to 50 ms, or sooner when

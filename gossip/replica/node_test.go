@@ -129,6 +129,66 @@ func TestBreakerProportion(t *testing.T) {
 	}
 }
 
+// TestRollingUpgrade: nodes of this version and of later ones keep the same entries while they are replaced one by one.
+func TestRollingUpgrade(t *testing.T) {
+	w := newWorld(1, 4)
+	spoken := map[[2]string]byte{}
+	w.onWire = func(from, to string, msg []byte, _ bool) { spoken[[2]string{from, to}] = msg[0] }
+	w.startAll()
+	w.hosts[2].crash(false)
+	w.hosts[2].wire = 2
+	w.hosts[2].start()
+	w.hosts[3].crash(false)
+	w.hosts[3].wire = 3
+	w.hosts[3].start()
+	w.run(2 * time.Second)
+	for i, h := range w.hosts {
+		h.say(t, autoBlock(fmt.Sprintf("198.51.100.%d/32", i), time.Hour, h.clock()))
+	}
+	w.run(3 * time.Second)
+	check := func() {
+		t.Helper()
+		for _, h := range w.hosts {
+			for i := range w.hosts {
+				if !h.drops(fmt.Sprintf("198.51.100.%d/32", i)) {
+					t.Errorf("%s lacks the entry of mx%d", h.name, i+1)
+				}
+			}
+			if st := h.node.Stats(); st.UnknownVersion+st.UnknownKind+st.UnknownRecords+st.Malformed > 0 {
+				t.Errorf("%s: %+v", h.name, st)
+			}
+		}
+	}
+	check()
+	for _, c := range []struct {
+		from, to string
+		version  byte
+	}{{"mx1", "mx2", 1}, {"mx1", "mx4", 1}, {"mx3", "mx2", 1}, {"mx3", "mx4", 2}, {"mx4", "mx3", 2}, {"mx4", "mx1", 1}} {
+		if got := spoken[[2]string{c.from, c.to}]; got != c.version {
+			t.Errorf("%s speaks version %d with %s", c.from, got, c.to)
+		}
+	}
+	for _, h := range w.hosts {
+		h.crash(false)
+		h.wire = 3
+		h.start()
+		w.run(3 * time.Second)
+	}
+	check()
+	if got := spoken[[2]string{"mx1", "mx2"}]; got != 3 {
+		t.Errorf("after the upgrade version %d", got)
+	}
+
+	// Whoever speaks a version that was not agreed on is not understood, and nothing else happens.
+	was := w.hosts[0].node.Stats()
+	w.hosts[0].node.Receive("mx2", []byte{4, kindHello, 0})
+	w.hosts[0].node.Receive("mx2", []byte{0, kindHello, 0})
+	w.hosts[0].node.Receive("mx2", []byte{3, 99, 0})
+	if st := w.hosts[0].node.Stats(); st.UnknownVersion != was.UnknownVersion+2 || st.UnknownKind != was.UnknownKind+1 {
+		t.Errorf("%+v", st)
+	}
+}
+
 // TestEvidence: thin attacks add up, no node alone makes more than half of a block, what is old or cleared ends.
 func TestEvidence(t *testing.T) {
 	w := newWorld(1, 12)
@@ -426,3 +486,4 @@ type quiet struct{}
 func (quiet) Peers() []string            { return []string{"mx1", "mx3"} }
 func (quiet) Send(string, []byte) bool   { return true }
 func (quiet) Stream(string, []byte) bool { return false }
+func (quiet) WireVersion(string) uint32  { return WireVersion }

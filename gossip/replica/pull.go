@@ -24,7 +24,7 @@ func (n *Node) Receive(from string, msg []byte) {
 }
 
 func (n *Node) receive(from string, msg []byte, now time.Time, outer bool) {
-	kind, r, err := open(msg)
+	kind, r, err := open(msg, n.o.Wire)
 	if err == nil {
 		err = n.dispatch(from, kind, r, now, outer)
 	}

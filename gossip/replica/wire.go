@@ -35,7 +35,12 @@ import (
 // clock is the sender's, in ms. A record with a kind or a head of later versions is skipped by its length, and one
 // that is longer than what is known of it is cut. There is no field for a mailbox, a host or a line of a log: the only
 // text is names of nodes.
-const WireVersion = 1
+//
+// The version of a message is the highest that both sides understand; a node understands all from WireMin on.
+const (
+	WireVersion = 1
+	WireMin     = 1
+)
 
 // The kinds of messages.
 const (
@@ -67,7 +72,7 @@ var (
 
 // ---- writing
 
-func header(b []byte, kind byte) []byte { return append(b, WireVersion, kind, 0) }
+func header(b []byte, kind byte) []byte { return append(b, WireMin, kind, 0) }
 
 func putString(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
@@ -250,12 +255,12 @@ func (r *reader) spans() spans {
 	return s
 }
 
-// open takes the header off.
-func open(msg []byte) (kind byte, r *reader, err error) {
+// open takes the header off a message of a version up to most.
+func open(msg []byte, most uint32) (kind byte, r *reader, err error) {
 	if len(msg) < 3 || len(msg) > MaxMessage {
 		return 0, nil, errWire
 	}
-	if msg[0] != WireVersion {
+	if msg[0] < WireMin || uint32(msg[0]) > most {
 		return 0, nil, errVersion
 	}
 	r = &reader{b: msg[2:]}

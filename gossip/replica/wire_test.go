@@ -74,6 +74,7 @@ func (c *catcher) Send(to string, msg []byte) bool {
 	return true
 }
 func (c *catcher) Stream(to string, msg []byte) bool { return c.Send(to, msg) }
+func (c *catcher) WireVersion(string) uint32         { return WireVersion }
 
 // lone is a node without a world.
 func lone(t testing.TB, name string, clock *time.Time, o Options) (*Node, *catcher) {
@@ -143,7 +144,7 @@ func TestGolden(t *testing.T) {
 
 func TestRecordsRoundTrip(t *testing.T) {
 	want := samples()
-	kind, r, err := open(recordsMessage(want))
+	kind, r, err := open(recordsMessage(want), WireVersion)
 	if err != nil || kind != kindRecords {
 		t.Fatal(kind, err)
 	}
@@ -230,7 +231,7 @@ func TestUnknownIsSkipped(t *testing.T) {
 		t.Errorf("knows %v, skips %v", l.know, l.skip)
 	}
 	n.Receive("mx3", goldenMessages(t)["pull"])
-	_, r, _ := open(c.msgs[len(c.msgs)-1])
+	_, r, _ := open(c.msgs[len(c.msgs)-1], WireVersion)
 	r.uvarint()
 	r.name()
 	r.u64()
@@ -324,7 +325,7 @@ func FuzzReceive(f *testing.F) {
 			}
 		}
 		for i, m := range c.msgs {
-			if _, _, err := open(m); err != nil || len(m) > MaxMessage {
+			if _, _, err := open(m, WireVersion); err != nil || len(m) > MaxMessage {
 				t.Fatalf("message %d to %s: %v", i, c.to[i], err)
 			}
 		}

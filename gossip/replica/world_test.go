@@ -71,6 +71,7 @@ type simHost struct {
 	disk  map[string]block.Entry
 	state []byte
 	heard func([]HeardEvidence)
+	wire  uint32 // the highest version it speaks; 0: WireVersion
 }
 
 func newWorld(seed uint64, hosts int) *world {
@@ -137,7 +138,7 @@ func (h *simHost) start() {
 			}
 			return NoMail
 		},
-		BreakerHosts: 3, Heard: h.heard,
+		BreakerHosts: 3, Heard: h.heard, Wire: h.wire,
 	})
 	if err != nil {
 		panic(err)
@@ -213,6 +214,15 @@ func (h *simHost) Peers() (list []string) {
 		}
 	}
 	return list
+}
+
+func (h *simHost) WireVersion(to string) uint32 {
+	for _, o := range h.w.hosts {
+		if o.name == to {
+			return min(max(h.wire, WireVersion), max(o.wire, WireVersion))
+		}
+	}
+	return 0
 }
 
 func (h *simHost) Send(to string, msg []byte) bool {
