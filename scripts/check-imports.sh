@@ -8,6 +8,7 @@ module=$(go list -m)
 allowed() { # room -> rooms it may import
 	case $1 in
 	agent) echo 'agent/block agent/control agent/internal/* bpf gossip gossip/replica scripts/loggen/traffic' ;; # the last one in a test only
+	bpf) echo 'scripts/lab' ;; # in a benchmark only
 	agent/control) echo 'agent/block' ;;
 	agent/internal/config) echo 'agent/block agent/internal/dnslist agent/internal/maillog agent/internal/senders agent/internal/verdict gossip' ;;
 	agent/internal/dnslist) echo 'agent/internal/resolve scripts/lab' ;; # the last one in a test only
