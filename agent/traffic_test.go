@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mxshield/mxshield/agent/internal/config"
 	"github.com/mxshield/mxshield/agent/internal/maillog"
@@ -21,6 +22,11 @@ func replayed(t *testing.T, o traffic.Options) (*replay, *traffic.Log) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return replayedLines(t, l.Lines), l
+}
+
+func replayedLines(t *testing.T, lines []string) *replay {
+	t.Helper()
 	cfg := config.Default()
 	cfg.Traps = new(maillog.Traps)
 	for _, s := range traffic.Traps {
@@ -28,14 +34,14 @@ func replayed(t *testing.T, o traffic.Options) (*replay, *traffic.Log) {
 			t.Fatal(err)
 		}
 	}
-	r, err := newReplay(cfg, replayOptions{files: []string{"-"}}, strings.NewReader(strings.Join(l.Lines, "\n")), io.Discard, io.Discard)
+	r, err := newReplay(cfg, replayOptions{files: []string{"-"}}, strings.NewReader(strings.Join(lines, "\n")), io.Discard, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := r.run(); err != nil {
 		t.Fatal(err)
 	}
-	return r, l
+	return r
 }
 
 // TestTraffic: a day of mail with attackers of many kinds, and with honest hosts that look bad. Every attacker is
@@ -115,6 +121,55 @@ func attackerRoles(l *traffic.Log) int {
 		}
 	}
 	return len(roles)
+}
+
+// TestTrafficOfAWrongClock: for five minutes the host's clock is a day ahead, for another five a day behind. The judgement is
+// the same, but for what offended just then.
+func TestTrafficOfAWrongClock(t *testing.T) {
+	l, err := traffic.New(traffic.Options{Seed: 5, Lines: 20_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const stamp = "2006-01-02T15:04:05.000000-07:00"
+	wrong := 0
+	lines := slices.Clone(l.Lines)
+	for i, s := range lines {
+		at, err := time.Parse(stamp, s[:len(stamp)])
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch d := at.Sub(traffic.Start); {
+		case d > 6*time.Hour && d < 6*time.Hour+5*time.Minute:
+			lines[i] = at.Add(24*time.Hour).Format(stamp) + s[len(stamp):]
+			wrong++
+		case d > 12*time.Hour && d < 12*time.Hour+5*time.Minute:
+			lines[i] = at.Add(-24*time.Hour).Format(stamp) + s[len(stamp):]
+			wrong++
+		}
+	}
+	r := replayedLines(t, lines)
+	missed, attackers := 0, 0
+	for _, h := range l.Truth.Hosts {
+		found := false
+		for p, b := range r.blocked {
+			if p.Overlaps(h.Prefix) {
+				found = true
+				if !h.Attacker {
+					t.Errorf("blocked at %s: %s, %s: %s: %s", b.At, h.Prefix, h.Role, b.Cause, b.Evidence)
+				}
+			}
+		}
+		if h.Attacker {
+			attackers++
+			if !found {
+				missed++
+			}
+		}
+	}
+	t.Logf("%d lines with a wrong stamp, %d of %d attackers missed", wrong, missed, attackers)
+	if wrong < 200 || missed > 5 {
+		t.Errorf("%d attackers missed", missed)
+	}
 }
 
 // TestTrafficThroughABalancer: all lines name one address. It must not be blocked, and it must be said.
