@@ -21,6 +21,7 @@ const (
 type header struct {
 	kind  stampKind
 	stamp []byte
+	host  []byte // as syslogd has it; empty where it says none
 	tag   []byte // postfix/submission/smtpd
 	pid   []byte // may be empty
 	msg   []byte
@@ -114,6 +115,7 @@ func (h *header) split(b []byte, j *record) bool {
 		return false
 	}
 	if !endsTag(word) {
+		h.host = word
 		if n, ok := lastRepeated(rest); ok {
 			h.count, h.again = n, true
 			return true
@@ -164,7 +166,7 @@ func (h *header) rfc5424(b []byte) bool {
 			return false
 		}
 	}
-	h.stamp, h.tag, h.pid, h.kind = f[0], f[2], f[3], stampISO
+	h.stamp, h.host, h.tag, h.pid, h.kind = f[0], f[1], f[2], f[3], stampISO
 	if len(h.stamp) == 1 && h.stamp[0] == '-' {
 		h.kind = stampNone
 	}

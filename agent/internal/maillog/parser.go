@@ -100,6 +100,28 @@ func (c *tagCache) role(tag []byte) role {
 	return x.role
 }
 
+// hostCache is the last host and its hash.
+type hostCache struct {
+	n    int
+	text [48]byte
+	sum  uint64
+}
+
+// hash is 0 where there is no host.
+func (c *hostCache) hash(seed uint64, host []byte) uint64 {
+	if len(host) == 0 {
+		return 0
+	}
+	if string(c.text[:c.n]) == string(host) {
+		return c.sum
+	}
+	h := max(1, hash(^seed, host, true))
+	if len(host) <= len(c.text) {
+		c.n, c.sum = copy(c.text[:], host), h
+	}
+	return h
+}
+
 // mtaOf says by its tag whose line it is.
 func mtaOf(tag []byte) MTA {
 	if bytes.IndexByte(tag, '/') > 0 {
@@ -153,6 +175,8 @@ type Parser struct {
 	logins              logins
 	twice               twice
 	tags                tagCache
+	hosts               hostCache
+	host                uint64 // of the line at hand: its queue ids are its own
 	stamps              stampCache
 	isoStamps           isoCache
 	record              record
@@ -165,6 +189,7 @@ type stream struct {
 	last Event // what the line before was, for "last message repeated"; Kind None if it was no event
 	by   reporter
 	key  uint32
+	host uint64 // whose line that was, 0: not known
 }
 
 // maxStreams bounds how many logs are remembered.
@@ -251,6 +276,7 @@ func (p *Parser) ParseMessage(tag, pid, msg []byte, at time.Time, e *Event) bool
 }
 
 func (p *Parser) parse(h *header, e *Event) bool {
+	p.host = p.hosts.hash(p.seed, h.host)
 	if h.again {
 		return p.repeated(h, e)
 	}
@@ -283,7 +309,7 @@ func (p *Parser) parse(h *header, e *Event) bool {
 		ev.Kind = None
 		return false
 	}
-	s.by, s.key = h.by, h.key
+	s.by, s.key, s.host = h.by, h.key, p.host
 	*e = *ev
 	if e.Kind == AuthFailure {
 		p.countLogin(h, e)
@@ -291,11 +317,11 @@ func (p *Parser) parse(h *header, e *Event) bool {
 	return true
 }
 
-// repeated makes "last message repeated N times" N more of the line before. Not of what is no offence: one message is
-// delivered once.
+// repeated makes "last message repeated N times" N more of the line before, if that was of the same host: a syslog host
+// writes the lines of many. Not of what is no offence: one message is delivered once.
 func (p *Parser) repeated(h *header, e *Event) bool {
 	s := p.from
-	if k := s.last.Kind; k == None || k == Delivered || k == AuthSuccess || k == Trap || k == Recipient {
+	if k := s.last.Kind; k == None || k == Delivered || k == AuthSuccess || k == Trap || k == Recipient || s.host != 0 && s.host != p.host {
 		s.last.Kind = None
 		return false
 	}

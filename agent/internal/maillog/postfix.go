@@ -314,12 +314,12 @@ func (p *Parser) proxied(h *header, e *Event) bool {
 }
 
 func (p *Parser) proxyKey(h *header) uint64 {
-	return max(1, stir(hash(p.seed, h.tag, false)^hash(^p.seed, h.pid, false)))
+	return max(1, stir(hash(p.seed^p.host, h.tag, false)^hash(^p.seed, h.pid, false)))
 }
 
-// queueKey leaves the instance out: smtpd and qmgr of one instance may log under different names. Two instances of
-// one host that use the same short queue id in the same half hour may swap a credit.
-func (p *Parser) queueKey(q []byte) uint64 { return max(1, hash(p.seed, q, false)) }
+// queueKey has the host in it: one log may be of several. It leaves the instance out: smtpd and qmgr of one instance may
+// log under different names. Two instances of one host that use the same short queue id in the same half hour may swap a credit.
+func (p *Parser) queueKey(q []byte) uint64 { return max(1, hash(p.seed^p.host, q, false)) }
 
 func (p *Parser) deliver(key uint64, e *Event) (w waiting, ok bool) {
 	if w, ok = p.pending.take(key, e.Time.Unix()); !ok {

@@ -208,6 +208,11 @@ func automatic(sender []byte) bool {
 	if len(sender) == 0 {
 		return true
 	}
+	switch sender[0] | 0x20 {
+	case 'm', 'p', 'd':
+	default:
+		return false
+	}
 	if i := bytes.LastIndexByte(sender, '@'); i >= 0 {
 		sender = sender[:i]
 	}
@@ -290,8 +295,11 @@ func (p *Parser) recipientHash(a []byte) uint64 {
 	if i := bytes.LastIndexByte(a, '@'); i >= 0 {
 		local, domain = a[:i], a[i:]
 	}
-	if i := bytes.IndexAny(local, "+-"); i > 0 {
-		local = local[:i]
+	for i, c := range local {
+		if i > 0 && (c == '+' || c == '-') {
+			local = local[:i]
+			break
+		}
 	}
 	return max(1, hash(p.seed^hash(p.seed, domain, true), local, true))
 }

@@ -26,7 +26,8 @@ const (
 type crowd struct {
 	key   key
 	span  uint32 // of the first of each, in 64 hours since 1970
-	flags uint32 // flagStored
+	flags uint16 // flagStored
+	worth uint16 // see weigh
 	seen  [crowdParts][2]uint64
 }
 
@@ -48,8 +49,17 @@ type crowds struct {
 // count is how many there are at least: two may share a bit, nobody has two.
 func (c *crowd) count(part int) int { return bits.OnesCount64(c.seen[part][0] | c.seen[part][1]) }
 
-func (c *crowd) worth() int {
-	return c.count(crowdUser) + c.count(crowdSender) + 2*c.count(crowdHour)
+// weigh says how little it would be missed.
+func (c *crowd) weigh() {
+	c.worth = uint16(c.count(crowdUser) + c.count(crowdSender) + 2*c.count(crowdHour))
+}
+
+// missed is what it is worth still.
+func (c *crowd) missed(span uint32) uint16 {
+	if c.span+1 < span {
+		return 0
+	}
+	return c.worth
 }
 
 // logins says that people log in from here who have nothing to do with each other's passwords.
@@ -78,13 +88,13 @@ func (c *crowd) roll(span uint32) (which int, ok bool) {
 	return 0, true
 }
 
-func (s *Scorer) crowdSet(k key) int { return s.home(s.hash(k), crowdSets) }
+func (s *Scorer) crowd(k key) (c *crowd, id int) { return s.crowdAt(k, s.hash(k)) }
 
-func (s *Scorer) crowd(k key) (c *crowd, id int) {
+func (s *Scorer) crowdAt(k key, h uint64) (c *crowd, id int) {
 	if s.crowds.sets == nil {
 		return nil, 0
 	}
-	n := s.crowdSet(k)
+	n := s.home(h, crowdSets)
 	for i := range s.crowds.sets[n] {
 		if c := &s.crowds.sets[n][i]; c.key == k {
 			return c, n*crowdSet + i
@@ -94,8 +104,8 @@ func (s *Scorer) crowd(k key) (c *crowd, id int) {
 }
 
 // meetsCrowd notes who logged in, whose mail was accepted, or who got it.
-func (s *Scorer) meetsCrowd(k key, e *maillog.Event, at, now uint32) {
-	c, id := s.crowd(k)
+func (s *Scorer) meetsCrowd(k key, h uint64, e *maillog.Event, at, now uint32) {
+	c, id := s.crowdAt(k, h)
 	if c == nil {
 		if e.Kind == maillog.Recipient {
 			return
@@ -103,15 +113,11 @@ func (s *Scorer) meetsCrowd(k key, e *maillog.Event, at, now uint32) {
 		if s.crowds.sets == nil {
 			s.crowds.sets = make([][crowdSet]crowd, crowdSets)
 		}
-		n := s.crowdSet(k)
+		n, span := s.home(h, crowdSets), now/3600/crowdSpan
 		set := &s.crowds.sets[n]
 		least := 0
 		for i := range set {
-			if set[i].key == (key{}) {
-				least = i
-				break
-			}
-			if x, y := set[i].worth(), set[least].worth(); x < y || x == y && set[i].span < set[least].span {
+			if x, y := set[i].missed(span), set[least].missed(span); x < y || x == y && set[i].span < set[least].span {
 				least = i
 			}
 		}
@@ -144,6 +150,7 @@ func (s *Scorer) meetsCrowd(k key, e *maillog.Event, at, now uint32) {
 		note(crowdRcpt, e.User)
 	}
 	if c.seen != was {
+		c.weigh()
 		s.crowds.dirty[id/64] |= 1 << (id % 64)
 	}
 }
@@ -218,14 +225,15 @@ func (s *Scorer) loadCrowd(kb, b []byte) error {
 	if s.crowds.sets == nil {
 		s.crowds.sets = make([][crowdSet]crowd, crowdSets)
 	}
-	set := &s.crowds.sets[s.crowdSet(k)]
+	c.weigh()
+	set := &s.crowds.sets[s.home(s.hash(k), crowdSets)]
 	least := 0
 	for i := range set {
 		if set[i].key == k {
 			least = i
 			break
 		}
-		if set[i].key == (key{}) || set[least].key != (key{}) && set[i].worth() < set[least].worth() {
+		if set[i].worth < set[least].worth {
 			least = i
 		}
 	}

@@ -189,3 +189,16 @@ func TestBounces(t *testing.T) {
 		}
 	}
 }
+
+// TestOldCrowdsGiveWay: what came together weeks ago takes no place from those of today.
+func TestOldCrowdsGiveWay(t *testing.T) {
+	s := New(DefaultConfig())
+	at := brings(s, 40, 40, 8, t0).Add(20 * 24 * time.Hour)
+	for i := range 20_000 {
+		e := maillog.Event{Kind: maillog.Delivered, Source: netip.AddrFrom4([4]byte{101, 1, byte(i >> 8), byte(i)}), Time: at, Count: 1, User: who("x", i%100)}
+		s.Observe(&e, at)
+	}
+	if c, _ := s.crowd(s.key(src)); c != nil {
+		t.Errorf("%+v", c)
+	}
+}

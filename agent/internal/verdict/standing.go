@@ -34,17 +34,17 @@ func (c *reach) distinct() float64 {
 // recipient takes in that a message of the source was delivered to somebody. It matters only during a burst.
 func (s *Scorer) recipient(e *maillog.Event, now time.Time) {
 	key := s.key(e.Source)
-	seen, nowSec := times(e, now)
-	s.meetsCrowd(key, e, seen, nowSec)
-	slot, ok := s.lookup(key)
+	at, nowSec := times(e, now)
+	h := s.hash(key)
+	s.meetsCrowd(key, h, e, at, nowSec)
+	_, slot, ok := s.find(key, h)
 	if !ok || s.rec(slot).flags&flagBurst == 0 {
 		return
 	}
-	c := s.evidence.get(slot, s.hash(key))
+	c := s.evidence.get(slot, h)
 	if c == nil {
 		return
 	}
-	at, _ := times(e, now)
 	r := &c.reach
 	r.got = float32(min(1e6, s.faded(r, at)+1))
 	r.at = max(r.at, at)

@@ -556,7 +556,7 @@ func (s *Scorer) observe(e *maillog.Event, now time.Time, v *Verdict) bool {
 			class = 1
 		}
 		s.alarms.good(class, key, at, nowSec)
-		s.meetsCrowd(key, e, at, nowSec)
+		s.meetsCrowd(key, h, e, at, nowSec)
 		if r.flags&flagKnown != 0 && r.has() {
 			r.flags |= flagTwice
 		}
