@@ -30,8 +30,9 @@ func (d *daemon) Status() control.Status {
 		Interfaces: []control.Interface{}, Packets: map[string]uint64{}, Events: map[string]uint64{},
 		Ports:  control.Ports{MX: d.cfg.MXPorts, Submission: d.cfg.SubmissionPorts},
 		Blocks: d.table.Count(now), Senders: d.senderStatus(),
-		Never: slices.DeleteFunc(d.table.Never(), func(n block.Never) bool { return n.Sender }),
-		State: control.State{Path: d.store.Path(), Bytes: d.store.Size()}, Limits: limits(d.cfg),
+		Never:   slices.DeleteFunc(d.table.Never(), func(n block.Never) bool { return n.Sender && !isOwnMX(n) }),
+		Publish: d.publishStatus(),
+		State:   control.State{Path: d.store.Path(), Bytes: d.store.Size()}, Limits: limits(d.cfg),
 	}
 	warnings := map[string]string{}
 	if d.shield != nil {

@@ -98,6 +98,14 @@ func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) 
 	for _, n := range append(notes, more...) {
 		p("", "note: %s", n)
 	}
+	domains, notes, err := ownDomains(ctx, cfg.OwnDomains)
+	if err != nil {
+		notes = append(notes, err.Error())
+	}
+	p("own MXs", "those of %d domains are never blocked automatically: %s", len(domains), cmp.Or(strings.Join(domains[:min(len(domains), 10)], ", "), "name them under own_domains"))
+	for _, n := range notes {
+		p("", "note: %s", n)
+	}
 	for _, l := range cfg.DNS.Lists {
 		p("list", "%s, at most %d queries a day", l.Name, l.Daily)
 		if err := l.LoadKey(); err != nil {
@@ -113,6 +121,9 @@ func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) 
 			}
 		}
 		p("cluster", "this node is %s; peers %s; %s", c.Name, cmp.Or(strings.Join(c.Peers, ", "), "none, others may name this node as theirs"), key)
+	}
+	if z := cfg.DNS.Publish; z != nil {
+		p("publish", "%s on %s, for %s", z.Zone, z.Listen, cmp.Or(strings.Trim(fmt.Sprint(z.Clients), "[]"), "this host"))
 	}
 	p("state", "%s", cfg.State)
 	p("socket", "%s", cfg.Socket)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/mxshield/mxshield/agent/block"
@@ -12,6 +13,7 @@ import (
 	"github.com/mxshield/mxshield/agent/internal/maillog"
 	"github.com/mxshield/mxshield/agent/internal/resolve"
 	"github.com/mxshield/mxshield/agent/internal/verdict"
+	"github.com/mxshield/mxshield/agent/internal/zone"
 )
 
 // What the reverse name of a source counts, in points: next to nothing, since honest hosts go without one.
@@ -25,6 +27,7 @@ type dnsParts struct {
 	resolver *resolve.Resolver
 	lists    *dnslist.Engine // asks lists, and for names; nil if neither matters
 	seen     *dnslist.Collector
+	zone     atomic.Pointer[zone.Server] // our own list; nil until it is served
 }
 
 // liveWeights are the weights by which the scorer takes lines as they come: refusals by a list come in by Confirmed only.

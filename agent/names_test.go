@@ -40,6 +40,10 @@ func (n *names) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	n.mu.Lock()
 	n.asked[name]++
 	data, silent := n.rr[name+" "+dns.TypeToString[q.Question[0].Qtype]], n.silent[name]
+	exists := false
+	for k := range n.rr {
+		exists = exists || strings.HasPrefix(k, name+" ")
+	}
 	n.mu.Unlock()
 	if silent {
 		return
@@ -47,7 +51,7 @@ func (n *names) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	m := new(dns.Msg).SetReply(q)
 	if rr, err := dns.NewRR(fmt.Sprintf("%s 60 IN %s %s", name, dns.TypeToString[q.Question[0].Qtype], data)); data != "" && err == nil {
 		m.Answer = []dns.RR{rr}
-	} else {
+	} else if !exists {
 		m.Rcode = dns.RcodeNameError
 	}
 	_ = w.WriteMsg(m)

@@ -51,7 +51,8 @@ func (d *daemon) refreshNever(ctx context.Context, postfix bool) {
 	cfg := *d.cfg
 	d.mu.Unlock()
 	list, notes := neverRules(&cfg, d.nets)
-	list = slices.Concat(list, d.peerRules(), d.senderRules(), d.sparedRules())
+	mxs, addrs := d.ownMXRules()
+	list = slices.Concat(list, d.peerRules(), mxs, d.senderRules(), d.sparedRules())
 	d.setWarning("senders", d.sendersWarning(), nil)
 	d.setWarning("never", strings.Join(notes, "; "), nil)
 	if slices.Equal(d.table.Never(), sortedNever(list)) {
@@ -68,6 +69,7 @@ func (d *daemon) refreshNever(ctx context.Context, postfix bool) {
 	}
 	d.mu.Lock()
 	d.own = own
+	d.scorer.SetOwnMX(addrs)
 	d.mu.Unlock()
 	d.recheck()
 }

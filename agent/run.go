@@ -58,6 +58,7 @@ type daemon struct {
 	dnsParts
 	clusterParts
 	namesParts
+	ownMXParts
 	ranges chan struct{} // tells the housekeeper that senders has new ranges
 	inputs []tail.Input
 	mtas   map[string]maillog.MTA // by input; those without an entry are told apart line by line
@@ -138,6 +139,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	if err := d.openDNS(); err != nil {
 		return err
 	}
+	d.openOwnMX()
 	d.resumeHeld()
 	marks := d.marks()
 	d.openInputs(ctx, marks)
@@ -177,6 +179,8 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	start(func() error { return d.beatCluster(ctx) })
 	start(func() error { return d.keepGossip(ctx) })
 	start(func() error { return d.keepAsking(ctx) })
+	start(func() error { d.publish(ctx); return nil })
+	start(func() error { d.keepOwnMX(ctx); return nil })
 	start(func() error { return d.keepHouse(ctx, hup) })
 	start(func() error { return control.NewServer(d, log).Run(ctx, listener) })
 	committed := make(chan struct{})

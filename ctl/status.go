@@ -107,6 +107,9 @@ func (c *ctl) status(s *control.Status) {
 			p("cluster", "%d of %d peers alive, %d entries learned, %d to come (mxshieldctl peers)", k.Alive, k.Peers, k.Learned, k.Lag)
 		}
 	}
+	if z := s.Publish; z != nil {
+		p("publish", "%s on %s: %d questions, %d answered with a listing, %d refused", z.Zone, z.Listen, z.Queries, z.Listed, z.Refused)
+	}
 	p("sources", "%d with a score", s.Sources)
 	p("state", "%s, %d kB", s.State.Path, s.State.Bytes/1024)
 	if s.State.Error != "" {

@@ -52,8 +52,9 @@ type Status struct {
 	State      State             `json:"state"`
 	Never      []block.Never     `json:"never"` // without those of the allows by name
 	Senders    []Sender          `json:"senders,omitempty"`
-	DNS        *DNS              `json:"dns,omitempty"`    // set: lists are asked
-	Limits     *Limits           `json:"limits,omitempty"` // absent: new connections are not limited
+	DNS        *DNS              `json:"dns,omitempty"`     // set: lists are asked, or names
+	Publish    *Publish          `json:"publish,omitempty"` // set: the table is served as a DNS list
+	Limits     *Limits           `json:"limits,omitempty"`  // absent: new connections are not limited
 	Cluster    *ClusterStatus    `json:"cluster,omitempty"`
 	Warnings   []string          `json:"warnings,omitempty"`
 }
@@ -103,6 +104,15 @@ type Sender struct {
 	Next      time.Time `json:"next,omitzero"`
 	Error     string    `json:"error,omitempty"`
 	Notes     []string  `json:"notes,omitempty"` // what of an SPF record is not taken over, and why
+}
+
+// Publish is the table served as a DNS list.
+type Publish struct {
+	Zone    string `json:"zone"`
+	Listen  string `json:"listen"`
+	Queries uint64 `json:"queries"`
+	Listed  uint64 `json:"listed"`  // answers that list an address
+	Refused uint64 `json:"refused"` // of others than dns.publish.clients
 }
 
 // State is the state file.

@@ -16,9 +16,11 @@
 //	traps: [honeypot@example.org, "@old.example.org"]
 //	allow: [192.0.2.0/24, "spf:example.org", "domain:example.org"]
 //	big_senders: true             # allow the shipped list of providers too
+//	own_domains: [example.org]    # whose MXs are never blocked automatically, beside those that Postfix tells
 //	dns:
 //	  resolvers: [127.0.0.1]      # default: /etc/resolv.conf
 //	  lists: [{zone: zen.spamhaus.org}, {zone: bl.example.net, codes: {"127.0.0.2": 60}}, "bl.example.org=127.0.0.[2..11]*2"]
+//	  publish: {listen: "127.0.0.1:5353", zone: bl.example.org, clients: [192.0.2.0/24]}
 //	limits: {syn_per_source: 0, syn_total: 0}  # new connections a second; 0 = no limit
 //	state: /var/lib/mxshield/state.db
 //	socket: /run/mxshield/control.sock
@@ -48,6 +50,7 @@ import (
 	"github.com/mxshield/mxshield/agent/internal/maillog"
 	"github.com/mxshield/mxshield/agent/internal/senders"
 	"github.com/mxshield/mxshield/agent/internal/verdict"
+	"github.com/mxshield/mxshield/agent/internal/zone"
 )
 
 // DefaultPath is where the agent looks for its file.
@@ -75,6 +78,7 @@ type Config struct {
 	DryRun          bool
 	Cluster         *Cluster // nil: this node is alone
 	DNS             DNS
+	OwnDomains      []string // beside those that Postfix tells
 	Limits          Limits
 }
 
@@ -162,6 +166,7 @@ type file struct {
 	Socket  string             `yaml:"socket"`
 	Pins    string             `yaml:"pins"`
 	DNS     *dnsFile           `yaml:"dns"`
+	Domains []string           `yaml:"own_domains"`
 	Cluster *clusterFile       `yaml:"cluster"`
 	DryRun  bool               `yaml:"dry_run"`
 	Limits  struct {
@@ -377,6 +382,7 @@ func (c *checker) check(f *file) {
 	if f.Big == nil || *f.Big {
 		cfg.Senders = withPreset(cfg.Senders)
 	}
+	c.ownDomains(f.Domains)
 	for _, s := range []struct {
 		key, val string
 		to       *string
@@ -395,6 +401,28 @@ func (c *checker) check(f *file) {
 	cfg.DryRun = f.DryRun
 	c.limits(f)
 	c.cluster(f.Cluster)
+}
+
+// maxOwnDomains bounds the domains whose MXs are asked for.
+const maxOwnDomains = 1000
+
+func (c *checker) ownDomains(list []string) {
+	if len(list) > maxOwnDomains {
+		c.fault("$.own_domains", "one for each set of MXs does", "%d are too many: at most %d", len(list), maxOwnDomains)
+		return
+	}
+	for i, s := range list {
+		at := fmt.Sprintf("$.own_domains[%d]", i)
+		name := strings.ToLower(strings.TrimSuffix(s, "."))
+		switch err := zone.CheckName(name); {
+		case err != nil:
+			c.fault(at, "a domain that this host takes mail for, such as example.org", "%v", err)
+		case slices.Contains(c.cfg.OwnDomains, name):
+			c.fault(at, "take one out", "%s stands there twice", name)
+		default:
+			c.cfg.OwnDomains = append(c.cfg.OwnDomains, name)
+		}
+	}
 }
 
 // maxSenders bounds the allows by name: each is asked for every day, or compared with every name.

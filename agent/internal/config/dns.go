@@ -9,23 +9,37 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/mxshield/mxshield/agent/block"
 	"github.com/mxshield/mxshield/agent/internal/dnslist"
+	"github.com/mxshield/mxshield/agent/internal/zone"
 )
 
 // DNS says whom the agent asks, and what.
 type DNS struct {
 	Resolvers []netip.AddrPort // none: those of /etc/resolv.conf
 	Lists     []dnslist.List   // without their keys, see dnslist.List.LoadKey
+	Publish   *Publish         // nil: the table is not served
+}
+
+// Publish is where the block table is served as a DNS list.
+type Publish struct {
+	Listen  netip.AddrPort
+	Zone    string
+	Clients []netip.Prefix // beside this host
 }
 
 // dnsFile is the dns key as it stands.
 type dnsFile struct {
 	Resolvers []string `yaml:"resolvers"`
 	Lists     []any    `yaml:"lists"`
+	Publish   *struct {
+		Listen  string   `yaml:"listen"`
+		Zone    string   `yaml:"zone"`
+		Clients []string `yaml:"clients"`
+	} `yaml:"publish"`
 
 	// Planned and not built yet.
 	BeforeAccept any `yaml:"before_accept"`
-	Publish      any `yaml:"publish"`
 	Own          any `yaml:"own"`
 }
 
@@ -43,7 +57,7 @@ func (c *checker) dns(f *dnsFile) {
 	for _, u := range []struct {
 		key, what string
 		val       any
-	}{{"before_accept", "asking before accepting", f.BeforeAccept}, {"publish", "publishing the table as a zone", f.Publish}, {"own", "watching own addresses", f.Own}} {
+	}{{"before_accept", "asking before accepting", f.BeforeAccept}, {"own", "watching own addresses", f.Own}} {
 		if u.val != nil && u.val != false {
 			c.fault("$.dns."+u.key, "take the key out; CHANGELOG.md says when it comes", "%s is not built in this version", u.what)
 		}
@@ -104,6 +118,59 @@ func (c *checker) dns(f *dnsFile) {
 			break
 		}
 	}
+	c.publish(f)
+}
+
+// maxClients bounds whom the zone is served to, in prefixes: each question is compared with them.
+const maxClients = 256
+
+// publish checks dns.publish. Whoever may ask learns whom we block, so beyond loopback the clients must be named.
+func (c *checker) publish(f *dnsFile) {
+	if f.Publish == nil {
+		return
+	}
+	const at = "$.dns.publish"
+	p := &Publish{Listen: netip.MustParseAddrPort("127.0.0.1:5353"), Zone: strings.ToLower(strings.TrimSuffix(f.Publish.Zone, "."))}
+	if s := f.Publish.Listen; s != "" {
+		l, err := netip.ParseAddrPort(s)
+		if err != nil || l.Port() == 0 || l.Addr().Zone() != "" || l.Addr().IsMulticast() {
+			c.fault(at+".listen", "an address and a port such as 127.0.0.1:5353", "%.80q is no place to listen on", s)
+		} else {
+			p.Listen = netip.AddrPortFrom(l.Addr().Unmap(), l.Port())
+		}
+	}
+	if err := zone.CheckName(p.Zone); err != nil {
+		c.fault(at, "zone: bl.example.org, a name below a domain of yours", "zone: %v", err)
+	}
+	if len(f.Publish.Clients) > maxClients {
+		c.fault(at+".clients", "name networks instead of addresses", "%d are too many: at most %d", len(f.Publish.Clients), maxClients)
+		return
+	}
+	for i, s := range f.Publish.Clients {
+		n, err := block.ParsePrefix(s)
+		if err != nil {
+			c.fault(fmt.Sprintf("%s.clients[%d]", at, i), "an address or CIDR such as 192.0.2.0/24", "%v", err)
+			continue
+		}
+		min := 8
+		if n.Addr().Is6() {
+			min = 32
+		}
+		if n.Bits() < min {
+			c.fault(fmt.Sprintf("%s.clients[%d]", at, i), "name the networks of your own hosts: whoever asks learns whom you block", "%s is wider than /%d", n, min)
+			continue
+		}
+		p.Clients = append(p.Clients, n)
+	}
+	if !p.Listen.Addr().IsLoopback() && len(p.Clients) == 0 {
+		c.fault(at, "clients: [192.0.2.0/24], the networks that may ask; or listen on 127.0.0.1", "%s is no loopback address, and nobody is named who may ask there", p.Listen)
+	}
+	for i, l := range c.cfg.DNS.Lists {
+		if l.Zone == p.Zone {
+			c.fault(fmt.Sprintf("$.dns.lists[%d]", i), "take it out: a block would confirm itself", "%s is the zone that dns.publish serves", l.Name)
+		}
+	}
+	c.cfg.DNS.Publish = p
 }
 
 const listHint = `for example {zone: zen.spamhaus.org}, {zone: bl.example.net, codes: {"127.0.0.2": 60}} or "bl.example.net=127.0.0.[2..11]*2"`

@@ -52,7 +52,6 @@ func TestDNSFaults(t *testing.T) {
 		line int
 		want string
 	}{
-		{"dns:\n  publish: {zone: x}\n", 2, "not built"},
 		{"dns:\n  before_accept: true\n", 2, "not built"},
 		{"dns:\n  resolver: [127.0.0.1]\n", 2, "resolver"},
 		{"dns:\n  resolvers: [localhost]\n", 2, "no address"},

@@ -1,0 +1,131 @@
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/mxshield/mxshield/agent/internal/dnslist"
+	"github.com/mxshield/mxshield/agent/internal/resolve"
+	"github.com/mxshield/mxshield/scripts/lab"
+)
+
+// question asks a DNS server of the mail host.
+func (r *rig) question(at, network, name string, qtype uint16) *dns.Msg {
+	r.t.Helper()
+	c, err := r.top.MX[0].DialDNS(r.t.Context(), network, at)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer c.Close()
+	client := dns.Client{Net: network, Timeout: 10 * time.Second}
+	m, _, err := client.ExchangeWithConn(new(dns.Msg).SetQuestion(name, qtype), &dns.Conn{Conn: c})
+	if err != nil {
+		r.t.Fatalf("%s %s: %v", network, name, err)
+	}
+	return m
+}
+
+// TestPublish: the block table is a DNS list. A Postfix whose address is not shielded refuses by it whom the shield would drop: it asks
+// unbound, which asks the agent. Our own list engine, which trusts nobody, finds the zone in order. An unblock is seen, and
+// while the shield is off nobody is listed.
+func TestPublish(t *testing.T) {
+	r := newRig(t, rejecting("bl.mx.example"), "big_senders: false\nexempt: ["+lab.MX4.String()+"]\ndns: {resolvers: [127.0.0.1], publish: {listen: \"127.0.0.1:5353\", zone: bl.mx.example}}\n")
+	root, err := lab.DNSRoot(t.Context(), lab.CacheDir(), func(s string) { t.Log(s) })
+	if err != nil {
+		t.Skipf("skipped: no unbound: %v", err)
+	}
+	zone := netip.MustParseAddrPort("127.0.0.1:5353")
+	if _, err := lab.StartUnbound(t.Context(), r.top.MX[0], root, r.dir, netip.MustParseAddr("127.0.0.1"), map[string]netip.AddrPort{"bl.mx.example": zone}, zone); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	ctx := t.Context()
+	src := lab.Sources(lab.Attack4, 2)
+	at := func(a netip.Addr) string {
+		b := a.As4()
+		return fmt.Sprintf("%d.%d.%d.%d.bl.mx.example.", b[3], b[2], b[1], b[0])
+	}
+	// One is blocked by what Postfix logs about it, and by hand an IPv6 network.
+	lab.Dictionary(ctx, r.top.Net, src[0], mx, lab.DictionaryOptions{Talk: brief, Recipients: 30, PerSession: 15})
+	r.awaitBlock(src[0])
+	r.must("block", "2001:db8:66::/64")
+
+	for _, network := range []string{"udp", "tcp"} {
+		for _, server := range []string{"127.0.0.1:5353", "127.0.0.1:53"} {
+			m := r.question(server, network, at(src[0]), dns.TypeA)
+			if len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != "127.0.0.3" {
+				t.Errorf("%s %s: %v", server, network, m)
+			}
+			m = r.question(server, network, at(src[0]), dns.TypeTXT)
+			if len(m.Answer) != 1 || !strings.Contains(m.Answer[0].String(), "dictionary, until ") {
+				t.Errorf("%s %s: %v", server, network, m)
+			}
+			if m = r.question(server, network, at(src[1]), dns.TypeA); m.Rcode != dns.RcodeNameError || len(m.Answer) != 0 {
+				t.Errorf("%s %s: %v", server, network, m)
+			}
+		}
+	}
+	res := lab.Honest(ctx, r.top.Net, src[0], mx, lab.HonestOptions{Messages: 1})
+	if res.Accepted != 0 || !strings.Contains(res.Last, "blocked using bl.mx.example") || !strings.Contains(res.Last, "dictionary, until") {
+		t.Errorf("Postfix does not use it: %+v", res)
+	}
+	if res := lab.Honest(ctx, r.top.Net, src[1], mx, lab.HonestOptions{Messages: 1}); res.Accepted != 1 {
+		t.Errorf("%+v", res)
+	}
+
+	r.engineAgrees("bl.mx.example=127.0.0.[2..254]", map[string]bool{src[0].String(): true, src[1].String(): false, "2001:db8:66::1": true, "2001:db8:67::1": false})
+
+	r.must("off", "--reason", "test")
+	if m := r.question("127.0.0.1:5353", "udp", at(src[0]), dns.TypeA); m.Rcode != dns.RcodeNameError {
+		t.Errorf("listed while the shield is off: %v", m)
+	}
+	r.must("on")
+	if m := r.question("127.0.0.1:5353", "udp", at(src[0]), dns.TypeA); len(m.Answer) != 1 {
+		t.Errorf("not listed when it is on again: %v", m)
+	}
+	r.must("unblock", src[0].String())
+	if m := r.question("127.0.0.1:5353", "udp", at(src[0]), dns.TypeA); m.Rcode != dns.RcodeNameError {
+		t.Errorf("listed after an unblock: %v", m)
+	}
+	if s := r.status(); s.Publish == nil || s.Publish.Listed < 5 || s.Publish.Listen != "127.0.0.1:5353" {
+		t.Errorf("%+v", s.Publish)
+	}
+}
+
+// engineAgrees puts our own list engine, with its test entries and canaries, to a list that is served on the mail host.
+func (r *rig) engineAgrees(site string, want map[string]bool) {
+	r.t.Helper()
+	res, err := resolve.New(resolve.Options{Servers: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")}, Dial: r.top.MX[0].DialDNS, ResolvConf: filepath.Join(r.dir, "none")})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer res.Close()
+	l, err := dnslist.ParseSite(site)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	e := dnslist.NewEngine(dnslist.Options{Lists: []dnslist.List{l}, Resolver: res, Log: slog.New(slog.DiscardHandler)})
+	ctx, stop := context.WithCancel(r.t.Context())
+	done := make(chan struct{})
+	go func() { _ = e.Run(ctx); close(done) }()
+	defer func() { stop(); <-done }()
+	r.eventually("the zone has passed its tests", func() bool {
+		z := e.Status().Zones[0]
+		return z.IPv4.State == dnslist.OK && z.IPv6.State == dnslist.OK
+	})
+	for a, listed := range want {
+		if f := e.Check(ctx, netip.MustParseAddr(a)); f.Listed() != listed || len(f.Unknown) != 0 {
+			r.t.Errorf("%s: %+v", a, f)
+		}
+	}
+}
