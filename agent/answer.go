@@ -89,6 +89,7 @@ func (d *daemon) Status() control.Status {
 		s.State.Error = d.storeErr.Error()
 	}
 	d.dnsStatus(&s, warnings)
+	d.ownStatus(&s, warnings)
 	maps.Copy(warnings, d.warnings)
 	for _, k := range slices.Sorted(maps.Keys(warnings)) {
 		s.Warnings = append(s.Warnings, warnings[k])

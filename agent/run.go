@@ -59,6 +59,7 @@ type daemon struct {
 	clusterParts
 	namesParts
 	ownMXParts
+	reputationParts
 	ranges chan struct{} // tells the housekeeper that senders has new ranges
 	inputs []tail.Input
 	mtas   map[string]maillog.MTA // by input; those without an entry are told apart line by line
@@ -140,6 +141,9 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 		return err
 	}
 	d.openOwnMX()
+	if err := d.openReputation(); err != nil {
+		return err
+	}
 	d.resumeHeld()
 	marks := d.marks()
 	d.openInputs(ctx, marks)
@@ -181,6 +185,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	start(func() error { return d.keepAsking(ctx) })
 	start(func() error { d.publish(ctx); return nil })
 	start(func() error { d.keepOwnMX(ctx); return nil })
+	start(func() error { d.keepReputation(ctx); return nil })
 	start(func() error { return d.keepHouse(ctx, hup) })
 	start(func() error { return control.NewServer(d, log).Run(ctx, listener) })
 	committed := make(chan struct{})
@@ -700,6 +705,14 @@ func (d *daemon) commit() error {
 			b.Extra = map[string][]byte{}
 		}
 		b.Extra[heldKey] = held
+	}
+	if w := d.watch; w != nil {
+		if own, ok := w.Save(); ok {
+			if b.Extra == nil {
+				b.Extra = map[string][]byte{}
+			}
+			b.Extra[reputationKey] = own
+		}
 	}
 	d.flight = &b
 	d.mu.Unlock()

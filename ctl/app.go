@@ -92,7 +92,7 @@ func (c *ctl) app() *cli.App {
 			}
 			return cli.ShowAppHelp(x)
 		},
-		Commands: slices.Concat(c.statusCommands(), c.listCommands(), c.topCommands(), c.blockCommands(), c.allowCommands(), c.clusterCommands(), c.rescueCommands()),
+		Commands: slices.Concat(c.statusCommands(), c.listCommands(), c.lookupCommands(), c.topCommands(), c.blockCommands(), c.allowCommands(), c.clusterCommands(), c.rescueCommands()),
 	}
 	for _, cmd := range app.Commands {
 		c.prepare(app, cmd, output)

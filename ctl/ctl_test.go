@@ -117,6 +117,42 @@ func (d *desk) Top(limit int) (control.Top, error) {
 	return t, nil
 }
 
+func (d *desk) Lookup(_ context.Context, a netip.Addr) (control.Lookup, error) {
+	l := control.Lookup{
+		Address: a, Node: "mx1", Now: frozen, Words: a.String() + " in words", RDNS: "verified", Threshold: 100, Sum: 20,
+		Names: []control.Name{{Name: "mail.example.org", Verified: true}, {Name: "a\x1b.example.org"}}, Allowed: "spf:example.org",
+		Lists: []control.ListAnswer{
+			{Zone: "zen.spamhaus.org", Says: "listed", Codes: []netip.Addr{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.9")}, Points: 80, Words: "SBL, DROP", TXT: "see \x1b[31mhere", Page: "https://list.example/?q=" + a.String()},
+			{Zone: "wl.example.net", Says: "welcome", Codes: []netip.Addr{netip.MustParseAddr("127.0.9.2")}, Points: -60, Words: "medium"},
+			{Zone: "bl.example.net", Says: "clean"}, {Zone: "four.example.net", Says: "no_ipv6"},
+			{Zone: "off.example.net", Says: "unknown", Why: "suspended: it lists 127.0.0.1"},
+		},
+	}
+	if !a.Is4() {
+		return control.Lookup{Address: a, Node: "mx1", Now: frozen, Words: "in words", RDNS: "temporary", Warnings: []string{"there are no DNS lists"}}, nil
+	}
+	return l, nil
+}
+
+func (d *desk) Reputation(a netip.Addr, limit int) (control.Reputation, error) {
+	code := []netip.Addr{netip.MustParseAddr("127.0.0.4")}
+	listed := control.OwnStanding{ListAnswer: control.ListAnswer{Zone: "zen.spamhaus.org", Says: "listed", Codes: code, Words: "XBL"}, Since: frozen.Add(-3 * time.Hour), Checked: frozen}
+	clean := control.OwnStanding{ListAnswer: control.ListAnswer{Zone: "bl.example.net", Says: "clean"}, Since: frozen.Add(-time.Hour), Checked: frozen}
+	lost := control.OwnStanding{ListAnswer: control.ListAnswer{Zone: "off.example.net", Says: "unknown", Why: "SERVFAIL"}}
+	r := control.Reputation{Now: frozen, Own: []control.OwnAddress{
+		{Address: netip.MustParseAddr("198.51.100.25"), Asked: frozen, Lists: []control.OwnStanding{listed, clean, lost}},
+		{Address: netip.MustParseAddr("2001:db8:25::"), Asked: frozen, Lists: []control.OwnStanding{clean, lost}},
+		{Address: netip.MustParseAddr("198.51.100.26")},
+	}, Events: []control.ReputationEvent{
+		{Time: frozen.Add(-3 * time.Hour), Address: netip.MustParseAddr("198.51.100.25"), List: "zen.spamhaus.org", What: "listed", Codes: code, Words: "XBL", TXT: "see \x1b[31mhere"},
+		{Time: frozen.Add(-30 * time.Hour), Address: netip.MustParseAddr("198.51.100.25"), List: "bl.example.net", What: "delisted"},
+	}[:min(limit, 2)]}
+	if a.IsValid() {
+		r.Own = r.Own[:1]
+	}
+	return r, nil
+}
+
 func (d *desk) List(q block.Query) control.List {
 	rows, total := d.table.List(q, frozen)
 	l := control.List{Total: total, Entries: make([]control.Listed, len(rows))}

@@ -107,6 +107,9 @@ func (c *ctl) status(s *control.Status) {
 			p("cluster", "%d of %d peers alive, %d entries learned, %d to come (mxshieldctl peers)", k.Alive, k.Peers, k.Learned, k.Lag)
 		}
 	}
+	if o := s.Own; o != nil {
+		p("own", "%d own addresses are watched, %d of them listed (mxshieldctl reputation)", o.Watched, o.Listed)
+	}
 	if z := s.Publish; z != nil {
 		p("publish", "%s on %s: %d questions, %d answered with a listing, %d refused", z.Zone, z.Listen, z.Queries, z.Listed, z.Refused)
 	}

@@ -10,8 +10,9 @@ allowed() { # room -> rooms it may import
 	agent) echo 'agent/block agent/control agent/internal/* bpf gossip gossip/replica scripts/loggen/traffic' ;; # the last one in a test only
 	bpf) echo 'scripts/lab' ;; # in a benchmark only
 	agent/control) echo 'agent/block' ;;
-	agent/internal/config) echo 'agent/block agent/internal/dnslist agent/internal/maillog agent/internal/senders agent/internal/verdict gossip' ;;
+	agent/internal/config) echo 'agent/block agent/internal/dnslist agent/internal/maillog agent/internal/reputation agent/internal/senders agent/internal/verdict agent/internal/zone gossip' ;;
 	agent/internal/dnslist) echo 'agent/internal/resolve scripts/lab' ;; # the last one in a test only
+	agent/internal/reputation) echo 'agent/internal/dnslist' ;;
 	agent/internal/senders) echo 'agent/internal/resolve' ;;
 	agent/internal/store | agent/internal/zone) echo 'agent/block' ;;
 	agent/internal/verdict) echo 'agent/block agent/internal/maillog' ;;

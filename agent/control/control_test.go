@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -63,6 +64,14 @@ func (f *fake) Disallow(w string, p netip.Prefix) (block.Result, error) {
 	return block.Result{}, f.err
 }
 
+func (f *fake) Lookup(_ context.Context, a netip.Addr) (Lookup, error) {
+	f.asked = append(f.asked, "lookup "+a.String())
+	return Lookup{Address: a}, f.err
+}
+func (f *fake) Reputation(a netip.Addr, limit int) (Reputation, error) {
+	f.asked = append(f.asked, fmt.Sprintf("reputation %s %d", a, limit))
+	return Reputation{}, f.err
+}
 func (f *fake) Peers() Peers         { return Peers{Node: "mx1"} }
 func (f *fake) Keys() ([]Key, error) { return []Key{{ID: "01020304"}}, f.err }
 func (f *fake) ChangeKey(_ string, r KeyRequest) (string, error) {
@@ -114,6 +123,33 @@ func TestClusterRequests(t *testing.T) {
 			t.Errorf("%+v: %q, %v", r.req, f.asked, err)
 		case r.want == "" && (!errors.As(err, &e) || e.Status != http.StatusBadRequest || len(f.asked) > 0):
 			t.Errorf("%+v: %q, %v", r.req, f.asked, err)
+		}
+	}
+}
+
+// TestQuestions: what makes no sense does not reach the agent.
+func TestQuestions(t *testing.T) {
+	f := &fake{}
+	c := NewClient(serve(t, f), 5*time.Second)
+	for query, want := range map[string]string{
+		"lookup?address=192.0.2.7": "lookup 192.0.2.7", "lookup?address=::ffff:192.0.2.7": "lookup 192.0.2.7", "lookup?address=192.0.2.0/24": "", "lookup": "", "lookup?address=x": "",
+		"reputation": "reputation invalid IP 100", "reputation?address=2001:db8::7&limit=5": "reputation 2001:db8::7 5", "reputation?limit=-1": "", "reputation?limit=1000000": "",
+		"reputation?address=192.0.2.0/24": "", "reputation?address=x": "",
+	} {
+		path, q, _ := strings.Cut(query, "?")
+		values, err := url.ParseQuery(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.asked = nil
+		var v any
+		err = c.Get(t.Context(), "/v1/"+path, values, &v)
+		var e *Error
+		switch {
+		case want != "" && (err != nil || len(f.asked) != 1 || f.asked[0] != want):
+			t.Errorf("%s: %q, %v", query, f.asked, err)
+		case want == "" && (!errors.As(err, &e) || e.Status != http.StatusBadRequest || len(f.asked) > 0):
+			t.Errorf("%s: %q, %v", query, f.asked, err)
 		}
 	}
 }

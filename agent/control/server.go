@@ -33,6 +33,9 @@ const (
 	maxConns    = 64
 	maxRows     = 100_000 // of list
 	maxTop      = 1000    // of top
+	maxEvents   = 20_000  // of reputation
+	maxLookups  = 4       // at once
+	lookupTime  = 15 * time.Second
 )
 
 // An Agent does what the requests ask. who is the peer, for the audit trail. Changes are on disk and in the kernel
@@ -42,6 +45,8 @@ type Agent interface {
 	List(block.Query) List
 	Why(netip.Prefix) (Why, error)
 	Top(limit int) (Top, error)
+	Lookup(ctx context.Context, a netip.Addr) (Lookup, error)
+	Reputation(a netip.Addr, limit int) (Reputation, error) // a not valid: all
 	Block(who string, p netip.Prefix, d time.Duration, forever bool, reason string) (block.Result, error)
 	Unblock(who string, p []netip.Prefix, hold time.Duration, reason string) ([]block.Result, error)
 	Allow(who string, p netip.Prefix, d time.Duration, forever bool, reason string) (block.Result, error)
@@ -89,13 +94,16 @@ func Listen(path string) (net.Listener, error) {
 
 // Server answers requests on a listener.
 type Server struct {
-	agent Agent
-	log   *slog.Logger
-	heavy sync.Mutex
+	agent   Agent
+	log     *slog.Logger
+	heavy   sync.Mutex
+	lookups chan struct{}
 }
 
 // NewServer returns a server; Run serves.
-func NewServer(a Agent, log *slog.Logger) *Server { return &Server{agent: a, log: log} }
+func NewServer(a Agent, log *slog.Logger) *Server {
+	return &Server{agent: a, log: log, lookups: make(chan struct{}, maxLookups)}
+}
 
 type peerKey struct{}
 
@@ -212,6 +220,28 @@ func (s *Server) Handler() http.Handler {
 		}
 		return s.agent.Top(limit)
 	})
+	get("/v1/reputation", func(q url.Values) (any, error) {
+		limit, err := strconv.Atoi(cmp.Or(q.Get("limit"), "100"))
+		if err != nil || limit < 0 || limit > maxEvents {
+			return nil, bad(fmt.Sprintf("limit %.20q is out of range", q.Get("limit")), fmt.Sprintf("0 to %d", maxEvents))
+		}
+		var a netip.Addr
+		if t := q.Get("address"); t != "" {
+			p, err := parsePrefix(t)
+			if err != nil {
+				return nil, err
+			}
+			if !p.IsSingleIP() {
+				return nil, bad(p.String()+" is no single address", "an address, or nothing for all")
+			}
+			a = p.Addr()
+		}
+		return s.agent.Reputation(a, limit)
+	})
+	mux.HandleFunc("GET /v1/lookup", func(w http.ResponseWriter, r *http.Request) {
+		v, err := s.lookup(r)
+		s.reply(w, v, err)
+	})
 	post(mux, s, "/v1/block", func(who string, r BlockRequest) (any, error) {
 		p, d, forever, err := r.parse()
 		if err != nil {
@@ -277,6 +307,26 @@ func (s *Server) Handler() http.Handler {
 		s.reply(w, nil, &Error{Status: http.StatusNotFound, Text: fmt.Sprintf("no such request: %.20s %.100q", r.Method, r.URL.Path), Hint: "mxshieldctl and the agent may be of different versions"})
 	})
 	return mux
+}
+
+// lookup asks others, which takes time: few at once.
+func (s *Server) lookup(r *http.Request) (any, error) {
+	p, err := parsePrefix(r.URL.Query().Get("address"))
+	if err != nil {
+		return nil, err
+	}
+	if !p.IsSingleIP() {
+		return nil, bad(p.String()+" is no single address", "look up one address of it")
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), lookupTime)
+	defer cancel()
+	select {
+	case s.lookups <- struct{}{}:
+		defer func() { <-s.lookups }()
+	case <-ctx.Done():
+		return nil, &Error{Status: http.StatusServiceUnavailable, Text: "too many lookups at once", Hint: "try again in a moment"}
+	}
+	return s.agent.Lookup(ctx, p.Addr())
 }
 
 func one(r block.Result, err error) (any, error) { return Done{Results: []block.Result{r}}, err }

@@ -5,6 +5,8 @@
 //	GET  /v1/list?within=192.0.2.0/24&cause=dictionary&kind=block&all=1&limit=100
 //	GET  /v1/why?prefix=192.0.2.7
 //	GET  /v1/top?limit=20
+//	GET  /v1/lookup?address=192.0.2.7
+//	GET  /v1/reputation?address=192.0.2.25&limit=100
 //	POST /v1/block     {"prefix": "192.0.2.7", "for": "72h", "reason": "..."}
 //	POST /v1/unblock   {"prefixes": ["192.0.2.7"], "hold": "1h"}
 //	POST /v1/allow     {"prefix": "192.0.2.0/24", "for": "", "reason": "..."}
@@ -53,6 +55,7 @@ type Status struct {
 	Never      []block.Never     `json:"never"` // without those of the allows by name
 	Senders    []Sender          `json:"senders,omitempty"`
 	DNS        *DNS              `json:"dns,omitempty"`     // set: lists are asked, or names
+	Own        *OwnCount         `json:"own,omitempty"`     // set: own addresses are watched
 	Publish    *Publish          `json:"publish,omitempty"` // set: the table is served as a DNS list
 	Limits     *Limits           `json:"limits,omitempty"`  // absent: new connections are not limited
 	Cluster    *ClusterStatus    `json:"cluster,omitempty"`
@@ -104,6 +107,12 @@ type Sender struct {
 	Next      time.Time `json:"next,omitzero"`
 	Error     string    `json:"error,omitempty"`
 	Notes     []string  `json:"notes,omitempty"` // what of an SPF record is not taken over, and why
+}
+
+// OwnCount is how many own addresses are watched, and how many of them are on a list.
+type OwnCount struct {
+	Watched int `json:"watched"`
+	Listed  int `json:"listed"`
 }
 
 // Publish is the table served as a DNS list.
@@ -163,6 +172,73 @@ type Listed struct {
 type List struct {
 	Entries []Listed `json:"entries"`
 	Total   int      `json:"total"`
+}
+
+// Lookup is the answer to lookup: all that is known or can be asked about an address, for a ticket. No key of a list is in it.
+type Lookup struct {
+	Address   netip.Addr     `json:"address"`
+	Node      string         `json:"node"`
+	Now       time.Time      `json:"now"`
+	Decision  block.Decision `json:"decision"`
+	Words     string         `json:"words"` // the decision as a sentence
+	Lists     []ListAnswer   `json:"lists"`
+	Sum       float64        `json:"sum"` // of all points
+	Threshold float64        `json:"threshold"`
+	RDNS      string         `json:"rdns"`              // verified, none, mismatch, temporary
+	Names     []Name         `json:"names,omitempty"`   // claimed by PTR records, at most 8
+	Allowed   string         `json:"allowed,omitempty"` // the rule by which it is never blocked automatically
+	Warnings  []string       `json:"warnings,omitempty"`
+}
+
+// Reputation is the answer to reputation: what DNS lists say of own addresses, and what they said in the last year.
+type Reputation struct {
+	Now    time.Time         `json:"now"`
+	Own    []OwnAddress      `json:"own"`    // those that are listed first
+	Events []ReputationEvent `json:"events"` // the newest first
+}
+
+// OwnAddress is one address that is watched.
+type OwnAddress struct {
+	Address netip.Addr    `json:"address"`
+	Asked   time.Time     `json:"asked,omitzero"`
+	Next    time.Time     `json:"next,omitzero"`
+	Lists   []OwnStanding `json:"lists"`
+}
+
+// OwnStanding is what a list said last, as far as it could be asked; Why says why it could not be asked just now.
+type OwnStanding struct {
+	ListAnswer
+	Since   time.Time `json:"since,omitzero"`
+	Checked time.Time `json:"checked,omitzero"`
+}
+
+// ReputationEvent is a listing of an own address, its end, or a change of it.
+type ReputationEvent struct {
+	Time    time.Time    `json:"time"`
+	Address netip.Addr   `json:"address"`
+	List    string       `json:"list"`
+	What    string       `json:"what"` // listed, delisted, changed
+	Codes   []netip.Addr `json:"codes,omitempty"`
+	Words   string       `json:"words,omitempty"`
+	TXT     string       `json:"txt,omitempty"`
+}
+
+// Name is a reverse name of an address; a claim if it does not lead back to it.
+type Name struct {
+	Name     string `json:"name"`
+	Verified bool   `json:"verified"`
+}
+
+// ListAnswer is what one DNS list says of an address.
+type ListAnswer struct {
+	Zone   string       `json:"zone"`
+	Says   string       `json:"says"` // listed, welcome, neutral, clean, unknown, no_ipv6
+	Codes  []netip.Addr `json:"codes,omitempty"`
+	Points float64      `json:"points"`
+	Words  string       `json:"words,omitempty"`
+	TXT    string       `json:"txt,omitempty"`  // the list's own text
+	Page   string       `json:"page,omitempty"` // where its owner looks it up and asks for removal
+	Why    string       `json:"why,omitempty"`  // it is unknown
 }
 
 // Why is the answer to why.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/mxshield/mxshield/agent/block"
 	"github.com/mxshield/mxshield/agent/internal/dnslist"
+	"github.com/mxshield/mxshield/agent/internal/reputation"
 	"github.com/mxshield/mxshield/agent/internal/zone"
 )
 
@@ -19,6 +20,8 @@ type DNS struct {
 	Resolvers []netip.AddrPort // none: those of /etc/resolv.conf
 	Lists     []dnslist.List   // without their keys, see dnslist.List.LoadKey
 	Publish   *Publish         // nil: the table is not served
+	Own       []netip.Prefix   // own addresses that are looked up
+	OwnHook   string           // a program that is told what happens to them
 }
 
 // Publish is where the block table is served as a DNS list.
@@ -37,10 +40,11 @@ type dnsFile struct {
 		Zone    string   `yaml:"zone"`
 		Clients []string `yaml:"clients"`
 	} `yaml:"publish"`
+	Own     []string `yaml:"own"`
+	OwnHook string   `yaml:"own_hook"`
 
 	// Planned and not built yet.
 	BeforeAccept any `yaml:"before_accept"`
-	Own          any `yaml:"own"`
 }
 
 // Bounds of the dns key.
@@ -57,7 +61,7 @@ func (c *checker) dns(f *dnsFile) {
 	for _, u := range []struct {
 		key, what string
 		val       any
-	}{{"before_accept", "asking before accepting", f.BeforeAccept}, {"own", "watching own addresses", f.Own}} {
+	}{{"before_accept", "asking before accepting", f.BeforeAccept}} {
 		if u.val != nil && u.val != false {
 			c.fault("$.dns."+u.key, "take the key out; CHANGELOG.md says when it comes", "%s is not built in this version", u.what)
 		}
@@ -119,6 +123,41 @@ func (c *checker) dns(f *dnsFile) {
 		}
 	}
 	c.publish(f)
+	c.own(f)
+}
+
+// own checks dns.own.
+func (c *checker) own(f *dnsFile) {
+	d := &c.cfg.DNS
+	for i, s := range f.Own {
+		at := fmt.Sprintf("$.dns.own[%d]", i)
+		p, err := block.ParsePrefix(s)
+		switch a := p.Addr(); {
+		case err != nil:
+			c.fault(at, "an address or CIDR of your own such as 198.51.100.25", "%v", err)
+		case !a.IsGlobalUnicast() || a.IsPrivate() && !c.cfg.Block.Private:
+			c.fault(at, "an address from which mail goes out to the internet", "%s is on no list: it is not an address of the internet", p)
+		case slices.ContainsFunc(d.Own, p.Overlaps):
+			c.fault(at, "take one out", "%s stands there twice", p)
+		default:
+			d.Own = append(d.Own, p)
+		}
+	}
+	if _, err := reputation.Addresses(d.Own); err != nil {
+		c.fault("$.dns.own", "name the addresses that send mail", "%v", err)
+	}
+	if len(f.Own) > 0 && len(f.Lists) == 0 {
+		c.fault("$.dns.own", "name the lists under dns.lists", "there are no lists to look them up on")
+	}
+	if h := f.OwnHook; h != "" {
+		switch {
+		case !filepath.IsAbs(h):
+			c.fault("$.dns.own_hook", "give the whole path of a program; it gets its arguments from the agent", "%.100q is no path", h)
+		case len(f.Own) == 0:
+			c.fault("$.dns.own_hook", "name the addresses under dns.own", "there are no own addresses to tell it of")
+		}
+		d.OwnHook = h
+	}
 }
 
 // maxClients bounds whom the zone is served to, in prefixes: each question is compared with them.

@@ -40,8 +40,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"github.com/mxshield/mxshield/agent/internal/resolve"
 )
 
@@ -74,7 +72,6 @@ type Listing struct {
 	Codes  []netip.Addr `json:"codes"`
 	Points float64      `json:"points"` // negative: welcome
 	Words  string       `json:"words,omitempty"`
-	TXT    string       `json:"txt,omitempty"` // the list's text, at most 500 bytes; from outside: quote it
 }
 
 // A Finding is what is known about a source.
@@ -358,7 +355,7 @@ func (e *Engine) work(ctx context.Context, a netip.Addr) {
 	e.mu.Unlock()
 	f, skip := Finding{TTL: ttlOff}, e.o.Skip(a)
 	if !skip {
-		f = e.check(ctx, a, false)
+		f = e.check(ctx, a)
 	}
 	if ctx.Err() != nil {
 		return
@@ -390,13 +387,8 @@ func (e *Engine) finished() {
 	e.done++
 }
 
-// Check asks now, with the lists' texts, and waits for the answer. It is for people: it neither counts nor is remembered.
-func (e *Engine) Check(ctx context.Context, a netip.Addr) Finding {
-	return e.check(ctx, a.Unmap().WithZone(""), true)
-}
-
 // check asks all lists and the reverse DNS about one source.
-func (e *Engine) check(ctx context.Context, a netip.Addr, people bool) Finding {
+func (e *Engine) check(ctx context.Context, a netip.Addr) Finding {
 	ctx, cancel := context.WithTimeout(ctx, e.o.Timeout)
 	defer cancel()
 	outs := make([]outcome, len(e.zones))
@@ -404,7 +396,7 @@ func (e *Engine) check(ctx context.Context, a netip.Addr, people bool) Finding {
 	for i, z := range e.zones {
 		all.Go(func() { outs[i] = z.about(ctx, a) })
 	}
-	names := e.names(ctx, a, people)
+	names := e.names(ctx, a)
 	all.Wait()
 
 	f := Finding{Source: a, TTL: ttlMost, RDNS: names.State, Names: names.Verified}
@@ -444,22 +436,17 @@ func (e *Engine) check(ctx context.Context, a netip.Addr, people bool) Finding {
 			continue
 		}
 		z, l := e.zones[i], listings[i]
-		if !people {
-			m := mark{known: known}
-			if l != nil {
-				m.yes, m.welcome, m.agreed = l.Points > 0, l.Points < 0, against > 1
-			}
-			if reason, hint := z.tally(m); reason != "" {
-				z.suspend(-1, reason, hint, breakerOut)
-				f.Unknown = append(f.Unknown, z.Name+": "+reason)
-				continue
-			}
+		m := mark{known: known}
+		if l != nil {
+			m.yes, m.welcome, m.agreed = l.Points > 0, l.Points < 0, against > 1
+		}
+		if reason, hint := z.tally(m); reason != "" {
+			z.suspend(-1, reason, hint, breakerOut)
+			f.Unknown = append(f.Unknown, z.Name+": "+reason)
+			continue
 		}
 		if l == nil {
 			continue
-		}
-		if people {
-			l.TXT = z.txt(ctx, a)
 		}
 		f.Listings = append(f.Listings, *l)
 		f.Sum += l.Points
@@ -475,18 +462,15 @@ const (
 	rdnsTime  = 2 * time.Second
 )
 
-func (e *Engine) names(ctx context.Context, a netip.Addr, people bool) resolve.Names {
-	if !people {
-		select {
-		case e.rdns <- struct{}{}:
-			defer func() { <-e.rdns }()
-		default:
-			return resolve.Names{State: resolve.StateTemporary, Err: resolve.ErrBusy}
-		}
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, rdnsTime)
-		defer cancel()
+func (e *Engine) names(ctx context.Context, a netip.Addr) resolve.Names {
+	select {
+	case e.rdns <- struct{}{}:
+		defer func() { <-e.rdns }()
+	default:
+		return resolve.Names{State: resolve.StateTemporary, Err: resolve.ErrBusy}
 	}
+	ctx, cancel := context.WithTimeout(ctx, rdnsTime)
+	defer cancel()
 	return e.o.Resolver.FCrDNS(ctx, a)
 }
 
@@ -500,7 +484,7 @@ func (z *zone) about(ctx context.Context, a netip.Addr) outcome {
 		f := &z.fam[fam]
 		switch f.state {
 		case Unsupported:
-			return outcome{clean: true, ttl: ttlMost}
+			return outcome{clean: true, ttl: ttlMost, unsupported: true}
 		case Suspended:
 			return outcome{reason: "suspended: " + f.reason, off: true}
 		}
@@ -549,23 +533,4 @@ func (z *zone) tally(m mark) (reason, hint string) {
 	}
 	z.mu.Unlock()
 	return z.count(m)
-}
-
-// txt asks for the list's reason.
-func (z *zone) txt(ctx context.Context, a netip.Addr) string {
-	if _, ok := z.take(famOf(a), false); !ok {
-		return ""
-	}
-	ans, err := z.e.o.Resolver.Lookup(ctx, queryName(a, z.suffix()), dns.TypeTXT)
-	if err != nil {
-		return ""
-	}
-	var w []string
-	for _, rr := range ans.Records[:min(len(ans.Records), 4)] {
-		if t, ok := rr.(*dns.TXT); ok {
-			w = append(w, strings.Join(t.Txt, ""))
-		}
-	}
-	s := z.redact(strings.Join(w, "; "))
-	return s[:min(len(s), 500)]
 }

@@ -197,9 +197,14 @@ func TestFinding(t *testing.T) {
 		if f.queries() == n {
 			t.Error("no query")
 		}
-		c := b.Check(t.Context(), addr("192.0.2.1"))
-		if len(c.Listings) != 1 || !strings.Contains(c.Listings[0].TXT, "http://example.net") {
-			t.Errorf("%+v", c)
+		if list := b.Report(t.Context(), addr("192.0.2.1")); len(list) != 1 || list[0].Says != Listed || !strings.Contains(list[0].TXT, "http://example.net") {
+			t.Errorf("%+v", list)
+		}
+		if list := b.Report(t.Context(), addr("192.0.2.9")); len(list) != 1 || list[0].Says != Clean || list[0].TXT != "" {
+			t.Errorf("%+v", list)
+		}
+		if list := b.Report(t.Context(), addr("10.0.0.1")); list != nil {
+			t.Errorf("asked about a private address: %+v", list)
 		}
 	})
 }
@@ -512,6 +517,43 @@ func TestSlowNames(t *testing.T) {
 	})
 }
 
+// What lists say of an address, in words: the PBL counts nothing against a source, and is a listing all the same.
+func TestReport(t *testing.T) {
+	zen, err := NewList("zen.spamhaus.org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wl, err := NewList("list.dnswl.org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fakeDNS{answer: func(name string, qtype uint16) ([]string, *resolve.Error) {
+		if strings.HasSuffix(name, "list.dnswl.org") {
+			return good("list.dnswl.org", map[string]string{"1.2.0.192": "127.0.9.2", "3.2.0.192": "127.0.9.0", "4.2.0.192": "127.0.200.9"})(name, qtype)
+		}
+		return good("zen.spamhaus.org", map[string]string{"1.2.0.192": "127.0.0.10", "2.2.0.192": "127.0.0.4"})(name, qtype)
+	}}
+	bubble(t, Options{Lists: []List{zen, wl}}, f, nil, func(t *testing.T, b *bench) {
+		for a, want := range map[string]string{
+			"192.0.2.1": "listed PBL +0 https://check.spamhaus.org/results/?query=192.0.2.1; welcome DNSWL medium -60 ",
+			"192.0.2.2": "listed XBL +60 https://check.spamhaus.org/results/?query=192.0.2.2; clean  +0 ",
+			"192.0.2.3": "clean  +0 ; neutral DNSWL none +0 ",
+			"192.0.2.4": "clean  +0 ; neutral a code that is not in the table +0 ",
+		} {
+			var got []string
+			for _, x := range b.Report(t.Context(), addr(a)) {
+				got = append(got, fmt.Sprintf("%s %s %+g %s", x.Says, x.Words, x.Points, x.Page))
+			}
+			if s := strings.Join(got, "; "); s != want {
+				t.Errorf("%s: %s, want %s", a, s, want)
+			}
+		}
+		if s := b.Status(); s.Done != 0 || s.Zones[0].Listed != 0 {
+			t.Errorf("a report counts: %+v", s)
+		}
+	})
+}
+
 // The key of a list is nowhere to be seen.
 func TestSecret(t *testing.T) {
 	const key = "q7secretq7secretq7"
@@ -539,7 +581,7 @@ func TestSecret(t *testing.T) {
 			b.Ask(addr("192.0.2.1"))
 			time.Sleep(10 * time.Second)
 			synctest.Wait()
-			text, _ := json.Marshal([]any{b.Status(), b.findings(), b.Check(t.Context(), addr("192.0.2.1"))})
+			text, _ := json.Marshal([]any{b.Status(), b.findings(), b.Report(t.Context(), addr("192.0.2.1"))})
 			for _, s := range []string{string(text), b.logs.String(), fmt.Sprintf("%+v", b.findings())} {
 				if strings.Contains(strings.ToLower(s), key) {
 					t.Errorf("%s: %s", mode, s)

@@ -25,6 +25,7 @@ type List struct {
 	noListed bool // it has no test entry
 	needsKey bool
 	hint     string // for refusals
+	page     string // about an address, which stands for {}
 }
 
 // A Code is what answers of a pattern count. Each Code counts once per source, however many answers match it.
@@ -32,6 +33,7 @@ type Code struct {
 	Pattern Pattern
 	Points  float64 // negative for welcome
 	Words   string
+	policy  bool // see List.policy
 }
 
 type errorCode struct {
@@ -61,7 +63,7 @@ var commonErrors = []errorCode{
 var blockedQuery = errorCode{mustPattern("127.0.0.1"), "the list answers 127.0.0.1, by which lists say that a query was blocked", publicHint}
 
 func code(pattern string, points float64, words string) Code {
-	return Code{mustPattern(pattern), points, words}
+	return Code{Pattern: mustPattern(pattern), Points: points, Words: words}
 }
 
 var zenCodes = []Code{
@@ -69,40 +71,40 @@ var zenCodes = []Code{
 	code("127.0.0.3", 60, "CSS"),
 	code("127.0.0.4", 60, "XBL"),
 	code("127.0.0.9", 100, "DROP"),
-	code("127.0.0.[10..11]", 0, "PBL"), // end-user ranges: policy, not evidence
+	{Pattern: mustPattern("127.0.0.[10..11]"), Words: "PBL", policy: true}, // end-user ranges: policy, not evidence
 	code("127.0.0.30", 100, "BCL"),
 }
 
 // presets are lists whose codes are known. Their points are ours: with a threshold of 100 one alone hardly ever blocks.
 var presets = []List{
-	{Zone: "zen.spamhaus.org", Codes: zenCodes, hint: publicHint},
-	{Zone: "zen.dq.spamhaus.net", Codes: zenCodes, needsKey: true},
-	{Zone: "authbl.dq.spamhaus.net", Codes: []Code{code("127.0.0.20", 60, "AuthBL")}, needsKey: true},
-	{Zone: "bl.spamcop.net", Codes: []Code{code("127.0.0.2", 40, "SpamCop")}},
-	{Zone: "psbl.surriel.com", Codes: []Code{code("127.0.0.2", 35, "PSBL")}},
-	{Zone: "b.barracudacentral.org", Codes: []Code{code("127.0.0.2", 45, "Barracuda")}, hint: "register your resolver's address at barracudacentral.org"},
-	{Zone: "bl.blocklist.de", Codes: []Code{code("127.0.0.[2..30]", 35, "blocklist.de")}},
-	{Zone: "dnsbl-1.uceprotect.net", Codes: []Code{code("127.0.0.2", 25, "UCEPROTECT-1")}},
+	{Zone: "zen.spamhaus.org", page: "https://check.spamhaus.org/results/?query={}", Codes: zenCodes, hint: publicHint},
+	{Zone: "zen.dq.spamhaus.net", page: "https://check.spamhaus.org/results/?query={}", Codes: zenCodes, needsKey: true},
+	{Zone: "authbl.dq.spamhaus.net", page: "https://check.spamhaus.org/results/?query={}", Codes: []Code{code("127.0.0.20", 60, "AuthBL")}, needsKey: true},
+	{Zone: "bl.spamcop.net", page: "https://www.spamcop.net/bl.shtml?{}", Codes: []Code{code("127.0.0.2", 40, "SpamCop")}},
+	{Zone: "psbl.surriel.com", page: "https://psbl.org/listing?ip={}", Codes: []Code{code("127.0.0.2", 35, "PSBL")}},
+	{Zone: "b.barracudacentral.org", page: "https://www.barracudacentral.org/rbl/removal-request/{}", Codes: []Code{code("127.0.0.2", 45, "Barracuda")}, hint: "register your resolver's address at barracudacentral.org"},
+	{Zone: "bl.blocklist.de", page: "https://www.blocklist.de/en/delist.html?ip={}", Codes: []Code{code("127.0.0.[2..30]", 35, "blocklist.de")}},
+	{Zone: "dnsbl-1.uceprotect.net", page: "https://www.uceprotect.net/en/rblcheck.php", Codes: []Code{code("127.0.0.2", 25, "UCEPROTECT-1")}},
 	// .13 to .16 are neutral.
-	{Zone: "rep.mailspike.net", Codes: []Code{
+	{Zone: "rep.mailspike.net", page: "https://mailspike.org/", Codes: []Code{
 		code("127.0.0.10", 50, "Mailspike worst"), code("127.0.0.11", 40, "Mailspike very bad"), code("127.0.0.12", 25, "Mailspike bad"),
 		code("127.0.0.[13..16]", 0, "Mailspike neutral"),
 		code("127.0.0.17", -10, "Mailspike fair"), code("127.0.0.18", -20, "Mailspike good"), code("127.0.0.19", -30, "Mailspike very good"), code("127.0.0.20", -40, "Mailspike excellent"),
 	}},
 	// Only the classes on which published tables agree.
-	{Zone: "dnsbl.dronebl.org", Codes: []Code{
+	{Zone: "dnsbl.dronebl.org", page: "https://dronebl.org/lookup?ip={}", Codes: []Code{
 		code("127.0.0.3", 40, "IRC drone"), code("127.0.0.8", 50, "SOCKS proxy"), code("127.0.0.9", 50, "HTTP proxy"), code("127.0.0.13", 45, "brute force"),
 	}},
 	// 127.0.category.trust
 	{Zone: "list.dnswl.org", Codes: []Code{
 		code("127.0.[2..15].0", 0, "DNSWL none"), code("127.0.[2..15].1", -20, "DNSWL low"), code("127.0.[2..15].2", -60, "DNSWL medium"), code("127.0.[2..15].3", -100, "DNSWL high"),
 	}},
-	{Zone: "hostkarma.junkemailfilter.com", Codes: []Code{
+	{Zone: "hostkarma.junkemailfilter.com", page: "https://ipadmin.junkemailfilter.com/remove.php?ip={}", Codes: []Code{
 		code("127.0.0.1", -20, "white"), code("127.0.0.2", 40, "black"), code("127.0.0.3", 0, "yellow"), code("127.0.0.4", 15, "brown"), code("127.0.0.5", 0, "no blacklist"),
 	}, one: true, noClean: true},
 	// The last octet of this one is a bit mask, of that one a score.
-	{Zone: "bl.score.senderscore.com", Codes: []Code{code("127.0.0.[1..254]", 30, "Sender Score blocklist")}, one: true, noClean: true, hint: "register at senderscore.org"},
-	{Zone: "score.senderscore.com", Codes: []Code{
+	{Zone: "bl.score.senderscore.com", page: "https://senderscore.org/", Codes: []Code{code("127.0.0.[1..254]", 30, "Sender Score blocklist")}, one: true, noClean: true, hint: "register at senderscore.org"},
+	{Zone: "score.senderscore.com", page: "https://senderscore.org/", Codes: []Code{
 		code("127.0.4.[0..9]", 40, "score below 10"), code("127.0.4.[10..29]", 15, "score below 30"), code("127.0.4.[30..79]", 0, "score"), code("127.0.4.[80..89]", -10, "score above 80"), code("127.0.4.[90..100]", -20, "score above 90"),
 	}, noListed: true, noClean: true, hint: "register at senderscore.org"},
 }

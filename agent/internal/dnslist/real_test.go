@@ -309,9 +309,14 @@ func TestRealServers(t *testing.T) {
 				}
 			}
 			if via.name == "unbound" {
-				f := e.Check(ctx, netip.MustParseAddr("198.18.0.1"))
-				if len(f.Listings) == 0 || !strings.Contains(f.Listings[0].TXT, "http://bl.example.net/198.18.0.1") {
-					t.Errorf("%+v", f)
+				list := e.Report(ctx, netip.MustParseAddr("198.18.0.1"))
+				if len(list) != len(lists) || list[0].Says != dnslist.Listed || !strings.Contains(list[0].TXT, "http://bl.example.net/198.18.0.1") {
+					t.Errorf("%+v", list)
+				}
+				for _, x := range list {
+					if _, isBad := via.reasons[x.Zone]; isBad != (x.Says == dnslist.Unknown) || isBad != (x.Why != "") {
+						t.Errorf("%+v", x)
+					}
 				}
 			}
 		})

@@ -117,6 +117,7 @@ type outcome struct {
 	clean        bool
 	reason, hint string // set: the list is in error
 	off          bool   // it was not asked: suspended since before
+	unsupported  bool   // it was not asked: it has no IPv6
 	err          *resolve.Error
 }
 
