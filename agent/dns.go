@@ -26,6 +26,7 @@ const (
 type dnsParts struct {
 	resolver *resolve.Resolver
 	lists    *dnslist.Engine // asks lists, and for names; nil if neither matters
+	hasLists atomic.Bool
 	seen     *dnslist.Collector
 	zone     atomic.Pointer[zone.Server] // our own list; nil until it is served
 }
@@ -51,23 +52,46 @@ func (d *daemon) openLists() {
 	if len(d.cfg.DNS.Lists) == 0 && !d.senders.ByName() {
 		return
 	}
-	lists := make([]dnslist.List, 0, len(d.cfg.DNS.Lists))
-	for _, l := range d.cfg.DNS.Lists {
+	saved := d.pending[budgetsKey]
+	delete(d.pending, budgetsKey)
+	d.hasLists.Store(len(d.cfg.DNS.Lists) > 0)
+	d.lists = dnslist.NewEngine(dnslist.Options{
+		Lists: d.withKeys(d.cfg.DNS.Lists), Saved: saved, Resolver: d.resolver, Found: d.found, Known: d.knownSender, Skip: d.neverBlocked, Private: d.cfg.Block.Private, Log: d.log,
+	})
+	d.seen = d.lists.NewCollector()
+}
+
+// withKeys loads the keys of lists and returns those that can be asked.
+func (d *daemon) withKeys(all []dnslist.List) []dnslist.List {
+	lists := make([]dnslist.List, 0, len(all))
+	for _, l := range all {
 		if err := l.LoadKey(); err != nil {
 			// Without its key one list is of no use; the others are, and the shield above all.
 			d.warn("list "+l.Name, "the DNS list "+l.Name+" is not asked", err)
 			continue
 		}
+		d.setWarning("list "+l.Name, "", nil)
 		lists = append(lists, l)
 	}
-	d.lists = dnslist.NewEngine(dnslist.Options{
-		Lists: lists, Resolver: d.resolver, Found: d.found, Known: d.knownSender, Skip: d.neverBlocked, Private: d.cfg.Block.Private, Log: d.log,
-	})
-	d.seen = d.lists.NewCollector()
+	return lists
 }
 
+// reloadLists takes over the lists of a new config, and keys that changed. It reports whether that could be done: an engine that
+// was not needed at the start is not there.
+func (d *daemon) reloadLists(lists []dnslist.List) bool {
+	if d.lists == nil {
+		return len(lists) == 0
+	}
+	d.lists.SetLists(d.withKeys(lists))
+	d.hasLists.Store(len(lists) > 0)
+	return true
+}
+
+// budgetsKey is where the queries of the day stand in the state file.
+const budgetsKey = "dns_budgets"
+
 // listed says whether there are lists to ask; without them only names are asked for.
-func (d *daemon) listed() bool { return len(d.cfg.DNS.Lists) > 0 }
+func (d *daemon) listed() bool { return d.hasLists.Load() }
 
 // runDNS asks until ctx ends.
 func (d *daemon) runDNS(ctx context.Context) error {

@@ -92,7 +92,7 @@ func bareDaemon(t testing.TB, r dnslist.Resolver, sites ...string) *daemon {
 			}
 			lists = append(lists, l)
 		}
-		cfg.DNS.Lists = lists
+		d.hasLists.Store(true)
 		d.lists = dnslist.NewEngine(dnslist.Options{Lists: lists, Resolver: r, Found: d.found, Known: d.knownSender, Skip: d.neverBlocked})
 		d.seen = d.lists.NewCollector()
 		ctx, cancel := context.WithCancel(context.Background())

@@ -706,6 +706,14 @@ func (d *daemon) commit() error {
 		}
 		b.Extra[heldKey] = held
 	}
+	if d.lists != nil {
+		if spent, ok := d.lists.Save(); ok {
+			if b.Extra == nil {
+				b.Extra = map[string][]byte{}
+			}
+			b.Extra[budgetsKey] = spent
+		}
+	}
 	if w := d.watch; w != nil {
 		if own, ok := w.Save(); ok {
 			if b.Extra == nil {
@@ -831,8 +839,8 @@ func (d *daemon) compact() {
 	}
 }
 
-// reloadConfig takes over what can change without a restart: the allow list. A restart opens no gap, so the rest
-// asks for one.
+// reloadConfig takes over what can change without a restart: the ranges of the allow list, and the DNS lists with their
+// keys. A restart opens no gap, so the rest asks for one.
 func (d *daemon) reloadConfig(ctx context.Context) {
 	d.notify(sdnotify.Reloading)
 	defer d.notify(sdnotify.Ready)
@@ -846,7 +854,10 @@ func (d *daemon) reloadConfig(ctx context.Context) {
 	d.cfg.Allow = cfg.Allow
 	d.mu.Unlock()
 	d.refreshNever(ctx, true)
-	d.log.Info("reloaded the allow list; other changes of the config take effect at the next restart", "allows", len(cfg.Allow))
+	if !d.reloadLists(cfg.DNS.Lists) {
+		d.log.Warn("DNS lists are asked after the next restart: none were asked so far, and no names")
+	}
+	d.log.Info("reloaded the allow list and the DNS lists; other changes of the config take effect at the next restart", "allows", len(cfg.Allow), "lists", len(cfg.DNS.Lists))
 }
 
 // warn logs a problem that lasts and shows it in status.

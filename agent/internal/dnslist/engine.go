@@ -35,6 +35,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -53,6 +55,7 @@ type Resolver interface {
 // Options is what NewEngine needs. Lists (with their keys loaded) and Resolver must be set.
 type Options struct {
 	Lists    []List
+	Saved    []byte // what Save returned in an earlier life: the queries of the day
 	Resolver Resolver
 	Found    func(Finding)         // called by the workers, several at a time
 	Known    func(netip.Addr) bool // whether mail of a source was accepted before; called by the workers
@@ -125,7 +128,7 @@ func (f *Finding) Words() string {
 // Engine asks. Make it with NewEngine; Run does the work.
 type Engine struct {
 	o     Options
-	zones []*zone
+	zones atomic.Pointer[[]*zone]
 	queue chan netip.Addr
 	rdns  chan struct{} // slots
 
@@ -134,12 +137,16 @@ type Engine struct {
 	offered atomic.Int64      // sources in batches, or given up
 	refused atomic.Uint64     // sources in batches that found no place
 
+	setting sync.Mutex // one SetLists at a time
 	mu      sync.Mutex
 	sources sources
 	epoch   uint32 // raised when a list is suspended: older findings confirm nothing
 	asked   uint64
 	dropped uint64
 	done    uint64
+
+	savedAt  time.Time
+	savedSum int // queries of the day as Save gave them last
 }
 
 // NewEngine checks the options. It starts nothing.
@@ -174,7 +181,21 @@ func NewEngine(o Options) *Engine {
 		o: o, queue: make(chan netip.Addr, o.Queue), rdns: make(chan struct{}, rdnsSlots), sources: newSources(o.Sources),
 		batches: make(chan []netip.Addr, maxBatches), spare: make(chan []netip.Addr, 2),
 	}
-	for _, l := range o.Lists {
+	e.zones.Store(new([]*zone))
+	e.SetLists(o.Lists)
+	e.load(o.Saved)
+	return e
+}
+
+// SetLists asks these lists from now on. One that is the same as before goes on as it is; another one is tested first, within
+// ten seconds. What was found by lists that are gone confirms nothing any more.
+func (e *Engine) SetLists(lists []List) {
+	e.setting.Lock()
+	defer e.setting.Unlock()
+	was := *e.zones.Load()
+	now := make([]*zone, 0, len(lists))
+	kept := 0
+	for _, l := range lists {
 		if l.Rate <= 0 {
 			l.Rate = DefaultRate
 		}
@@ -185,9 +206,20 @@ func NewEngine(o Options) *Engine {
 		for i := range z.fam {
 			z.fam[i].state, z.fam[i].tested = New, make(chan struct{})
 		}
-		e.zones = append(e.zones, z)
+		if i := slices.IndexFunc(was, func(o *zone) bool { return o.Zone == l.Zone }); i >= 0 {
+			if reflect.DeepEqual(was[i].List, l) {
+				z = was[i]
+				kept++
+			} else {
+				z.day, z.used = was[i].spent()
+			}
+		}
+		now = append(now, z)
 	}
-	return e
+	e.zones.Store(&now)
+	if kept < len(was) {
+		e.forget()
+	}
 }
 
 // Run asks until ctx ends.
@@ -219,7 +251,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		tick := time.NewTicker(10 * time.Second)
 		defer tick.Stop()
 		for {
-			for _, z := range e.zones {
+			for _, z := range *e.zones.Load() {
 				for fam := range z.fam {
 					if z.due(fam, e.o.Now()) {
 						all.Go(func() {
@@ -391,9 +423,10 @@ func (e *Engine) finished() {
 func (e *Engine) check(ctx context.Context, a netip.Addr) Finding {
 	ctx, cancel := context.WithTimeout(ctx, e.o.Timeout)
 	defer cancel()
-	outs := make([]outcome, len(e.zones))
+	zones := *e.zones.Load()
+	outs := make([]outcome, len(zones))
 	var all sync.WaitGroup
-	for i, z := range e.zones {
+	for i, z := range zones {
 		all.Go(func() { outs[i] = z.about(ctx, a) })
 	}
 	names := e.names(ctx, a)
@@ -405,7 +438,7 @@ func (e *Engine) check(ctx context.Context, a netip.Addr) Finding {
 	}
 	against, listings := 0, make([]*Listing, len(outs))
 	for i, o := range outs {
-		z := e.zones[i]
+		z := zones[i]
 		switch {
 		case o.err != nil:
 			f.Unknown = append(f.Unknown, z.Name+": "+o.err.Words())
@@ -435,7 +468,7 @@ func (e *Engine) check(ctx context.Context, a netip.Addr) Finding {
 		if o.err != nil || o.reason != "" {
 			continue
 		}
-		z, l := e.zones[i], listings[i]
+		z, l := zones[i], listings[i]
 		m := mark{known: known}
 		if l != nil {
 			m.yes, m.welcome, m.agreed = l.Points > 0, l.Points < 0, against > 1

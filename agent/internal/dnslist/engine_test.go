@@ -554,6 +554,105 @@ func TestReport(t *testing.T) {
 	})
 }
 
+// TestBudgetKept: an agent that restarts has no more queries for it; the next day has its own.
+func TestBudgetKept(t *testing.T) {
+	l, err := ParseSite("example.net=127.0.0.2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Daily = 100
+	f := &fakeDNS{answer: good("example.net", nil)}
+	var saved []byte
+	left := func(b *bench) int { return b.Status().Zones[0].Left }
+	var before int
+	bubble(t, Options{Lists: []List{l}}, f, nil, func(t *testing.T, b *bench) {
+		for i := range 20 {
+			b.Ask(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}))
+		}
+		time.Sleep(15 * time.Second)
+		synctest.Wait()
+		var ok bool
+		saved, ok = b.Save()
+		if _, again := b.Save(); !ok || again || strings.Contains(string(saved), "secret") {
+			t.Errorf("%s", saved)
+		}
+		before = left(b)
+	})
+	// Bubbles begin at the same time, so this is the same day.
+	bubble(t, Options{Lists: []List{l}, Saved: saved}, f, nil, func(t *testing.T, b *bench) {
+		if n := left(b); before > 75 || n > before {
+			t.Errorf("%d queries are left after a restart, %d before", n, before)
+		}
+		time.Sleep(25 * time.Hour)
+		synctest.Wait()
+		b.Ask(addr("192.0.2.77"))
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if n := left(b); n < before && n < 20 {
+			t.Errorf("%d queries are left on the next day", n)
+		}
+	})
+	for _, bad := range []string{"", "{", `{"example.net":{"day":10957,"used":[-5,0]}}`, `{"example.net":{"day":1,"used":[99,0]}}`, "null"} {
+		bubble(t, Options{Lists: []List{l}, Saved: []byte(bad)}, f, nil, func(t *testing.T, b *bench) {
+			if n := left(b); n < 90 {
+				t.Errorf("%s: %d queries are left", bad, n)
+			}
+		})
+	}
+}
+
+// TestSetLists: a list that stays goes on without a new test, a new one is tested first, one that is gone says nothing any more.
+func TestSetLists(t *testing.T) {
+	site := func(s string) List {
+		l, err := ParseSite(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	a, c := site("a.example=127.0.0.2"), site("c.example=127.0.0.2")
+	all := map[string]string{"1.2.0.192": "127.0.0.2"}
+	f := &fakeDNS{answer: func(name string, qtype uint16) ([]string, *resolve.Error) {
+		for _, z := range []string{"a.example", "c.example"} {
+			if strings.HasSuffix(name, z) {
+				return good(z, all)(name, qtype)
+			}
+		}
+		return nil, nil
+	}}
+	bubble(t, Options{Lists: []List{a}}, f, nil, func(t *testing.T, b *bench) {
+		sum := func(want float64) {
+			t.Helper()
+			b.Ask(addr("192.0.2.1"))
+			time.Sleep(20 * time.Second)
+			synctest.Wait()
+			if got, ok := b.Recent(addr("192.0.2.1")); !ok || got.Sum != want {
+				t.Errorf("%v, want %v: %+v", got.Sum, want, b.Status().Zones)
+			}
+		}
+		sum(35)
+		asked := b.Status().Zones[0].Asked
+		b.SetLists([]List{a, c})
+		if z := b.Status().Zones; len(z) != 2 || z[0].IPv4.State != OK || z[0].Asked != asked || z[1].IPv4.State != New {
+			t.Errorf("%+v", z)
+		}
+		time.Sleep(2 * time.Hour)
+		sum(70)
+		c = site("c.example=127.0.0.2")
+		c.Codes[0].Points = 20
+		b.SetLists([]List{c})
+		if _, ok := b.Recent(addr("192.0.2.1")); ok {
+			t.Error("what a list said that is gone still holds")
+		}
+		time.Sleep(2 * time.Hour)
+		sum(20)
+		b.SetLists(nil)
+		if len(b.Status().Zones) != 0 {
+			t.Error("lists are left")
+		}
+	})
+}
+
 // The key of a list is nowhere to be seen.
 func TestSecret(t *testing.T) {
 	const key = "q7secretq7secretq7"

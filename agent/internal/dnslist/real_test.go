@@ -127,8 +127,23 @@ func misbehave(t *testing.T, host *lab.Host, at string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Whoever answers from another port is not who was asked.
+	stranger, err := host.ListenPacket(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stranger.Close() })
 	h := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		name := strings.ToLower(q.Question[0].Name)
+		if strings.HasSuffix(name, ".port.test.") {
+			m := new(dns.Msg).SetReply(q)
+			rr, _ := dns.NewRR(q.Question[0].Name + " 300 IN A 127.0.0.2")
+			m.Answer = []dns.RR{rr}
+			if b, err := m.Pack(); err == nil && w.RemoteAddr().Network() == "udp" {
+				_, _ = stranger.WriteTo(b, w.RemoteAddr())
+			}
+			return
+		}
 		for zone, f := range misdeeds {
 			if rest, ok := strings.CutSuffix(name, "."+zone); ok && !strings.Contains(rest, ".f.7.f.") {
 				rest = strings.TrimLeft(rest, "c.")
@@ -214,11 +229,11 @@ func TestRealServers(t *testing.T) {
 	}{
 		{"unbound", netip.MustParseAddrPort("127.0.0.1:53"), append(good, "plain.test", "tcp.test", "cname.test"), map[string]string{
 			"wild.test": "nobody can have", "open.test": "127.255.255.254", "over.test": "over the limit", "parked.test": "outside 127.0.0.0/8", "empty.test": "test entry",
-			"fail.test": "", "refuse.test": "", "silent.test": "", "rubbish.test": "", "id.test": "", "name.test": "", "circle.test": "", "huge.test": "",
+			"fail.test": "", "refuse.test": "", "silent.test": "", "port.test": "", "rubbish.test": "", "id.test": "", "name.test": "", "circle.test": "", "huge.test": "",
 		}},
 		{"direct", bad, []string{"plain.test", "tcp.test", "cname.test"}, map[string]string{
 			"wild.test": "nobody can have", "open.test": "127.255.255.254", "over.test": "over the limit", "parked.test": "outside 127.0.0.0/8", "empty.test": "test entry",
-			"fail.test": "SERVFAIL", "refuse.test": "REFUSED", "silent.test": "no answer in time", "rubbish.test": "", "id.test": "another question",
+			"fail.test": "SERVFAIL", "refuse.test": "REFUSED", "silent.test": "no answer in time", "port.test": "no answer in time", "rubbish.test": "", "id.test": "another question",
 			"name.test": "another question", "circle.test": "CNAME chain", "huge.test": "too large",
 		}},
 	} {

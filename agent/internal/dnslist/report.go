@@ -41,9 +41,10 @@ func (e *Engine) Report(ctx context.Context, a netip.Addr) []Answer {
 	if !e.askable(a) {
 		return nil
 	}
-	list := make([]Answer, len(e.zones))
+	zones := *e.zones.Load()
+	list := make([]Answer, len(zones))
 	var all sync.WaitGroup
-	for i, z := range e.zones {
+	for i, z := range zones {
 		all.Go(func() { list[i] = z.report(ctx, a) })
 	}
 	all.Wait()

@@ -40,7 +40,7 @@ func (e *Engine) Status() Status {
 	e.mu.Lock()
 	s := Status{Asked: e.asked, Done: e.done, Waiting: len(e.queue) + int(e.offered.Load()), Dropped: e.dropped + e.refused.Load(), Known: len(e.sources.m), Zones: []ZoneStatus{}}
 	e.mu.Unlock()
-	for _, z := range e.zones {
+	for _, z := range *e.zones.Load() {
 		z.mu.Lock()
 		fam := func(f *family) FamilyStatus {
 			return FamilyStatus{State: f.state, Reason: f.reason, Hint: f.hint, Since: f.since, Next: f.next}
