@@ -41,14 +41,15 @@ const (
 	// tunnels, whatever the lengths of names.
 	clusterRoom = 1080
 
-	// maxLearned bounds the audit records of what other nodes' people did, per second.
-	maxLearned = 200
+	// maxLearned bounds the audit records of what other nodes' people did, and maxLearnedLines the log lines, per second.
+	maxLearned, maxLearnedLines = 200, 20
 )
 
 // clusterParts are the daemon's parts that speak to other nodes. A node that is alone has none.
 type clusterParts struct {
 	replica      *replica.Node
 	net          *clusterNet
+	alive        atomic.Int32  // other nodes that are, a moment ago
 	utter        chan struct{} // something was said
 	asking       asking
 	cleared      []netip.Prefix // guarded by mu: wide clears of other nodes, whose scores are to be reset
@@ -166,6 +167,7 @@ func (d *daemon) beatCluster(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-beat.C:
+			d.alive.Store(int32(len(d.net.Peers())))
 			d.replica.Tick(time.Now())
 		case <-d.utter:
 			// The first block of an attack goes out at once, those after it in packs.
@@ -304,6 +306,8 @@ func (d *daemon) learned(list []block.Entry) {
 		}
 		if d.learnedN++; d.learnedN <= maxLearned {
 			d.batch.Audit = append(d.batch.Audit, learnedAudit(e, now))
+		}
+		if d.learnedN <= maxLearnedLines {
 			d.log.Info("by another node", "node", e.Origin, "action", actionOf(e), "prefix", e.Prefix, "target", e.Target)
 		}
 	}

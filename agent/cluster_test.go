@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -17,8 +18,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/mxshield/mxshield/agent/block"
 	"github.com/mxshield/mxshield/agent/control"
@@ -904,3 +908,126 @@ func TestClusterUpgrade(t *testing.T) {
 		t.Errorf("something went across: %d entries there", n)
 	}
 }
+
+// TestClusterNames: names of origins that a member tells of are names, and nothing that a terminal obeys.
+func TestClusterNames(t *testing.T) {
+	c := newCrew(t)
+	a := c.add("")
+	o := c.other("mx8", gossip.Wire{Min: 1, Max: 1})
+	o.block("198.18.8.1/32")
+	a.decides("198.18.8.1", block.RuleManualBlock)
+	for _, name := range []string{"mx\x1b[2J", "mx 9", "mx\n9", "mx\xff"} {
+		m := append([]byte{1, 2, 0, 0}, binary.AppendUvarint(nil, uint64(time.Now().UnixMilli()))...) // a digest
+		m = append(append(m, byte(len(name))), name...)
+		m = append(m, 1)
+		m = binary.BigEndian.AppendUint64(m, block.NewEpoch(time.Now(), 1))
+		m = append(m, 1, 0, 4) // it knows 1 to 5
+		o.g.Stream("mx1", m)
+	}
+	a.await("refuses them", func() bool { return a.peers().Counters["messages_malformed"] == 4 })
+	if n := len(a.peers().Members); n != 2 {
+		t.Errorf("%+v", a.peers().Members)
+	}
+}
+
+// TestClusterSecrets: nothing that names a mailbox, a host or a person goes over the wire. All packets of a story, not
+// encrypted, are searched for every such word in it.
+func TestClusterSecrets(t *testing.T) {
+	wire := listenToLoopback(t)
+	c := newCrew(t)
+	c.key = ""
+	a, b, d := c.add(""), c.add("traps: [\"honeypot@trap.example.org\"]"), c.add("")
+	now := time.Now().UTC().Format("2006-01-02T15:04:05.000000Z")
+	a.write(strings.Join([]string{
+		now + " mx postfix/smtpd[7]: connect from evil.helo.example.net[198.18.3.3]",
+		now + " mx postfix/submission/smtpd[7]: warning: unknown[198.18.3.3]: SASL LOGIN authentication failed: UGFzc3dvcmQ6, sasl_username=sasluser@example.org",
+		now + " mx postfix/smtpd[7]: 4000000001: client=evil.helo.example.net[198.18.3.3]",
+		now + " mx postfix/qmgr[8]: 4000000001: from=<thesender@example.com>, size=300, nrcpt=1 (queue active)",
+		now + " mx postfix/smtp[9]: 4000000001: to=<therecipient@example.org>, relay=inner.example.org[10.0.0.1]:25, delay=1, dsn=2.0.0, status=sent (250 ok)",
+		"",
+	}, "\n"))
+	a.guesses("198.18.0.1", 12)
+	b.guesses("198.18.0.2", 4)
+	d.guesses("198.18.0.2", 7)
+	b.write(now + " mx postfix/smtpd[7]: NOQUEUE: reject: RCPT from unknown[198.18.0.4]: 550 5.1.1 <honeypot@trap.example.org>: Recipient address rejected: User unknown; from=<trapped@example.net> to=<honeypot@trap.example.org> proto=ESMTP helo=<evil.helo.example.net>\n")
+	for _, p := range []string{"198.18.0.1", "198.18.0.2", "198.18.0.4"} {
+		c.all(p, block.RuleBlock)
+	}
+	var done control.Done
+	a.post("/v1/block", control.BlockRequest{Prefix: "198.18.1.0/24", Reason: "theboss said so"}, &done)
+	b.post("/v1/allow", control.BlockRequest{Prefix: "198.18.1.7", Reason: "ticket of theclerk"}, &done)
+	d.post("/v1/unblock", control.UnblockRequest{Prefixes: []string{"198.18.0.1"}, Reason: "thecustomer called"}, &done)
+	c.all("198.18.1.7", block.RuleManualAllow)
+	c.all("198.18.0.1", block.RuleCleared)
+	c.same()
+	d.end()
+	d.start() // and all of it again, by pulls
+	d.decides("198.18.1.77", block.RuleManualBlock)
+
+	seen := wire()
+	if !bytes.Contains(seen, []byte("mx1")) || !bytes.Contains(seen, []byte{198, 18, 0, 1}) {
+		t.Fatalf("%d bytes, and not even what must be there: the ear is deaf", len(seen))
+	}
+	for _, word := range []string{
+		"example", "secret", "honeypot", "trapped", "helo", "sasluser", "thesender", "therecipient", "inner", "postfix", "unknown",
+		"theboss", "theclerk", "thecustomer", "ticket",
+	} {
+		if i := bytes.Index(seen, []byte(word)); i >= 0 {
+			t.Errorf("%q went over the wire: %q", word, seen[max(0, i-40):min(len(seen), i+40)])
+		}
+	}
+}
+
+// listenToLoopback hears every packet to and from the crew's addresses. The function it returns ends that, and returns
+// what was heard. It needs root.
+func listenToLoopback(t *testing.T) func() []byte {
+	t.Helper()
+	lo, err := net.InterfaceByName("lo")
+	if err != nil {
+		t.Skipf("no loopback: %v", err)
+	}
+	const ip4 = 0x0008 // ETH_P_IP, big-endian
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, ip4)
+	if err != nil {
+		t.Skipf("packets cannot be listened to (root can): %v", err)
+	}
+	for _, err := range []error{
+		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: ip4, Ifindex: lo.Index}),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100_000}),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var heard []byte
+	var stop atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer unix.Close(fd)
+		b := make([]byte, 1<<17)
+		for {
+			n, _, err := unix.Recvfrom(fd, b, 0)
+			if err != nil {
+				if stop.Load() { // and nothing is left
+					return
+				}
+				continue
+			}
+			const ether = 14
+			if n < ether+20 || len(heard) > 256<<20 {
+				continue
+			}
+			src, dst := [4]byte(b[ether+12:]), [4]byte(b[ether+16:])
+			if crewAddr(src) && crewAddr(dst) {
+				heard = append(heard, b[:n]...)
+			}
+		}
+	}()
+	end := sync.OnceFunc(func() { stop.Store(true); <-done })
+	t.Cleanup(end)
+	return func() []byte { end(); return heard }
+}
+
+func crewAddr(a [4]byte) bool { return a[0] == 127 && a[1] == 0 && a[2] == 0 && a[3] > 10 && a[3] < 30 }

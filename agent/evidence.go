@@ -19,7 +19,8 @@ import (
 
 const (
 	answerWait = 300 * time.Millisecond
-	askedLife  = 10 * time.Minute // after that it is asked again
+	answerStep = 25 * time.Millisecond // they are judged together that become due within it
+	askedLife  = 10 * time.Minute      // after that it is asked again
 	maxAsked   = 100_000
 )
 
@@ -100,7 +101,7 @@ func (d *daemon) askedLocked(p netip.Prefix, now time.Time) (at time.Time, ok bo
 
 // waitLocked says whether a verdict must wait for what the others have to say. The scorer calls it.
 func (d *daemon) waitLocked(source netip.Prefix, now time.Time) bool {
-	if d.replica == nil || len(d.net.Peers()) == 0 {
+	if d.replica == nil || d.alive.Load() == 0 {
 		return false
 	}
 	p, ok := d.sharedPrefix(source.Addr())
@@ -148,7 +149,7 @@ func (d *daemon) judgeWaiting(now time.Time) (wait time.Duration) {
 		left := answerWait - now.Sub(d.asking.asked[p])
 		if left > 0 && left <= answerWait {
 			if wait == 0 || left < wait {
-				wait = left
+				wait = max(left, answerStep)
 			}
 			continue
 		}

@@ -776,8 +776,9 @@ func (d *daemon) keepHouse(ctx context.Context, hup <-chan os.Signal) error {
 			} else {
 				d.warn("clock", text, nil)
 			}
-			if !orphans && (d.allCaughtUp() || now.Sub(d.started) > orphansAfter) {
-				// The lines before the crash have been read again: what is still unknown is nobody's.
+			if !orphans && (d.allCaughtUp() && d.replica == nil || now.Sub(d.started) > orphansAfter) {
+				// The lines before the crash have been read again, and other nodes have told again what they told: what is
+				// still unknown is nobody's.
 				orphans = true
 				if err := d.resync(true); err != nil {
 					d.warn("kernel", "not every block is in the kernel", err)

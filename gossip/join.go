@@ -265,6 +265,16 @@ func (s *seeker) addrs(to map[netip.Addr]string) {
 	}
 }
 
+// printable makes an error fit for a terminal: the one who was called may have written some of it.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, text[:min(len(text), 200)])
+}
+
 // unreached lists the configured peers that no member answers for, and why.
 func (s *seeker) unreached(members []Member) (list []Member) {
 	s.mu.Lock()
@@ -288,8 +298,7 @@ func (s *seeker) unreached(members []Member) (list []Member) {
 		}
 		m := Member{Name: p.text, State: Unreached}
 		if problem != nil {
-			text := problem.Error()
-			m.Problem = text[:min(len(text), 200)]
+			m.Problem = printable(problem.Error())
 		}
 		list = append(list, m)
 	}

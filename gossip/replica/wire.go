@@ -215,14 +215,21 @@ func (r *reader) u64() uint64 {
 	return 0
 }
 
-// name reads the name of a node.
+// name reads the name of a node. People see it on their terminals, so it must look like one, whoever tells of it.
 func (r *reader) name() string {
 	n := r.uvarint()
 	if n == 0 || n > maxName {
 		r.fail()
 		return ""
 	}
-	return string(r.take(int(n)))
+	b := r.take(int(n))
+	for _, c := range b {
+		if c <= ' ' || c > '~' {
+			r.fail()
+			return ""
+		}
+	}
+	return string(b)
 }
 
 // clock reads a time in ms.
