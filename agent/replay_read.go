@@ -206,7 +206,7 @@ func (r *replay) take(l *replayLog, line []byte) {
 		e.Kind = maillog.Other
 	}
 	r.found++
-	r.event(&e)
+	r.hand(&e)
 }
 
 // open opens a log, "-" for standard input; .gz is seen by its first bytes.
