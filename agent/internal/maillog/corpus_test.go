@@ -44,6 +44,9 @@ func describe(e *Event, ok bool) string {
 	if e.Submission {
 		s += " submission"
 	}
+	if e.Temporary {
+		s += " temporary"
+	}
 	if e.Automatic {
 		s += " automatic"
 	}

@@ -135,6 +135,8 @@ type Event struct {
 	// Automatic says that a recipient was refused to a sender whose mail answers other mail: a bounce, or the question
 	// whether a sender exists. What is not so marked may be one too: Sendmail and OpenSMTPD do not always name the sender.
 	Automatic bool
+	// Temporary says that Postfix refused it for now (4xx) and that it is to be tried again.
+	Temporary bool
 	// User is a 64-bit seeded hash of whom the event is about, 0 if the line does not say: the user name of a login, the
 	// recipient of a Recipient or an UnknownRecipient, the domain of the sender of a Delivered. The name itself is the
 	// attacker's text and goes no further than this.

@@ -235,6 +235,7 @@ func (p *Parser) action(q, b []byte, e *Event) bool {
 		return false
 	}
 	if refuses(act) {
+		e.Temporary = len(reply) > 0 && reply[0] == '4'
 		content := stage[0] == 'D' || stage[0] == 'B' || string(stage) == "END-OF-MESSAGE"
 		if content {
 			p.pending.remove(p.queueKey(q)) // the whole message is refused, not a recipient

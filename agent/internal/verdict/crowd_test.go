@@ -202,3 +202,39 @@ func TestOldCrowdsGiveWay(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 }
+
+// TestTryAgain: what honest servers do with what is refused for now is no attack, and a dictionary at a host that refuses
+// for now is one.
+func TestTryAgain(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		kind      maillog.Kind
+		temporary bool
+		names     int
+		gap       time.Duration
+		n         int
+		blocked   bool
+	}{
+		{"a recipient again and again", maillog.UnknownRecipient, true, 1, time.Minute, 80, false},
+		{"five recipients again and again", maillog.UnknownRecipient, true, 5, time.Minute, 40, false},
+		{"a dictionary", maillog.UnknownRecipient, true, 1e6, time.Second, 11, true},
+		{"a long dictionary", maillog.UnknownRecipient, true, 1e6, 2 * time.Minute, 40, true},
+		{"five recipients for good, again and again", maillog.UnknownRecipient, false, 5, time.Minute, 20, true},
+		{"a domain without DNS", maillog.SenderReject, true, 1, time.Second, 400, false},
+		{"a domain that is not", maillog.SenderReject, false, 1, time.Second, 60, true},
+		{"a hundred connections over the limit at once", maillog.RateLimit, false, 1, 0, 100, false},
+		{"a minute over the limit", maillog.RateLimit, false, 1, time.Second, 60, true},
+	} {
+		s, at, got := New(DefaultConfig()), t0, false
+		for i := 0; i < c.n && !got; i++ {
+			at = at.Add(c.gap)
+			_, got = s.Observe(&maillog.Event{Kind: c.kind, Source: src, Time: at, Count: 1, User: who("n", i%c.names), Temporary: c.temporary}, at)
+		}
+		if got != c.blocked {
+			t.Errorf("%s: blocked %v", c.name, got)
+		}
+		if a, _ := s.Lookup(src, at); !got && int(a.Evidence.Counts[c.kind]) != c.n {
+			t.Errorf("%s: %d of %d are told", c.name, a.Evidence.Counts[c.kind], c.n)
+		}
+	}
+}

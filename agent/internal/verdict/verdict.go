@@ -116,6 +116,15 @@
 // come together in one burst, which lasts as long as he goes on: for 80 different unknown recipients in a day, if none of
 // his mail was accepted, and for some 24 different login names, if nobody logged in.
 //
+// # Try again later
+//
+// What Postfix refused for now (4xx) honest servers try again, for days. A sender, HELO name or host that was refused so
+// counts a tenth: its DNS may be down for an hour. So does a recipient that was refused to the same source before, as long as
+// they are not many (half of 64 bits), for those who have set unknown_local_recipient_reject_code to 450.
+//
+// The MTA's own limits (rate_limit) count once a second: a provider that opens a hundred connections at once is refused
+// fifty times before the first message is through, a flood goes on.
+//
 // # Bounces and callbacks
 //
 // When somebody sends spam in our name, mail servers all over the world return it to senders that we do not have, or ask
@@ -234,6 +243,7 @@ const (
 	ahead          = 300  // seconds that an event may be ahead of now
 	maxCount       = 1e5  // events one line may stand for
 	asked          = 0.1  // what an unknown recipient of a bounce or callback counts
+	retried        = 0.1  // what is refused for now counts when it is tried again
 	quickAsk       = 1    // seconds to what came before, up to which it is none
 	patientMail    = 80   // different unknown recipients in a day that block without a score
 	patientNames   = 20   // bits of names, about 24 of them, that do so
@@ -580,8 +590,14 @@ func (s *Scorer) observe(e *maillog.Event, now time.Time, v *Verdict) bool {
 	}
 	worth := s.decay.left(late)
 	bounce := e.Automatic && (!known || gap > quickAsk)
-	if bounce {
+	switch {
+	case bounce:
 		worth *= asked
+	case e.Temporary && s.again(slot, h, e):
+		worth *= retried
+	case k == maillog.RateLimit && known && gap == 0 && s.raw(r) > 0:
+		s.evidence.add(slot, h, k, n, 0)
+		return false
 	}
 	if s.raw(r) < min(s.calm, weight*float64(n)*worth/4) { // small weights must add up too
 		s.begin(slot, r)
@@ -601,6 +617,19 @@ func (s *Scorer) observe(e *maillog.Event, now time.Time, v *Verdict) bool {
 		r.offend(causeOf(k), weight*float64(n)*worth, count)
 	}
 	return s.judge(slot, key, r, c, k, before, at, nowSec, now, v)
+}
+
+// again says that what was refused for now was refused before: the same recipient, or one whose own fault it is until it is
+// mended (its DNS is down, say).
+func (s *Scorer) again(slot int, h uint64, e *maillog.Event) bool {
+	switch e.Kind {
+	case maillog.SenderReject, maillog.HeloReject, maillog.NoRDNS:
+		return true
+	case maillog.UnknownRecipient:
+		c := s.evidence.get(slot, h)
+		return c != nil && e.User != 0 && c.missed>>(e.User>>58)&1 == 1 && bits.OnesCount64(c.missed) < 32
+	}
+	return false
 }
 
 // times returns when an event was and when it is taken in.

@@ -232,6 +232,64 @@ func (m *maker) troubles() {
 	}
 }
 
+// retries makes the hosts that are refused for now, and try again.
+func (m *maker) retries() {
+	w := m.host("192.0.2.40", "its DNS is down for two hours, and what it has queued is refused for now", false)
+	w.at = m.random(8 * time.Hour)
+	for range 40 {
+		w.session(func() { w.send("s@example.net", fmt.Sprintf("u%d@example.org", m.rnd.IntN(300))) })
+		w.about(2 * time.Minute)
+	}
+	for range 8 {
+		for range 60 {
+			w.session(func() { w.reject(sender) })
+			w.about(time.Second)
+		}
+		w.wait(15 * time.Minute)
+	}
+	for range 60 {
+		w.session(func() { w.send("s@example.net", fmt.Sprintf("u%d@example.org", m.rnd.IntN(300))) })
+		w.about(time.Second)
+	}
+
+	w = m.host("192.0.2.41", "tries again for days what a host that is set up anew refuses for now", false)
+	for range 70 {
+		for i := range 7 {
+			w.session(func() {
+				w.h.Refused++
+				w.log("smtpd", "NOQUEUE: reject: RCPT from %s: 450 4.1.1 <old%d@example.org>: Recipient address rejected: User unknown in local recipient table; from=<list@example.net> to=<old%d@example.org> proto=ESMTP helo=<%s>",
+					w.client(), i, i, w.name)
+			})
+			w.about(2 * time.Second)
+		}
+		w.session(func() { w.send("list@example.net", fmt.Sprintf("u%d@example.org", m.rnd.IntN(300))) })
+		w.about(20 * time.Minute)
+	}
+
+	w = m.host("192.0.2.42", "provider that opens 150 connections at once, with a limit of 50", false)
+	w.at = m.random(8 * time.Hour)
+	for range 6 {
+		var mail []string
+		for i := range 150 {
+			if i < 50 {
+				mail = append(mail, w.id())
+				w.connect()
+				continue
+			}
+			w.h.Refused++
+			w.connect()
+			w.log("smtpd", "warning: Connection concurrency limit exceeded: %d from %s for service smtp", i, w.client())
+			w.log("smtpd", "disconnect from %s commands=0/0", w.client())
+		}
+		for _, q := range mail {
+			w.log("smtpd", "%s: client=%s", q, w.client())
+			w.log("qmgr", "%s: from=<bounce@esp.example.net>, size=3000, nrcpt=1 (queue active)", q)
+			w.h.Accepted++
+		}
+		w.about(time.Hour)
+	}
+}
+
 // patient makes the attackers that hope to stay below what is noticed.
 func (m *maker) patient() {
 	w := m.host("198.51.100.20", "dictionary, a guess every ten minutes all day", true)

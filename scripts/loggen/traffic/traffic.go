@@ -78,6 +78,7 @@ func New(o Options) (*Log, error) {
 		m.honest()
 		m.crowds()
 		m.troubles()
+		m.retries()
 		m.attackers()
 		m.patient()
 		for i := 0; len(m.lines) < o.Lines || i < 4*len(attacks); i++ {
