@@ -70,6 +70,9 @@ func newStage(bin string) (*stage, error) {
 			"the kernel must have network namespaces, veth and bridges, and a container must be privileged"}, st.close())
 	}
 	st.world = top.Net
+	if err := top.Net.StartNoNames(context.Background(), lab.Router4); err != nil {
+		return nil, errors.Join(err, st.close())
+	}
 	key, err := exec.Command(filepath.Join(bin, "mxshieldctl"), "cluster", "key", "new").Output()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("mxshieldctl cluster key new: %w", err), st.close())
@@ -168,8 +171,8 @@ func (st *stage) startAgents(ctx context.Context) error {
 // startAgent runs mxshield-agent on the mail host and returns when it follows the log and has met all others.
 func (n *node) startAgent(ctx context.Context) error {
 	// Interfaces and logs are left to the agent to find, as on a real host.
-	config := fmt.Sprintf("pins: %s\nstate: %s\nsocket: %s\ncluster: {name: %s, peers: [%s, %s, %s], key_file: %s}\n",
-		n.pins, n.path("state.db"), n.path("control.sock"), n.Name(), lab.MXAddr4(0), lab.MXAddr4(1), lab.MXAddr4(2), n.path("cluster.key"))
+	config := fmt.Sprintf("pins: %s\nstate: %s\nsocket: %s\ndns: {resolvers: [%s]}\ncluster: {name: %s, peers: [%s, %s, %s], key_file: %s}\n",
+		n.pins, n.path("state.db"), n.path("control.sock"), lab.Router4, n.Name(), lab.MXAddr4(0), lab.MXAddr4(1), lab.MXAddr4(2), n.path("cluster.key"))
 	if err := os.WriteFile(n.path("mxshield.yaml"), []byte(config), 0o600); err != nil {
 		return err
 	}

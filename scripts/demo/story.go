@@ -332,10 +332,17 @@ func timeBlocks(ctx context.Context, st *stage, out *screen, facts *facts, sourc
 	closed := 0
 	for _, a := range sources {
 		stop := st.knockAt(ctx, a, others...)
-		lab.Dictionary(ctx, st.world, a, mx.target(a), lab.DictionaryOptions{
-			Talk: lab.Talk{Connect: noAnswer, Reply: noAnswer, Helo: "mail.example.com", From: "<info@example.com>"}, Recipients: 11, PerSession: 11,
-		})
+		guessing, enough := context.WithCancel(ctx)
+		guessed := make(chan struct{})
+		go func() {
+			defer close(guessed)
+			lab.Dictionary(guessing, st.world, a, mx.target(a), lab.DictionaryOptions{
+				Talk: lab.Talk{Connect: noAnswer, Reply: 3 * time.Second, Helo: "mail.example.com", From: "<info@example.com>"}, Recipients: 20, PerSession: 20,
+			})
+		}()
 		stamp, err := mx.awaitBlock(ctx, a)
+		enough()
+		<-guessed
 		if err == nil {
 			pause(ctx, 150*time.Millisecond) // some more knocks, none of which may be answered
 		}

@@ -49,6 +49,10 @@ func newCluster(t *testing.T, n, mail, more int, config string) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := top.Net.StartNoNames(t.Context(), lab.Router4); err != nil {
+		t.Fatal(err)
+	}
+	config += fmt.Sprintf("dns: {resolvers: [%s]}\n", lab.Router4)
 	c := &cluster{t: t, top: top, dir: l.Dir(), key: newKey(t)}
 	for i := range n {
 		if i < mail {
