@@ -4,7 +4,6 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -15,62 +14,11 @@ import (
 	"time"
 )
 
-// dnsPackages are a resolver and a list server as they are used for mail.
-var dnsPackages = []string{"unbound", "rbldnsd"}
-
-// DNSRoot is PostfixRoot for unbound and rbldnsd. Nothing is installed on the
-// host; their programs are run by the root's own loader, see DNSServer.
+// DNSRoot is PostfixRoot for a resolver and a list server as they are used for
+// mail: unbound and rbldnsd. Their programs are run by the root's own loader,
+// see DNSServer.
 func DNSRoot(ctx context.Context, cacheDir string, log func(string)) (string, error) {
-	if log == nil {
-		log = func(string) {}
-	}
-	rel, err := hostRelease()
-	if err != nil {
-		return "", err
-	}
-	dir := filepath.Join(cacheDir, "dns-"+strings.TrimSuffix(rel.key(), "-"))
-	done := func() bool { _, err := os.Stat(filepath.Join(dir, "usr/sbin/unbound")); return err == nil }
-	if done() {
-		return dir, nil
-	}
-	if os.Geteuid() != 0 {
-		return "", ErrNotRoot
-	}
-	if err := os.MkdirAll(cacheDir, 0o755); err != nil {
-		return "", err
-	}
-	unlock, err := lockFile(ctx, filepath.Join(cacheDir, "lock"), log)
-	if err != nil {
-		return "", err
-	}
-	defer unlock()
-	if done() {
-		return dir, nil
-	}
-	tmp, err := os.MkdirTemp(cacheDir, "tmp-")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(tmp)
-	b := builder{tmp: tmp, root: filepath.Join(tmp, "root"), rel: rel, log: log}
-	if err := b.writeAptConf(ctx); err != nil {
-		return "", err
-	}
-	log("downloading unbound and rbldnsd (once)")
-	if err := b.run(ctx, "apt-get", "-q", "update"); err != nil {
-		return "", err
-	}
-	if err := b.run(ctx, "apt-get", append([]string{"-q", "-y", "--download-only", "install"}, dnsPackages...)...); err != nil {
-		return "", err
-	}
-	debs, err := filepath.Glob(filepath.Join(tmp, "cache/archives/*.deb"))
-	if err != nil || len(debs) == 0 {
-		return "", errors.Join(errors.New("apt-get downloaded nothing"), err)
-	}
-	if err := b.unpack(ctx, debs); err != nil {
-		return "", err
-	}
-	return dir, os.Rename(b.root, dir)
+	return Root(ctx, cacheDir, KindDNS, log)
 }
 
 // A DNSServer is a program of a DNSRoot that runs in a host's namespace. The

@@ -38,6 +38,7 @@ const (
 	KindOpenSMTPD Kind = "opensmtpd" // OpenSMTPD and rsyslog
 	KindSendmail  Kind = "sendmail"  // Sendmail, Cyrus SASL and rsyslog
 	KindFail2ban  Kind = "fail2ban"  // fail2ban and its Python
+	KindDNS       Kind = "dns"       // unbound and rbldnsd
 	KindFilters   Kind = "filters"   // nft, ipset, iptables and xdp-filter
 
 	// The same from a newer release, on Debian only; see otherSuites.
@@ -72,6 +73,7 @@ var rootPackages = map[Kind][]string{
 	KindOpenSMTPD7: {"opensmtpd", "rsyslog"},
 	KindSendmail:   {"sendmail-bin", "sendmail-cf", "sensible-mda", "m4", "sasl2-bin", "libsasl2-modules", "rsyslog", "sed", "grep"},
 	KindFail2ban:   {"fail2ban", "python3", "python3-pyinotify"},
+	KindDNS:        {"unbound", "rbldnsd"},
 	KindFilters:    {"nftables", "ipset", "iptables", "xdp-tools"},
 	KindLinux510:   linuxPackages,
 	KindLinux61:    linuxPackages,
