@@ -132,10 +132,10 @@ type Engine struct {
 	queue chan netip.Addr
 	rdns  chan struct{} // slots
 
-	batches chan []netip.Addr // from a Collector
-	spare   chan []netip.Addr // back to it
-	offered atomic.Int64      // sources in batches, or given up
-	refused atomic.Uint64     // sources in batches that found no place
+	batches chan []note   // from a Collector
+	spare   chan []note   // back to it
+	offered atomic.Int64  // sources in batches, or given up
+	refused atomic.Uint64 // sources in batches that found no place
 
 	setting sync.Mutex // one SetLists at a time
 	mu      sync.Mutex
@@ -179,7 +179,7 @@ func NewEngine(o Options) *Engine {
 	}
 	e := &Engine{
 		o: o, queue: make(chan netip.Addr, o.Queue), rdns: make(chan struct{}, rdnsSlots), sources: newSources(o.Sources),
-		batches: make(chan []netip.Addr, maxBatches), spare: make(chan []netip.Addr, 2),
+		batches: make(chan []note, maxBatches), spare: make(chan []note, 16),
 	}
 	e.zones.Store(new([]*zone))
 	e.SetLists(o.Lists)
