@@ -13,7 +13,7 @@ import (
 const (
 	crowdSet     = 4
 	crowdSets    = 512
-	crowdUsers   = 8  // different people logged in
+	crowdUsers   = 5  // different people logged in
 	crowdSenders = 12 // different domains' mail was accepted
 	crowdRcpts   = 12 // different recipients got some
 	crowdHours   = 6  // in so many different hours

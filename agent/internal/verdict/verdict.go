@@ -138,7 +138,7 @@
 // block would be an outage for all of them although it brings less than a tenth of the mail. Two signs of it are
 // remembered for three to five days, for the 2048 sources that have most of them (80 bytes each):
 //
-//   - 8 different people logged in: the submission ports are not closed to it. Nobody can feign that without eight
+//   - 5 different people logged in: the submission ports are not closed to it. Nobody can feign that without five
 //     passwords.
 //   - mail of 12 different sender domains was accepted, for 12 different recipients, in 6 different hours: it is not
 //     blocked at all. A spammer can feign that, with 12 addresses of ours that take his mail, and 6 hours; that much mail
