@@ -30,11 +30,16 @@ const (
 	rateShift         = 20        // RATE_SHIFT in rate.h
 	defaultHoldBudget = 200
 	bucketSources     = 1 << 16 // sources that the limit tells apart: 7 MB
-	seenSources       = 1 << 18 // sources that the hold remembers: 27 MB
+	seenSources       = 1 << 18 // sources that the hold remembers: 27 MB; see DailyHolds
 	firstsSize        = 1 << 16 // bytes of ring, 32 each
 	holdTime          = 900 * time.Millisecond
 	holdLately        = 24 * time.Hour
 	maxHoldAlive      = 10 * time.Second
+
+	// DailyHolds and KnownSources bound what is remembered of held sources: who has a day's worth of holds at once and another
+	// one over the day, and says that so many sources are known, stays below what the table of them has room for. So none
+	// is forgotten, and held again, within a day.
+	DailyHolds, KnownSources = 100_000, 40_000
 )
 
 // passing are the maps that are not pinned. They live as long as a process, or a program that has them.
@@ -218,10 +223,10 @@ func (s *Shield) jiffiesLocked() (uint64, error) {
 	return j, err
 }
 
-// HoldAlive says that first SYNs may be held until then, since somebody reads [Shield.FirstSeen] and will be there. It
-// is to be called every second or so; when nobody does any more, connections pass at once, after until, or ten seconds
-// at most. A time in the past ends it at once. Safe for concurrent use.
-func (s *Shield) HoldAlive(until time.Time) error {
+// HoldAlive says that first SYNs of IPv4 and of IPv6 sources may be held until then, since somebody reads
+// [Shield.FirstSeen] and will be there. It is to be called every second or so; when nobody does any more, connections
+// pass at once, after that time, or ten seconds at most. A time in the past ends it at once. Safe for concurrent use.
+func (s *Shield) HoldAlive(v4, v6 time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -230,16 +235,18 @@ func (s *Shield) HoldAlive(until time.Time) error {
 	if !s.opts.Hold {
 		return errNoHold
 	}
-	left := min(time.Until(until), maxHoldAlive)
-	if left <= 0 {
-		atomic.StoreUint64(&s.gen.admit.Alive, 0)
-		return nil
-	}
 	now, err := s.jiffiesLocked()
 	if err != nil {
 		return err
 	}
-	atomic.StoreUint64(&s.gen.admit.Alive, now+scale(uint64(left), s.jiffies.hz, uint64(time.Second))+1)
+	for i, until := range []time.Time{v4, v6} {
+		left := min(time.Until(until), maxHoldAlive)
+		if left <= 0 {
+			atomic.StoreUint64(&s.gen.admit.Alive[i], 0)
+			continue
+		}
+		atomic.StoreUint64(&s.gen.admit.Alive[i], now+scale(uint64(left), s.jiffies.hz, uint64(time.Second))+1)
+	}
 	return nil
 }
 
@@ -269,6 +276,57 @@ func (s *Shield) Release(a netip.Addr) error {
 	return err
 }
 
+// Forget makes the next SYN of a source a first one again. Safe for concurrent use.
+func (s *Shield) Forget(a netip.Addr) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return os.ErrClosed
+	}
+	if !s.opts.Hold {
+		return errNoHold
+	}
+	key := sourceOf(a)
+	if err := s.gen.maps[shieldMapSeen].Delete(&key); !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Known says of sources that they are as good as seen just now: their SYNs pass for a day. Of more than [KnownSources] some
+// may be forgotten sooner. Safe for concurrent use.
+func (s *Shield) Known(list []netip.Addr) error {
+	for part := range slices.Chunk(list, 256) { // others want the lock too
+		if err := s.known(part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Shield) known(list []netip.Addr) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return os.ErrClosed
+	}
+	if !s.opts.Hold {
+		return errNoHold
+	}
+	now, err := s.jiffiesLocked()
+	if err != nil {
+		return err
+	}
+	v := shieldSeenValue{Last: now}
+	for _, a := range list {
+		key := sourceOf(a)
+		if err := s.gen.maps[shieldMapSeen].Update(&key, &v, ebpf.UpdateAny); err != nil {
+			return fmt.Errorf("note that %s is known: %w", a, err)
+		}
+	}
+	return nil
+}
+
 func sourceOf(a netip.Addr) (k shieldSource) {
 	a = a.Unmap()
 	b := a.AsSlice()
@@ -279,11 +337,17 @@ func sourceOf(a netip.Addr) (k shieldSource) {
 	return k
 }
 
-// FirstSeen calls f with the address of each SYN that is held because its source (IPv4 address, IPv6 /64) was not seen
-// for a day, until ctx ends. The address is as good as any in a SYN: it may be forged, and nothing but a question may
-// rest on it. f should return at once: while it does not, events wait in a ring of 2048, and what does not fit passes
+// First is a SYN that is held. Its source is as good as any in a SYN: it may be forged, and nothing but a question may
+// rest on it.
+type First struct {
+	Source netip.Addr
+	Until  time.Time // when the next SYN of this source passes, unless it is blocked by then
+}
+
+// FirstSeen calls f with each SYN that is held because its source (IPv4 address, IPv6 /64) was not seen for a day, until
+// ctx ends. f should return at once: while it does not, events wait in a ring of 2048, and what does not fit passes
 // unasked. A source can come twice, when two CPUs see it in the same instant. One call at a time.
-func (s *Shield) FirstSeen(ctx context.Context, f func(netip.Addr)) error {
+func (s *Shield) FirstSeen(ctx context.Context, f func(First)) error {
 	if !s.opts.Hold {
 		return errNoHold
 	}
@@ -304,8 +368,37 @@ func (s *Shield) FirstSeen(ctx context.Context, f func(netip.Addr)) error {
 		if len(rec.RawSample) < firstEventSize {
 			return fmt.Errorf("read first SYNs: %d bytes, want %d", len(rec.RawSample), firstEventSize)
 		}
-		f(addrOf(rec.RawSample, rec.RawSample[16] != 0))
+		until, err := s.heldUntil(binary.NativeEndian.Uint32(rec.RawSample[20:]))
+		if err != nil {
+			return fmt.Errorf("read first SYNs: %w", err)
+		}
+		f(First{addrOf(rec.RawSample, rec.RawSample[16] != 0), until})
 	}
+}
+
+// heldUntil is when a SYN passes that was held at these jiffies, of which the low half is enough: it was moments ago.
+func (s *Shield) heldUntil(at uint32) (time.Time, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return time.Time{}, os.ErrClosed
+	}
+	now, err := s.jiffiesLocked()
+	if err != nil {
+		return time.Time{}, err
+	}
+	ago := time.Duration(int32(uint32(now)-at)) * time.Second / time.Duration(s.jiffies.hz)
+	return time.Now().Add(holdTime - max(0, ago)), nil
+}
+
+// Untold is how many first SYNs passed since the shield was opened, because nobody read [Shield.FirstSeen].
+func (s *Shield) Untold() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return 0
+	}
+	return atomic.LoadUint64(&s.gen.admit.Untold)
 }
 
 const firstEventSize = 24 // struct first_event

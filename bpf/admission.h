@@ -20,9 +20,9 @@ struct admission_value {
 	__u64 untold;	/* first SYNs that passed because the ring was full */
 	__u64 pad[5];
 
-	__u64 alive;	/* jiffies until which the agent answers for what is held */
+	__u64 alive[2];	/* IPv4, IPv6: jiffies until which the agent answers for what is held */
 	__u64 frozen;	/* for tests: the time, in jiffies; 0 otherwise */
-	__u64 pad2[6];
+	__u64 pad2[5];
 };
 _Static_assert(sizeof(struct admission_value) == 128, "struct admission_value is shared with the agent");
 

@@ -151,8 +151,8 @@ func (l *admitLab) allow(t testing.TB, list ...string) {
 
 func (l *admitLab) holdFor(t testing.TB, d time.Duration) {
 	t.Helper()
-	must(t, l.shield.HoldAlive(time.Now().Add(d)))
-	l.model.alive = atomic.LoadUint64(&l.shield.gen.admit.Alive)
+	must(t, l.shield.HoldAlive(time.Now().Add(d), time.Now().Add(d)))
+	l.model.alive = atomic.LoadUint64(&l.shield.gen.admit.Alive[0])
 }
 
 // only leaves one program, so that each packet is one packet.
@@ -313,7 +313,7 @@ func TestAdmissionRandom(t *testing.T) {
 	var told []netip.Addr
 	done := make(chan error, 1)
 	events := make(chan netip.Addr, 1<<16)
-	go func() { done <- l.shield.FirstSeen(ctx, func(a netip.Addr) { events <- a }) }()
+	go func() { done <- l.shield.FirstSeen(ctx, func(f First) { events <- f.Source }) }()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -417,7 +417,7 @@ func TestHold(t *testing.T) {
 	l.expect(t, PassNotBlocked, syn("192.0.2.4"))
 	l.holdFor(t, 5*time.Second)
 	l.expect(t, DropHeld, syn("192.0.2.5"))
-	must(t, l.shield.HoldAlive(time.Now().Add(-time.Second)))
+	must(t, l.shield.HoldAlive(time.Time{}, time.Time{}))
 	l.model.alive = 0
 	l.expect(t, PassNotBlocked, syn("192.0.2.5"))
 	// However far ahead it is said, ten seconds are believed.
@@ -467,7 +467,7 @@ func TestSeenSurvives(t *testing.T) {
 	s := openTest(t, o)
 	held := func(s *Shield, src string) bool {
 		t.Helper()
-		must(t, s.HoldAlive(time.Now().Add(10*time.Second)))
+		must(t, s.HoldAlive(time.Now().Add(10*time.Second), time.Now().Add(10*time.Second)))
 		_, err := s.Counters()
 		must(t, err)
 		l := &lab{shield: s, progs: nil}
@@ -543,7 +543,7 @@ func TestCheckLimits(t *testing.T) {
 	if _, err := Open(Options{SYNPerSource: -1, Log: slog.New(slog.DiscardHandler)}); err == nil {
 		t.Error("opened with a negative limit")
 	}
-	if err := openTest(t, Options{}).HoldAlive(time.Now()); err == nil {
+	if err := openTest(t, Options{}).HoldAlive(time.Now(), time.Now()); err == nil {
 		t.Error("HoldAlive without Hold")
 	}
 }

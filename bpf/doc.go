@@ -23,7 +23,7 @@
 //	generation.go growing and other changes of the tables, without a gap
 //	tables.go     Set, Remove, Lookup, Each: netip.Prefix and time in and out
 //	exempt.go     CheckExempt: the list of local addresses that are not shielded
-//	admission.go  SetAllowed, HoldAlive, FirstSeen, Release: limits and hold
+//	admission.go  SetAllowed, HoldAlive, FirstSeen, Release, Forget, Known: limits and hold
 //	sample.go     Samples: dropped packets
 //	exact.go      the writer's side of table.h
 //	clock.go      wall time and the programs' time

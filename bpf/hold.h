@@ -9,11 +9,12 @@
  * of the same client would overtake the question. The agent may end it earlier by writing 0.
  *
  * It fails open:
- * - the agent writes each second until when it lives. When that is over, nothing is held, and nothing remembered
+ * - the agent writes, twice a second, until when it answers for sources of each family. When that is over, nothing is
+ *   held, and nothing remembered: it is dead, or nobody is left whom it could ask
  * - a ring without room: the agent would not hear of it, so the SYN passes
  * - a budget for each second (rate.h): what is above it passes, and is not remembered. So forged sources fill the table,
- *   the ring and the agent's questions no faster than that. A table for n sources forgets one n / budget seconds after
- *   it was last seen at the earliest, and if that comes within a day, it is held a second time
+ *   the ring and the agent's questions no faster than that. The table has room for all that the agent lets be held
+ *   in a day, or else a source that it forgot were held a second time
  * - no room in the table: passes
  */
 #pragma once
@@ -44,7 +45,7 @@ struct {
 struct first_event {
 	__u32 src[4];	/* network order; IPv4 uses src[0] */
 	__u32 ipv6;
-	__u32 pad;
+	__u32 at;	/* jiffies, their low half */
 };
 _Static_assert(sizeof(struct first_event) == 24, "struct first_event is read by the agent");
 
@@ -61,7 +62,7 @@ static __always_inline int hold(const struct source *key, const struct packet *p
 	__u64 scaled = now << RATE_SHIFT;
 
 	/* Pass: no agent answers for it. */
-	if (now >= *(volatile __u64 *)&a->alive)
+	if (now >= *(volatile __u64 *)&a->alive[p->ipv6 & 1])
 		return 0;
 	seen_at = bpf_map_lookup_elem(&seen, key);
 	if (seen_at && now - seen_at->last < hold_for.lately) {
@@ -81,6 +82,7 @@ static __always_inline int hold(const struct source *key, const struct packet *p
 	e.src[2] = p->src[2];
 	e.src[3] = p->src[3];
 	e.ipv6 = p->ipv6;
+	e.at = now;
 	/* Pass: the agent does not keep up. */
 	if (bpf_ringbuf_output(&firsts, &e, sizeof(e), 0)) {
 		__sync_fetch_and_add(&a->untold, 1);

@@ -233,13 +233,13 @@ func TestHoldOnTheWire(t *testing.T) {
 	var told atomic.Int32
 	done := make(chan error, 1)
 	go func() {
-		done <- st.s.FirstSeen(ctx, func(a netip.Addr) {
-			if a.String() == honestIP {
+		done <- st.s.FirstSeen(ctx, func(f First) {
+			if f.Source.String() == honestIP {
 				told.Add(1)
 			}
 		})
 	}()
-	must(t, st.s.HoldAlive(time.Now().Add(10*time.Second)))
+	must(t, st.s.HoldAlive(time.Now().Add(10*time.Second), time.Now().Add(10*time.Second)))
 	if n := st.connects(t, honestIP); n != 1 {
 		t.Errorf("a new source sent %d SYNs again", n)
 	}
@@ -248,7 +248,7 @@ func TestHoldOnTheWire(t *testing.T) {
 		t.Errorf("its second connection needed %d SYNs more", n)
 	}
 	// An agent that dies, with the next source held: nobody says that it lives any more.
-	must(t, st.s.HoldAlive(time.Now().Add(-time.Second)))
+	must(t, st.s.HoldAlive(time.Time{}, time.Time{}))
 	if n := st.connects(t, honestIP2); n != 0 {
 		t.Errorf("with the agent gone a connection needed %d SYNs more", n)
 	}
@@ -256,7 +256,7 @@ func TestHoldOnTheWire(t *testing.T) {
 	must(t, <-done)
 
 	// 100,000 forged sources: whoever is honest comes in, held at most once.
-	must(t, st.s.HoldAlive(time.Now().Add(10*time.Second)))
+	must(t, st.s.HoldAlive(time.Now().Add(10*time.Second), time.Now().Add(10*time.Second)))
 	c := st.crowd(t)
 	go func() {
 		for i := range 100_000 {
@@ -269,7 +269,7 @@ func TestHoldOnTheWire(t *testing.T) {
 	}()
 	for range 3 {
 		for _, src := range []string{honestIP, honestIP2, otherIP} {
-			must(t, st.s.HoldAlive(time.Now().Add(10*time.Second)))
+			must(t, st.s.HoldAlive(time.Now().Add(10*time.Second), time.Now().Add(10*time.Second)))
 			if n := st.connects(t, src); n > 1 || n == 1 && src == honestIP {
 				t.Errorf("%s sent %d SYNs again", src, n)
 			}

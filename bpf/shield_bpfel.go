@@ -19,9 +19,9 @@ type shieldAdmissionValue struct {
 	Asked  uint64
 	Untold uint64
 	Pad    [5]uint64
-	Alive  uint64
+	Alive  [2]uint64
 	Frozen uint64
-	Pad2   [6]uint64
+	Pad2   [5]uint64
 }
 
 type shieldAllowedKey struct {
