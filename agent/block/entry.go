@@ -32,6 +32,8 @@ type Entry struct {
 	Reason string `json:"reason,omitempty"`
 	// Target is the origin that an origin clear is about.
 	Target string `json:"target,omitempty"`
+	// Local marks an automatic block that neither leaves this host nor outlives the agent; see ApplyLocal.
+	Local bool `json:"local,omitempty"`
 }
 
 // Automatic says whether a block was made by evidence, and not by a person.
@@ -89,8 +91,8 @@ func (e *Entry) MarshalBinary() ([]byte, error) {
 
 // AppendBinary appends the encoding of MarshalBinary to b.
 func (e *Entry) AppendBinary(b []byte) ([]byte, error) {
-	if len(e.Origin) > 255 || len(e.Reason) > maxReason || len(e.Target) > 255 || e.Prefix.IsValid() == (e.Kind == OriginClear) {
-		return b, fmt.Errorf("%w: origin %d bytes, reason %d bytes, target %d bytes, prefix %v", errEntry, len(e.Origin), len(e.Reason), len(e.Target), e.Prefix)
+	if len(e.Origin) > 255 || len(e.Reason) > maxReason || len(e.Target) > 255 || e.Prefix.IsValid() == (e.Kind == OriginClear) || e.Local {
+		return b, fmt.Errorf("%w: origin %d bytes, reason %d bytes, target %d bytes, prefix %v, local %v", errEntry, len(e.Origin), len(e.Reason), len(e.Target), e.Prefix, e.Local)
 	}
 	version, family, bits, a := byte(entryVersion), byte(0), byte(0), [16]byte{}
 	if e.Epoch != 0 || e.Target != "" {
@@ -195,6 +197,8 @@ func (e *Entry) check() error {
 		return fmt.Errorf("%w: an automatic block needs an end", errEntry)
 	case e.Kind == Clear && e.Until.IsZero():
 		return fmt.Errorf("%w: a clear needs an end of its hold", errEntry)
+	case e.Local && (!e.Automatic() || e.Seq != 0):
+		return fmt.Errorf("%w: only an automatic block without a number can be local", errEntry)
 	case len(e.Reason) > maxReason:
 		return fmt.Errorf("%w: the reason has %d bytes, at most %d fit", errEntry, len(e.Reason), maxReason)
 	case e.Origin == "" || len(e.Origin) > 255:

@@ -151,9 +151,12 @@ type register struct {
 	kind   Kind
 	auto   bool // an automatic block
 	origin uint16
+	local  bool
 }
 
-func registerOf(e *Entry, origin uint16) register { return register{e.Kind, e.Automatic(), origin} }
+func registerOf(e *Entry, origin uint16) register {
+	return register{e.Kind, e.Automatic(), origin, e.Local}
+}
 
 func (t *Table) findLocked(k pkey, r register) (uint32, bool) { return t.findViewLocked(k, r, 0) }
 
@@ -161,7 +164,7 @@ func (t *Table) findLocked(k pkey, r register) (uint32, bool) { return t.findVie
 func (t *Table) findViewLocked(k pkey, r register, v view) (uint32, bool) {
 	for i := t.headLocked(k); i != 0; {
 		n := t.nodes.at(i)
-		if n.kind == r.kind && n.automatic() == r.auto && n.view&early == v && t.writers[n.writer].origin == r.origin {
+		if n.kind == r.kind && n.automatic() == r.auto && n.view&early == v && (n.view&local != 0) == r.local && t.writers[n.writer].origin == r.origin {
 			return i, true
 		}
 		i = n.next
@@ -173,6 +176,9 @@ func (t *Table) findViewLocked(k pkey, r register, v view) (uint32, bool) {
 func (t *Table) putLocked(e *Entry, w uint16, v view) uint32 {
 	k := keyOf(e.Prefix)
 	i, ok := t.findViewLocked(k, registerOf(e, t.writers[w].origin), v&early)
+	if e.Local {
+		v |= local
+	}
 	if ok {
 		n := t.nodes.at(i)
 		t.standsLocked(n, false)
@@ -247,7 +253,7 @@ func (t *Table) entryLocked(i uint32) Entry {
 	return Entry{
 		Origin: t.originOf(n).name, Prefix: n.key().prefix(), Kind: n.kind, Cause: n.cause, Scope: n.scope,
 		Since: time32(n.since), Until: time32(n.until), Stamp: n.stamp, Epoch: t.writers[n.writer].epoch, Seq: n.seq,
-		Hits: n.hits, Reason: t.reasons[i],
+		Hits: n.hits, Reason: t.reasons[i], Local: n.view&local != 0,
 	}
 }
 

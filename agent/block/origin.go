@@ -13,13 +13,14 @@ import (
 // what is not enforced is hidden from the decision, and never dropped, so that nodes with different clocks, budgets
 // and suspensions still agree on what was said.
 
-// view tells why an entry is kept and does not count.
+// view tells why an entry is kept and does not count; local is no such reason.
 type view uint8
 
 const (
 	early view = 1 << iota // its stamp is ahead of the clock
 	wide                   // an automatic block of another origin that is no /32 or /64
 	over                   // beyond the budget of its origin
+	local                  // it counts, and is told to nobody
 )
 
 // Fault breaks a rule of merge or decision, to show that the tests find it.
@@ -152,7 +153,7 @@ func (t *Table) writerOfLocked(origin string, epoch uint64) (*writer, bool) {
 
 // hiddenLocked says that n does not count here.
 func (t *Table) hiddenLocked(n *node) bool {
-	if n.view != 0 {
+	if n.view&^local != 0 {
 		return true
 	}
 	o := t.originOf(n)

@@ -163,6 +163,20 @@ type Result struct {
 // Apply makes a statement of this node: Prefix and Kind, for a block also Cause, Scope, Until, Hits; the rest is
 // filled in. It fails with a *NeverError, a *HeldError, ErrPrefix or ErrFull and then changes nothing.
 func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
+	e.Local = false
+	return t.apply(e, now)
+}
+
+// ApplyLocal is Apply for an automatic block that rests on something too weak to be shared or kept, such as the listing
+// of an address that nobody has proved to have. It has no number, so that no other node hears of it, is not among what
+// Drain returns, so that it ends with the agent at the latest, and its end is e.Until, whatever was said before. It stands
+// beside other blocks of its prefix and changes nothing about them, nor they about it.
+func (t *Table) ApplyLocal(e Entry, now time.Time) (Result, error) {
+	e.Local = true
+	return t.apply(e, now)
+}
+
+func (t *Table) apply(e Entry, now time.Time) (Result, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.bootLocked(now)
@@ -215,15 +229,17 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 				return Result{}, fmt.Errorf("%w: %d entries", ErrFull, t.nodes.live)
 			}
 		}
-		if old, ok := t.findLocked(k, register{Block, false, 0}); ok && t.liveBlockLocked(old, at) {
+		if old, ok := t.findLocked(k, register{kind: Block}); ok && t.liveBlockLocked(old, at) {
 			if e.Automatic() { // a person's word needs no evidence
 				return Result{Entry: t.entryLocked(old), Already: true}, nil
 			}
 			res.Already = true
 		}
-		if old, ok := t.findLocked(k, register{Block, true, 0}); ok && t.liveBlockLocked(old, at) {
+		if old, ok := t.findLocked(k, register{Block, true, 0, e.Local}); ok && t.liveBlockLocked(old, at) {
 			n := t.nodes.at(old)
-			if e.Automatic() {
+			if e.Local {
+				e.Since = time32(n.since)
+			} else if e.Automatic() {
 				e.Since = time32(n.since)
 				e.Scope |= n.scope
 				// Not longer than any automatic block, in case the clock was wrong when the old one was made.
@@ -248,13 +264,15 @@ func (t *Table) Apply(e Entry, now time.Time) (Result, error) {
 		}
 	}
 	e.Stamp = t.clk.next(now)
-	if e.Cause != Feed { // every node has its own feeds
+	if e.Cause != Feed && !e.Local { // every node has its own feeds
 		t.seq++
 		e.Seq = t.seq
 	}
 	e.limit()
 	i := t.putLocked(&e, t.own, 0)
-	t.dirty = append(t.dirty, e)
+	if !e.Local {
+		t.dirty = append(t.dirty, e)
+	}
 	if err := t.refreshLocked(at, k); err != nil {
 		res.Unenforced = err.Error()
 	}
@@ -337,6 +355,9 @@ func (t *Table) Load(e Entry) (bool, error) {
 
 // mergeLocked takes e in. Without now, what is ahead of the clock is found later, by bootLocked.
 func (t *Table) mergeLocked(e Entry, now time.Time) (bool, error) {
+	if e.Local {
+		return false, fmt.Errorf("%w: it is local to another table", errEntry)
+	}
 	if err := e.check(); err != nil {
 		return false, err
 	}
