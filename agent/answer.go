@@ -32,7 +32,7 @@ func (d *daemon) Status() control.Status {
 		Blocks: d.table.Count(now), Senders: d.senderStatus(),
 		Never:   slices.DeleteFunc(d.table.Never(), func(n block.Never) bool { return n.Sender && !isOwnMX(n) }),
 		Publish: d.publishStatus(),
-		State:   control.State{Path: d.store.Path(), Bytes: d.store.Size()}, Limits: limits(d.cfg),
+		State:   control.State{Path: d.store.Path(), Bytes: d.store.Size()}, Limits: limits(d.cfg), Hold: d.holdStatus(),
 	}
 	warnings := map[string]string{}
 	if d.shield != nil {
@@ -90,6 +90,9 @@ func (d *daemon) Status() control.Status {
 	}
 	d.dnsStatus(&s, warnings)
 	d.ownStatus(&s, warnings)
+	if s.Hold != nil && s.Hold.Why != "" {
+		warnings["hold off"] = "new sources are accepted unasked: " + s.Hold.Why
+	}
 	maps.Copy(warnings, d.warnings)
 	for _, k := range slices.Sorted(maps.Keys(warnings)) {
 		s.Warnings = append(s.Warnings, warnings[k])
@@ -125,7 +128,7 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 	w.Decision.Until = w.Decision.Until.UTC()
 	if by := w.Decision.By; by != nil && by.Kind == block.Block {
 		w.Drops = d.drops(by.Prefix)
-		if by.Automatic() && by.Origin == d.node {
+		if by.Automatic() && by.Origin == d.node && !by.Local {
 			w.Evidence = d.storedEvidence(by.Prefix)
 		}
 	}
@@ -155,6 +158,7 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 	}
 	off := d.off
 	d.mu.Unlock()
+	w.Before = d.whyHeld(p)
 	w.Words = whyWords(&w, d.node, now)
 	w.Lists = d.whyLists(p.Addr())
 	if !p.IsSingleIP() {
@@ -282,6 +286,8 @@ func whyWords(w *control.Why, node string, now time.Time) string {
 			why += ": " + w.Evidence.Words
 		} else if d.By.Cause == block.Manual {
 			why = "by hand"
+		} else if d.By.Local {
+			why += ", listed when it was asked about before it was accepted; this block is of this host alone, and ends with the listing"
 		}
 		if why += on(d.By); d.By.Origin != node && d.By.Automatic() {
 			why += ", where `mxshieldctl why` has the evidence"
@@ -374,6 +380,7 @@ func (d *daemon) Unblock(who string, list []netip.Prefix, hold time.Duration, re
 		d.mu.Lock()
 		d.scorer.Reset(p)
 		d.mu.Unlock()
+		d.freed(p)
 		d.audit(who, "unblock", p, reason)
 		results = append(results, r)
 	}

@@ -125,6 +125,12 @@ func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) 
 	if z := cfg.DNS.Publish; z != nil {
 		p("publish", "%s on %s, for %s", z.Zone, z.Listen, cmp.Or(strings.Trim(fmt.Sprint(z.Clients), "[]"), "this host"))
 	}
+	if cfg.DNS.BeforeAccept {
+		p("before", "%s", holdWords(cfg.DNS.BeforePoints(cfg.Block.Threshold), cfg.DNS.Lists))
+		if cfg.DryRun {
+			p("", "note: not in a dry run, which must not make anybody wait")
+		}
+	}
 	p("state", "%s", cfg.State)
 	p("socket", "%s", cfg.Socket)
 	p("pins", "%s", cfg.Pins)

@@ -54,6 +54,7 @@ type daemon struct {
 	table   *block.Table
 	store   *store.Store
 	shield  *bpf.Shield     // nil in a dry run
+	hold    *holder         // nil without dns.before_accept
 	ender   *sessions.Ender // nil in a dry run
 	dnsParts
 	clusterParts
@@ -176,6 +177,9 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 		start(func() error { bpf.Watch(ctx, log, d.follow); return nil })
 		start(func() error { d.watchDrops(ctx); return nil })
 	}
+	if d.hold != nil {
+		start(func() error { d.keepHold(ctx); return nil })
+	}
 	start(func() error { d.senders.Run(ctx); return nil })
 	start(func() error { d.askNames(ctx); return nil })
 	start(func() error { return d.readLines(ctx, lines) })
@@ -243,11 +247,13 @@ func (d *daemon) openShield() error {
 		Pins: d.cfg.Pins, Interfaces: d.cfg.Interfaces, Attach: bpf.Mode(d.cfg.Attach),
 		MXPorts: d.cfg.MXPorts, SubmissionPorts: d.cfg.SubmissionPorts, Exempt: d.cfg.Exempt, Log: d.log,
 		SYNPerSource: d.cfg.Limits.SYNPerSource, SYNTotal: d.cfg.Limits.SYNTotal,
+		Hold: d.cfg.DNS.BeforeAccept, HoldBudget: holdBudget(d.cfg.DNS.Lists),
 	})
 	if err != nil {
 		return err
 	}
 	d.shield = s
+	d.hold = d.newHolder()
 	d.ender = sessions.New(sessions.Options{Ports: slices.Concat(d.cfg.MXPorts, d.cfg.SubmissionPorts), Ends: d.ends, Log: d.log})
 	return nil
 }

@@ -196,6 +196,9 @@ func (c *ctl) why(w *control.Why) {
 	if w.Lists != "" {
 		p("lists", "%s", w.Lists)
 	}
+	if w.Before != "" {
+		p("before", "%s", w.Before)
+	}
 	for i, h := range w.History {
 		name := ""
 		if i == 0 {

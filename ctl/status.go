@@ -100,6 +100,9 @@ func (c *ctl) status(s *control.Status) {
 	if s.DNS != nil {
 		c.dnsLists(s.DNS, p)
 	}
+	if s.Hold != nil {
+		c.hold(s.Hold, p)
+	}
 	if k := s.Cluster; k != nil {
 		if k.Addr == "" {
 			p("cluster", "not joined yet")

@@ -57,6 +57,7 @@ type Status struct {
 	DNS        *DNS              `json:"dns,omitempty"`     // set: lists are asked, or names
 	Own        *OwnCount         `json:"own,omitempty"`     // set: own addresses are watched
 	Publish    *Publish          `json:"publish,omitempty"` // set: the table is served as a DNS list
+	Hold       *Hold             `json:"hold,omitempty"`    // set: dns.before_accept
 	Limits     *Limits           `json:"limits,omitempty"`  // absent: new connections are not limited
 	Cluster    *ClusterStatus    `json:"cluster,omitempty"`
 	Warnings   []string          `json:"warnings,omitempty"`
@@ -252,7 +253,8 @@ type Why struct {
 	// Evidence is what the log said about the source up to the block; Known what is known of it now.
 	Evidence *Evidence `json:"evidence,omitempty"`
 	Known    *Evidence `json:"known,omitempty"`
-	Lists    string    `json:"lists,omitempty"` // what DNS lists said of the source lately
+	Lists    string    `json:"lists,omitempty"`  // what DNS lists said of the source lately
+	Before   string    `json:"before,omitempty"` // what they said before its connection was accepted
 	History  []Audit   `json:"history,omitempty"`
 	Unblock  string    `json:"unblock,omitempty"` // what an unblock would do
 	Warnings []string  `json:"warnings,omitempty"`

@@ -22,6 +22,9 @@ type DNS struct {
 	Publish   *Publish         // nil: the table is not served
 	Own       []netip.Prefix   // own addresses that are looked up
 	OwnHook   string           // a program that is told what happens to them
+
+	BeforeAccept bool    // hold the first SYN of a new source while the lists are asked
+	BeforeFrom   float64 // points; 0: block.threshold, see BeforePoints
 }
 
 // Publish is where the block table is served as a DNS list.
@@ -43,7 +46,6 @@ type dnsFile struct {
 	Own     []string `yaml:"own"`
 	OwnHook string   `yaml:"own_hook"`
 
-	// Planned and not built yet.
 	BeforeAccept any `yaml:"before_accept"`
 }
 
@@ -57,14 +59,6 @@ const (
 func (c *checker) dns(f *dnsFile) {
 	if f == nil {
 		return
-	}
-	for _, u := range []struct {
-		key, what string
-		val       any
-	}{{"before_accept", "asking before accepting", f.BeforeAccept}} {
-		if u.val != nil && u.val != false {
-			c.fault("$.dns."+u.key, "take the key out; CHANGELOG.md says when it comes", "%s is not built in this version", u.what)
-		}
 	}
 	d := &c.cfg.DNS
 	if len(f.Resolvers) > maxResolvers {
@@ -122,6 +116,7 @@ func (c *checker) dns(f *dnsFile) {
 			break
 		}
 	}
+	c.before(f.BeforeAccept)
 	c.publish(f)
 	c.own(f)
 }

@@ -52,7 +52,15 @@ func TestDNSFaults(t *testing.T) {
 		line int
 		want string
 	}{
-		{"dns:\n  before_accept: true\n", 2, "not built"},
+		{"dns:\n  before_accept: true\n", 2, "no list to ask"},
+		{"dns:\n  before_accept: 1\n  lists: []\n", 2, "no list to ask"},
+		{"dns:\n  before_accept: soon\n", 2, "neither true"},
+		{"dns:\n  before_accept: 0\n", 2, "neither true"},
+		{"dns:\n  before_accept: -60\n", 2, "neither true"},
+		{"dns:\n  before_accept: .nan\n", 2, "neither true"},
+		{"dns:\n  before_accept: {from: 60}\n", 2, "neither true"},
+		{"dns:\n  before_accept: true\n  lists: [psbl.surriel.com]\n", 2, "35 points at most"},
+		{"dns:\n  before_accept: 36\n  lists: [psbl.surriel.com]\n", 2, "35 points at most"},
 		{"dns:\n  resolver: [127.0.0.1]\n", 2, "resolver"},
 		{"dns:\n  resolvers: [localhost]\n", 2, "no address"},
 		{"dns:\n  resolvers: [0.0.0.0]\n", 2, "no address"},
@@ -86,6 +94,18 @@ func TestDNSFaults(t *testing.T) {
 	for _, text := range []string{"zone: " + key + ".zen.dq.spamhaus.net", key + ".zen.dq.spamhaus.net=127.0.0.2"} {
 		if _, err := Parse("conf", []byte("dns:\n  lists:\n    - "+text+"\n")); err == nil || strings.Contains(err.Error(), key) || !strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+func TestBeforeAccept(t *testing.T) {
+	for text, want := range map[string]float64{"false": 0, "true": 90, "60": 60, "60.5": 60.5} {
+		c, err := Parse("conf", []byte("block: {threshold: 90}\ndns:\n  before_accept: "+text+"\n  lists: [zen.spamhaus.org]\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := c.DNS; d.BeforeAccept != (want > 0) || d.BeforeAccept && d.BeforePoints(c.Block.Threshold) != want {
+			t.Errorf("%s: %+v", text, d)
 		}
 	}
 }

@@ -57,10 +57,14 @@ func (f *fakeDNS) Lookup(ctx context.Context, name string, qtype uint16) (resolv
 		if qtype == dns.TypeTXT {
 			a.Records = append(a.Records, &dns.TXT{Txt: []string{s}})
 		} else {
-			a.Records = append(a.Records, &dns.A{A: net.ParseIP(s)})
+			a.Records = append(a.Records, recordsTTL(300, s)...)
 		}
 	}
 	return a, nil
+}
+
+func recordsTTL(seconds uint32, addr string) []dns.RR {
+	return []dns.RR{&dns.A{Hdr: dns.RR_Header{Ttl: seconds}, A: net.ParseIP(addr)}}
 }
 
 func (f *fakeDNS) Fresh(ctx context.Context, name string, qtype uint16) (resolve.Answer, error) {

@@ -86,6 +86,7 @@ type zone struct {
 	millis   float64
 	seen     [window]mark
 	seenN    int
+	before   before
 }
 
 // mark is what the breaker remembers of one source.
@@ -139,6 +140,7 @@ func (l *List) read(ans resolve.Answer) outcome {
 		if reason, hint, bad := l.ErrorCode(a); bad {
 			return outcome{reason: reason, hint: hint}
 		}
+		o.ttl = min(o.ttl, time.Duration(rr.Header().Ttl)*time.Second) // the cache keeps it a minute at least
 		if !slices.Contains(o.codes, a) {
 			o.codes = append(o.codes, a)
 		}
