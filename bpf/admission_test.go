@@ -61,7 +61,7 @@ func sourceModel(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(a, bits).Masked()
 }
 
-func (m *admitModel) admit(src netip.Addr, pass Reason) Reason {
+func (m *admitModel) admit(src netip.Addr, scope uint8, pass Reason) Reason {
 	if m == nil {
 		return pass
 	}
@@ -86,7 +86,7 @@ func (m *admitModel) admit(src netip.Addr, pass Reason) Reason {
 	}
 	b.take(m.hz)
 	m.total.take(m.hz)
-	if !m.hold || m.now >= m.alive {
+	if !m.hold || m.now >= m.alive || scope&ScopeMX == 0 {
 		return pass
 	}
 	if s, ok := m.seen[key]; ok && m.now-s.last < 24*3600*m.hz {
@@ -378,6 +378,7 @@ func TestHold(t *testing.T) {
 	l.expect(t, DropHeld, syn(a))
 	l.expect(t, PassNotBlocked, frame{src: a, port: 25, flags: tcpACK}.bytes())
 	l.expect(t, PassOtherPort, frame{src: a, port: 443}.bytes())
+	l.expect(t, PassNotBlocked, frame{src: a, port: 587}.bytes()) // who logs in is on lists often
 	l.expect(t, PassNotBlocked, syn("203.0.113.1"))
 	l.expect(t, DropExact, syn("198.18.0.2"))
 	l.sleep(hz/2 + 1)

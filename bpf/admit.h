@@ -54,8 +54,11 @@ static __always_inline enum reason refuse(void *data, void *end)
 	limited = limit(&key, a, now);
 	if (limited)
 		return limited;
-	/* Drop: new here, and comes again in a second. */
-	if (hold_for.time && hold(&key, &p, a, now))
+	/*
+	 * Drop: new here, and comes again in a second. Not on the submission ports: people at home are on the lists, and
+	 * log in.
+	 */
+	if (hold_for.time && (p.hidden || port_scope(p.dst_port) & SCOPE_MX) && hold(&key, &p, a, now))
 		return DROP_HELD;
 	/* Pass: as the tables said. */
 	return 0;

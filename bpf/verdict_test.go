@@ -94,7 +94,7 @@ func (r reference) ipv6(b []byte) Reason {
 		if r.tables(src, ScopeAll).Drop() {
 			return DropExtHeaders
 		}
-		return r.admit.admit(src, PassExtHeaders)
+		return r.admit.admit(src, ScopeAll, PassExtHeaders)
 	}
 	next, rest := b[6], b[40:]
 	for headers := 0; ; headers++ {
@@ -141,7 +141,7 @@ func (r reference) port(src, dst netip.Addr, tcp []byte) Reason {
 	if reason.Drop() || len(tcp) >= 14 && tcp[13]&0x12 != 0x02 {
 		return reason
 	}
-	return r.admit.admit(src, reason)
+	return r.admit.admit(src, scope, reason)
 }
 
 // tables: exact entries that have not ended are nothing special, the longest prefix decides. Ended ones do not exist.
