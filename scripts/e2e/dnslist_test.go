@@ -13,6 +13,9 @@ import (
 	"github.com/mxshield/mxshield/scripts/lab"
 )
 
+// silent as an answer is none.
+const silent = "silent"
+
 // lists serves DNS lists on port 53 of the mail host. code says what a zone answers about an address, "" for nothing; every zone
 // keeps RFC 5782.
 func (r *rig) lists(code func(zone string, a netip.Addr) string) {
@@ -23,13 +26,14 @@ func (r *rig) lists(code func(zone string, a netip.Addr) string) {
 		name := q.Question[0].Name
 		labels := dns.SplitDomainName(name)
 		answer := ""
-		if len(labels) > 4 && q.Question[0].Qtype == dns.TypeA {
-			if a, err := netip.ParseAddr(labels[3] + "." + labels[2] + "." + labels[1] + "." + labels[0]); err == nil {
-				answer = code(strings.Join(labels[4:], "."), a)
-				if answer == "" && a == netip.MustParseAddr("127.0.0.2") {
-					answer = "127.0.0.2"
-				}
+		if a, n := reversed(labels); n > 0 && q.Question[0].Qtype == dns.TypeA {
+			answer = code(strings.Join(labels[n:], "."), a)
+			if answer == "" && a.Unmap() == netip.MustParseAddr("127.0.0.2") {
+				answer = "127.0.0.2"
 			}
+		}
+		if answer == silent {
+			return
 		}
 		if answer != "" {
 			rr, _ := dns.NewRR(name + " 60 IN A " + answer)
@@ -61,6 +65,27 @@ func (r *rig) serve(h dns.Handler) {
 		<-up
 		r.t.Cleanup(func() { _ = s.Shutdown(); <-done })
 	}
+}
+
+// reversed is the address that a list is asked about, and of how many labels it is.
+func reversed(labels []string) (a netip.Addr, n int) {
+	if len(labels) > 32 {
+		var b strings.Builder
+		for i := range 32 {
+			if b.WriteString(labels[31-i]); i%4 == 3 && i < 31 {
+				b.WriteByte(':')
+			}
+		}
+		a, _ = netip.ParseAddr(b.String())
+		return a, 32
+	}
+	if len(labels) > 4 {
+		var err error
+		if a, err = netip.ParseAddr(labels[3] + "." + labels[2] + "." + labels[1] + "." + labels[0]); err == nil {
+			return a, 4
+		}
+	}
+	return a, 0
 }
 
 const listConfig = `dns:

@@ -23,6 +23,7 @@
 //	  publish: {listen: "127.0.0.1:5353", zone: bl.example.org, clients: [192.0.2.0/24]}
 //	  own: [198.51.100.25]        # own addresses that are looked up on the lists, at most 256
 //	  own_hook: /usr/local/bin/notify
+//	  before_accept: false        # true, or points: hold the first SYN of a new source while the lists are asked
 //	limits: {syn_per_source: 0, syn_total: 0}  # new connections a second; 0 = no limit
 //	state: /var/lib/mxshield/state.db
 //	socket: /run/mxshield/control.sock
