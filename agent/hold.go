@@ -257,7 +257,7 @@ func (d *daemon) askBefore(ctx context.Context, f bpf.First) {
 		d.answered(ans, &d.hold.stats.Spared, "nothing the lists say could block it")
 		return
 	}
-	until := f.Until.Add(-holdMargin)
+	until, unsure := f.Until.Add(-holdMargin), false
 	var names chan resolve.Names
 	if d.senders.ByName() { // an allow by domain may cover it
 		names = make(chan resolve.Names, 1)
@@ -276,9 +276,7 @@ func (d *daemon) askBefore(ctx context.Context, f bpf.First) {
 				d.answered(ans, &d.hold.stats.Spared, "it is allowed by "+rule)
 				return
 			}
-			if listed = n.State != resolve.StateTemporary; !listed {
-				found.Unknown = append(found.Unknown, "its reverse name, which may be allowed")
-			}
+			unsure = n.State == resolve.StateTemporary
 		}
 		now := time.Now()
 		ans.found, ans.took = found, now.Sub(began)
@@ -294,6 +292,11 @@ func (d *daemon) askBefore(ctx context.Context, f bpf.First) {
 			if err := d.blockBefore(ans, now); err != nil {
 				d.answered(ans, &d.hold.stats.Spared, err.Error())
 				return
+			}
+			if unsure { // as in the log path: the name is asked for again, and may open the block
+				d.mu.Lock()
+				d.doubtLocked(f.Source, 0, now)
+				d.mu.Unlock()
 			}
 			d.answered(ans, &d.hold.stats.Listed, found.Words())
 		}
