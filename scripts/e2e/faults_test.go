@@ -60,7 +60,7 @@ func TestBadConfig(t *testing.T) {
 	r.configure("wieghts: {}\n")
 	r.fails("unknown key", 2, "conf.yaml:4", "wieghts")
 	r.configure("dns: {own: [192.0.2.25]}\nattach: quickly\n")
-	r.fails("two faults", 2, "conf.yaml:4: dns.own: watching own addresses is not built", "conf.yaml:5: attach")
+	r.fails("two faults", 2, "conf.yaml:4: dns.own: there are no lists", "conf.yaml:5: attach")
 	r.configure("interfaces: [nope0]\n")
 	r.fails("no such interface", 1, "nope0", "eth0")
 	r.agent = r.host.Command(filepath.Join(binaries, "mxshield-agent"), "--config", "/nonexistent.yaml", "check")

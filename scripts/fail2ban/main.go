@@ -285,7 +285,7 @@ func (b *bench) startAgent(ctx context.Context, log string) (pid int, client *co
 	if err != nil {
 		return 0, nil, nil, err
 	}
-	text := fmt.Sprintf("state: %[1]s/state.db\nsocket: %[1]s/sock\npins: %[1]s/bpf/mxshield\nlogs: [{file: %[2]s}]\n", dir, quoted)
+	text := fmt.Sprintf("state: %[1]s/state.db\nsocket: %[1]s/sock\npins: %[1]s/bpf/mxshield\nlogs: [{file: %[2]s}]\ndns: {resolvers: [127.0.0.1]}\n", dir, quoted)
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 		return 0, nil, nil, err
 	}
