@@ -82,7 +82,7 @@ func (d *daemon) holdLocked(v *verdict.Verdict, source netip.Addr) bool {
 		return true
 	}
 	h := held{*v, source}
-	if len(d.held) < maxHeld {
+	if len(d.held) < maxHeld && !d.resolver.Deaf() {
 		select {
 		case d.toAsk <- h:
 			d.held[v.Prefix], d.heldNews = h, true

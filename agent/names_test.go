@@ -245,6 +245,37 @@ func TestVerdictWaits(t *testing.T) {
 	}
 }
 
+// TestDeaf: while no server answers at all, verdicts do not wait for names.
+func TestDeaf(t *testing.T) {
+	n, r, _ := serveNames(t)
+	d := namedDaemon(t, r, "domain:yahoo.test")
+	n.mu.Lock()
+	for _, name := range []string{"a.test.", "b.test.", "c.test."} {
+		n.silent[name] = true
+	}
+	n.mu.Unlock()
+	if r.Deaf() {
+		t.Error("deaf before anything was asked")
+	}
+	for _, name := range []string{"a.test.", "b.test.", "c.test."} {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		if _, err := r.Lookup(ctx, name, dns.TypeA); err == nil {
+			t.Error("an answer")
+		}
+		cancel()
+	}
+	if !r.Deaf() {
+		t.Error("not deaf")
+	}
+	d.read("198.18.0.1", 20)
+	if !drops(d, "198.18.0.1") || len(d.unsure) != 1 {
+		t.Error("it waits")
+	}
+	if _, err := r.Lookup(t.Context(), "d.test.", dns.TypeA); err != nil || r.Deaf() {
+		t.Errorf("deaf after an answer: %v", err)
+	}
+}
+
 // TestManyVerdictsWait: a flood of verdicts neither piles up nor waits in a row.
 func TestManyVerdictsWait(t *testing.T) {
 	n, r, _ := serveNames(t)

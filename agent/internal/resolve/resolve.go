@@ -428,6 +428,18 @@ func (r *Resolver) Status() Status {
 	return s
 }
 
+// Deaf says whether no server has answered of late: whoever can do without an answer need not wait for one.
+func (r *Resolver) Deaf() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.servers {
+		if s.streak < deafAfter {
+			return false
+		}
+	}
+	return true
+}
+
 // Servers returns the addresses that are asked now.
 func (r *Resolver) Servers() []netip.AddrPort {
 	r.mu.Lock()

@@ -26,6 +26,7 @@ type server struct {
 const (
 	downFirst = time.Second
 	downMost  = time.Minute
+	deafAfter = 3 // failures of each server, in a row
 )
 
 func (s *server) down(now time.Time) bool {
