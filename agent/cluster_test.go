@@ -909,6 +909,66 @@ func TestClusterUpgrade(t *testing.T) {
 	}
 }
 
+// TestClusterFlood: a node that floods bogus blocks, hosts with welcome mail among them, is suspended by those who had
+// that mail; their mail flows, and one command cleans up everywhere. 300,000 blocks with MXSHIELD_TEST_LONG=1.
+func TestClusterFlood(t *testing.T) {
+	flood := 30_000
+	if os.Getenv("MXSHIELD_TEST_LONG") != "" {
+		flood = 300_000
+	}
+	c := newCrew(t)
+	a, b := c.add(""), c.add("")
+	good := func(i int) string { return fmt.Sprintf("101.%d.7.1", i) }
+	bogus := func(i int) string { return fmt.Sprintf("102.%d.%d.%d", i>>16, i>>8&255, i&255) }
+	for i := range 12 {
+		a.delivers(good(i), 3)
+		b.delivers(good(i), 3)
+	}
+	for _, x := range c.hosts {
+		x.await("knows its senders", func() bool { k := x.why(good(11)).Known; return k != nil && k.Accepted >= 3 })
+	}
+	liar := c.other("mx8", gossip.Wire{Min: 1, Max: 1})
+	now := time.Now()
+	apply := func(p string) {
+		t.Helper()
+		e := block.Entry{Prefix: netip.MustParsePrefix(p + "/32"), Kind: block.Block, Cause: block.Dictionary, Scope: block.ScopeMX, Until: now.Add(72 * time.Hour)}
+		if _, err := liar.table.Apply(e, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range flood {
+		if apply(bogus(i)); i < 12 {
+			apply(good(i))
+		}
+	}
+	for _, x := range c.hosts {
+		x.await("suspends the liar", func() bool { return x.peer("mx8").Suspended })
+		x.await("has all the same", func() bool { p := x.peer("mx8"); return p.Entries == flood+12 && p.Lag == 0 })
+		for i := range 12 {
+			x.decides(good(i), block.RuleNone)
+		}
+		if s := x.status(); s.Blocks.Blocks != 0 {
+			t.Errorf("%s enforces %d blocks", x.name, s.Blocks.Blocks)
+		}
+	}
+	b.guesses("198.18.0.1", 12) // the others go on
+	a.decides("198.18.0.1", block.RuleBlock)
+
+	var done control.Done
+	a.post("/v1/origin", control.OriginRequest{Do: "clear", Node: "mx8"}, &done)
+	for _, x := range c.hosts {
+		x.await("hears of it", func() bool {
+			var d control.Done
+			x.post("/v1/origin", control.OriginRequest{Do: "resume", Node: "mx8"}, &d)
+			return x.status().Blocks.Blocks == 1
+		})
+		x.decides(bogus(7), block.RuleNone)
+		x.decides(good(7), block.RuleNone)
+	}
+	apply("103.0.0.1") // what it says from now on counts
+	c.all("103.0.0.1", block.RuleBlock)
+}
+
 // TestClusterNames: names of origins that a member tells of are names, and nothing that a terminal obeys.
 func TestClusterNames(t *testing.T) {
 	c := newCrew(t)

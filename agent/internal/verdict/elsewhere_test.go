@@ -140,6 +140,18 @@ func TestWait(t *testing.T) {
 	if _, ok := s.Elsewhere(far, 0, 0, t0); ok {
 		t.Error("twice")
 	}
+
+	// Others say nothing of logins: there is nothing to wait for.
+	wait = true
+	s = New(cfg)
+	blocked := false
+	for i := range 12 {
+		_, ok := s.Observe(&maillog.Event{Kind: maillog.AuthFailure, Source: far, Count: 1, User: uint64(i+1) << 58, Submission: true}, t0)
+		blocked = blocked || ok
+	}
+	if !blocked {
+		t.Error("a login attack waits")
+	}
 }
 
 // TestOwn: what is told to others leaves out what they find out themselves, and what may not be mixed.

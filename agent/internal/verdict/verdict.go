@@ -204,7 +204,7 @@ type Config struct {
 	Sources    int                       // how many sources are remembered; about 64 bytes each
 	Seed       uint64                    // of the table: secret, else an attacker can choose addresses that collide
 	// Wait says that a source must not be judged yet, because it is not known what other nodes have to say of it; Elsewhere
-	// judges it then. nil: never.
+	// judges it then. It is not asked for login attacks, of which others say nothing. nil: never.
 	Wait func(source netip.Prefix, now time.Time) bool
 }
 
@@ -852,7 +852,7 @@ func (s *Scorer) judge(slot int, key key, r *record, c *counts, k maillog.Kind, 
 	if s.covering(key, cause, nowSec) != nil {
 		return false
 	}
-	if !blocked && s.cfg.Wait != nil && s.cfg.Wait(s.prefix(key), now) {
+	if !blocked && cause != block.AuthBrute && s.cfg.Wait != nil && s.cfg.Wait(s.prefix(key), now) {
 		return false
 	}
 	if !blocked {
