@@ -741,8 +741,9 @@ func TestClusterThin(t *testing.T) {
 		t.Errorf("%+v", w.Decision.By)
 	}
 	for _, a := range c.hosts {
-		if w := a.why("198.18.0.1"); w.Evidence != nil && !strings.Contains(w.Evidence.Words, "4 unknown recipients, 0 accepted") || w.Evidence != nil && !strings.Contains(w.Evidence.Words, "on other nodes") {
-			t.Errorf("%s: %q", a.name, w.Evidence.Words)
+		// The first of the four may be enough, where the others have told of theirs before.
+		if e := a.why("198.18.0.1").Evidence; e != nil && (e.Counts["unknown_recipient"] > 4 || !strings.Contains(e.Words, "on other nodes")) {
+			t.Errorf("%s: %q", a.name, e.Words)
 		}
 	}
 	for _, a := range c.hosts[:2] {
