@@ -14,7 +14,9 @@ SIM ?= 10000
 BENCHTIME ?= 1s
 
 # go test says nothing of what it skips, unless it says everything; this one names what was skipped, and why.
-gotest = "$(GO)" run gotest.tools/gotestsum@v1.13.0 --format standard-quiet --
+# RERUN=--rerun-fails=1 runs what failed once more, and reports both runs.
+RERUN ?=
+gotest = "$(GO)" run gotest.tools/gotestsum@v1.13.0 --format standard-quiet $(RERUN)
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test soak race lint generate check-generated kernels bench fuzz sim install clean go
@@ -41,16 +43,16 @@ demo: build ## show it: 200 attackers, one honest sender, a cluster of three rea
 
 test: build ## run every test (root; as a user those that need it say so and are skipped)
 	@test "$$(id -u)" = 0 || echo 'note: not root: tests that need the kernel are skipped; run sudo make test'
-	$(gotest) $(TESTFLAGS) ./...
+	$(gotest) --packages ./... -- $(TESTFLAGS)
 
 # Packages whose tests have long variants, which MXSHIELD_TEST_LONG=1 switches on.
 SOAK ?= ./agent/... ./bpf ./scripts/e2e
 
 soak: build ## the long variants of tests: a hundred kills under load, a 10 GB replay, ... (root)
-	MXSHIELD_TEST_LONG=1 $(gotest) -p 1 -count 1 -timeout 3h $(SOAK)
+	MXSHIELD_TEST_LONG=1 $(gotest) --packages "$(SOAK)" -- -p 1 -count 1 -timeout 3h
 
 race: build ## the same under the race detector (needs a C compiler)
-	$(gotest) -race -p 1 -timeout 1200s ./...
+	$(gotest) --packages ./... -- -race -p 1 -timeout 1200s
 
 lint: go ## formatting, vet, staticcheck, shell scripts, import directions
 	scripts/lint.sh
