@@ -134,6 +134,7 @@ type laneKey struct {
 type peer struct {
 	offset time.Duration // its clock - ours
 	heard  time.Time
+	at     time.Time // its clock then
 }
 
 type outgoing struct {
@@ -565,11 +566,17 @@ func (n *Node) sweep(now time.Time) {
 
 // ---- the clock
 
+// noteClock notes a peer's clock. One that does not go on from where it was is no news, for as long as the last one counts:
+// anybody on the way can send a sealed packet again, and old ones must not make this node take its own clock for wrong. A
+// peer whose clock was set back is heard again when that time is over.
 func (n *Node) noteClock(name string, at, now time.Time) {
-	if p := n.peers[name]; p != nil {
-		p.offset, p.heard = at.Sub(now), now
-	} else if len(n.peers) < maxLanes && name != n.o.Node {
-		n.peers[name] = &peer{at.Sub(now), now}
+	p := n.peers[name]
+	switch {
+	case p == nil && len(n.peers) < maxLanes && name != n.o.Node:
+		n.peers[name] = &peer{at.Sub(now), now, at}
+	case p == nil, !at.After(p.at) && now.Sub(p.heard).Abs() <= offsetLife:
+	default:
+		*p = peer{at.Sub(now), now, at}
 	}
 }
 

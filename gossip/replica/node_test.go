@@ -354,6 +354,37 @@ func TestClockOff(t *testing.T) {
 	}
 }
 
+// TestClockReplayed: packets that were recorded and come again change nothing about the clock, however often they come.
+func TestClockReplayed(t *testing.T) {
+	now := epoch0.Add(time.Hour)
+	n, _ := lone(t, "mx2", &now, Options{})
+	from, c := lone(t, "mx1", &now, Options{})
+	c.peers = []string{"mx2"}
+	var old [][]byte
+	for range 40 {
+		old = append(old, from.Digest())
+		now = now.Add(2 * time.Second)
+	}
+	n.Receive("mx1", from.Digest())
+	for _, m := range old {
+		for range 3 {
+			n.Receive("mx1", m)
+		}
+		now = now.Add(time.Second)
+		n.Tick(now)
+		if s := n.Stats(); s.Muted != "" || s.Offset != 0 {
+			t.Fatalf("%+v", s)
+		}
+	}
+	// A clock that was really set back counts, a little later.
+	now = now.Add(offsetLife + time.Minute)
+	n.Receive("mx1", old[0])
+	n.Tick(now)
+	if s := n.Stats(); s.Muted == "" {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestRefused: epochs of tomorrow, numbers that jump, and feeds.
 func TestRefused(t *testing.T) {
 	now := epoch0.Add(2 * time.Second)
@@ -362,7 +393,7 @@ func TestRefused(t *testing.T) {
 	e := samples()[2]
 	for name, change := range map[string]func(*block.Entry){
 		"epoch mx1": func(e *block.Entry) { e.Epoch = block.NewEpoch(now.Add(2*time.Minute), 1) },
-		"jump mx1":  func(e *block.Entry) { e.Seq = maxJump + 3 },
+		"jump mx1":  func(e *block.Entry) { e.Seq = maxJump + 100 }, // whichever comes first
 		"refused mx1": func(e *block.Entry) {
 			e.Cause, e.Scope, e.Until = block.Feed, block.ScopeMX, now.Add(time.Hour)
 		},
