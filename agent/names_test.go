@@ -35,6 +35,13 @@ func (n *names) set(name, qtype, data string) {
 	delete(n.silent, name)
 }
 
+// hush makes the server say nothing about a name.
+func (n *names) hush(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.silent[name] = true
+}
+
 func (n *names) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	name := strings.ToLower(q.Question[0].Name)
 	n.mu.Lock()
@@ -212,7 +219,7 @@ func TestVerdictWaits(t *testing.T) {
 	n, r, ahead := serveNames(t)
 	d := namedDaemon(t, r, "domain:yahoo.test")
 	rev := reverse(t, "198.18.0.1")
-	n.silent[rev] = true
+	n.hush(rev)
 	d.read("198.18.0.1", 100) // nobody asks yet, so it would hang here if it waited
 	if drops(d, "198.18.0.1") || len(d.held) != 1 {
 		t.Fatal("the verdict does not wait")
@@ -249,11 +256,9 @@ func TestVerdictWaits(t *testing.T) {
 func TestDeaf(t *testing.T) {
 	n, r, _ := serveNames(t)
 	d := namedDaemon(t, r, "domain:yahoo.test")
-	n.mu.Lock()
 	for _, name := range []string{"a.test.", "b.test.", "c.test."} {
-		n.silent[name] = true
+		n.hush(name)
 	}
-	n.mu.Unlock()
 	if r.Deaf() {
 		t.Error("deaf before anything was asked")
 	}
@@ -283,7 +288,7 @@ func TestManyVerdictsWait(t *testing.T) {
 	var list []string
 	for i := range 2 * maxHeld {
 		a := fmt.Sprintf("198.%d.%d.1", 18+i/200, i%200)
-		n.silent[reverse(t, a)] = true
+		n.hush(reverse(t, a))
 		list = append(list, a)
 	}
 	for _, a := range list {

@@ -60,9 +60,7 @@ func TestOwnMX(t *testing.T) {
 	next := namedDaemon(t, r, "domain:yahoo.test")
 	next.cfg.OwnDomains, next.pending = d.cfg.OwnDomains[:2], d.saved(t)
 	next.openOwnMX()
-	n.mu.Lock()
-	n.silent["example.org."] = true
-	n.mu.Unlock()
+	n.hush("example.org.")
 	n.set("bare.example.org.", "A", "198.18.0.4")
 	ahead.Store(int64(2 * time.Hour))
 	if next.refreshOwnMX(t.Context()) {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,11 +28,11 @@ func TestPublishedListIsRight(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { d.publish(ctx); close(done) }()
-	defer func() { stop(); <-done }()
+	defer stop()
 	eventually(t, "it is served", func() bool { return d.zone.Load() != nil })
 
-	ahead := time.Duration(0)
-	r, err := resolve.New(resolve.Options{Servers: []netip.AddrPort{d.zone.Load().Addr()}, Now: func() time.Time { return now.Add(ahead) }})
+	var ahead atomic.Int64
+	r, err := resolve.New(resolve.Options{Servers: []netip.AddrPort{d.zone.Load().Addr()}, Now: func() time.Time { return now.Add(time.Duration(ahead.Load())) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +69,7 @@ func TestPublishedListIsRight(t *testing.T) {
 				t.Errorf("%s: %s is %s", what, a, got)
 			}
 		}
-		ahead += 2 * time.Minute // what the resolver remembers has ended
+		ahead.Add(int64(2 * time.Minute)) // what the resolver remembers has ended
 	}
 	check("at first", dnslist.Listed)
 	d.mu.Lock()
@@ -79,9 +80,13 @@ func TestPublishedListIsRight(t *testing.T) {
 	d.off = nil
 	d.mu.Unlock()
 	check("on", dnslist.Listed)
-	d.cfg.DryRun = true
-	check("dry run", dnslist.Clean)
 	if s := d.publishStatus(); s.Listed == 0 || s.Queries < s.Listed || s.Zone != "bl.mx.example" {
 		t.Errorf("%+v", s)
+	}
+	stop()
+	<-done
+	d.cfg.DryRun = true
+	if _, listed := d.published(netip.MustParseAddr("198.18.0.1")); listed {
+		t.Error("listed in a dry run")
 	}
 }

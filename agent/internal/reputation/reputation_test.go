@@ -37,6 +37,12 @@ func (f *fake) Report(_ context.Context, a netip.Addr) (list []dnslist.Answer) {
 	return list
 }
 
+func (f *fake) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.asked
+}
+
 func (f *fake) set(key string, says dnslist.Says, codes ...string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -125,10 +131,10 @@ func TestWatch(t *testing.T) {
 		}
 		stop()
 		o.Saved = kept
-		asked := f.asked
+		asked := f.count()
 		start()
 		time.Sleep(time.Minute)
-		if f.asked != asked {
+		if f.count() != asked {
 			t.Error("a restart asks anew")
 		}
 		f.set(own, dnslist.Listed, "127.0.0.2", "127.0.0.9")
@@ -137,9 +143,9 @@ func TestWatch(t *testing.T) {
 		hours(1, "delisted 198.51.100.25 a.test [127.0.0.2 127.0.0.9]")
 		f.set("2001:db8:25:: b.test", dnslist.Listed, "127.0.0.3")
 		hours(1, "listed 2001:db8:25:: b.test [127.0.0.3]")
-		asked = f.asked
+		asked = f.count()
 		time.Sleep(24 * time.Hour)
-		if n := f.asked - asked; n < 40 || n > 56 {
+		if n := f.count() - asked; n < 40 || n > 56 {
 			t.Errorf("%d questions about two addresses in a day", n)
 		}
 
