@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/memberlist"
 )
 
 // testKey returns a key that is the same in every run.
@@ -250,6 +252,65 @@ func TestKilledMoves(t *testing.T) {
 		t.Error("not sent")
 	}
 	until(t, "it arrives", func() bool { return b.count("a: moved") == 1 })
+}
+
+// TestSeedsRestarted: all that the others know by the config were killed at once and come back before anybody missed them,
+// knowing nobody but each other. Nothing is heard of for an hour but pings, so only who pings can bring them in.
+func TestSeedsRestarted(t *testing.T) {
+	seeds := []string{newHost() + ":7946", newHost() + ":7946"}
+	start := func(name, at string) *node {
+		return open(t, name, testKey(1), func(o *Options) {
+			o.Bind, o.Peers = at, seeds
+			o.tune = tuning{pushPull: time.Hour}
+		})
+	}
+	nodes := []*node{start("a", seeds[0]), start("b", seeds[1]), start("c", newHost()+":7946"), start("d", newHost()+":7946")}
+	meet(t, nodes...)
+	for i := range seeds {
+		nodes[i].Close()
+	}
+	for i, at := range seeds {
+		nodes[i] = start(nodes[i].Name(), at)
+	}
+	meet(t, nodes...)
+	for _, n := range nodes[2:] {
+		for i := range seeds {
+			until(t, n.Name()+" has heard of the new session", func() bool {
+				n.table.mu.Lock()
+				defer n.table.mu.Unlock()
+				return n.table.members[nodes[i].Name()].meta.session == nodes[i].session
+			})
+		}
+	}
+}
+
+// TestRestartedIsBounded: who answers every ping in another session is called once in a while, and who is no member is not.
+func TestRestartedIsBounded(t *testing.T) {
+	table := newTable("self", Wire{1, 1}, time.Now)
+	liar := memberlist.Node{Name: "liar", Addr: []byte{192, 0, 2, 7}, Port: 7946, Meta: meta{session: session{1}, wire: Wire{1, 1}}.append(nil)}
+	table.put(&liar, Alive)
+	if table.answered("liar", session{1}) || table.answered("liar", session{}) || table.answered("nobody", session{2}) || table.answered("self", session{2}) {
+		t.Error("nothing changed, or it is no member")
+	}
+	calls := 0
+	for i := range 1000 {
+		if !table.answered("liar", session{2, byte(i), byte(i >> 8)}) {
+			t.Fatal("the change was not noticed")
+		}
+		calls += len(table.restarted(time.Hour))
+	}
+	if calls != 1 {
+		t.Errorf("%d calls", calls)
+	}
+	if n := len(table.restarted(0)); n != 1 {
+		t.Errorf("%d calls after the while", n)
+	}
+	liar.Meta = meta{session: session{2, 231, 3}, wire: Wire{1, 1}}.append(nil)
+	table.put(&liar, Alive)
+	table.put(&liar, Failed)
+	if list := table.restarted(0); len(list) != 0 {
+		t.Errorf("called though it told of its session, or is gone: %v", list)
+	}
 }
 
 // TestNames: peers are names that are looked up again and again; we ourselves among them are not called.

@@ -75,11 +75,13 @@ func (d delegate) NotifyConflict(have, other *memberlist.Node) {
 	d.c.table.conflict(have.Name, other.Address())
 }
 
-// An ack carries the wall clock of whoever sends it: version 1, and nanoseconds since 1970 as int64.
+// An ack carries the wall clock of whoever sends it, and its session: version 1, nanoseconds since 1970 as int64, 8 bytes
+// that older agents neither send nor read.
 const ackVersion = 1
 
 func (d delegate) AckPayload() []byte {
-	return binary.BigEndian.AppendUint64([]byte{ackVersion}, uint64(d.c.opt.Now().UnixNano()))
+	b := binary.BigEndian.AppendUint64([]byte{ackVersion}, uint64(d.c.opt.Now().UnixNano()))
+	return append(b, d.c.session[:]...)
 }
 
 func (d delegate) NotifyPingComplete(n *memberlist.Node, rtt time.Duration, b []byte) {
@@ -88,4 +90,7 @@ func (d delegate) NotifyPingComplete(n *memberlist.Node, rtt time.Duration, b []
 	}
 	theirs := time.Unix(0, int64(binary.BigEndian.Uint64(b[1:9])))
 	d.c.table.addClock(n.Name, sample{theirs.Sub(d.c.opt.Now().Add(-rtt / 2)), rtt})
+	if b = b[9:]; len(b) >= len(session{}) && d.c.table.answered(n.Name, session(b[:len(session{})])) {
+		d.c.seek.look()
+	}
 }

@@ -24,7 +24,9 @@ const (
 )
 
 // seeker calls those who should be members and are not, for ever: memberlist itself forgets a node that it took for
-// dead, and after a longer partition neither side would ever look for the other again.
+// dead, and after a longer partition neither side would ever look for the other again. And it calls members that were
+// restarted before anybody missed them: all configured peers at once, say. They know nobody but each other then, and who
+// goes on pinging them would not tell them before the next push/pull.
 type seeker struct {
 	every  time.Duration
 	port   uint16 // of peers that name none
@@ -35,6 +37,7 @@ type seeker struct {
 
 	wg    sync.WaitGroup
 	slots chan struct{}
+	again chan struct{} // a member was restarted
 
 	mu     sync.Mutex
 	static []*static
@@ -132,12 +135,44 @@ func (s *seeker) run(ctx context.Context) {
 		// Soon after the start the others may be starting too.
 		d := wait*4/5 + rand.N(wait*2/5+1)
 		wait = min(2*wait, s.every)
-		select {
-		case <-ctx.Done():
-			s.wg.Wait()
-			return
-		case <-time.After(d):
+		for next := time.After(d); next != nil; {
+			select {
+			case <-ctx.Done():
+				s.wg.Wait()
+				return
+			case <-s.again:
+				s.callRestarted(ctx)
+			case <-next:
+				next = nil
+			}
 		}
+	}
+}
+
+// look makes it call members that were restarted.
+func (s *seeker) look() {
+	select {
+	case s.again <- struct{}{}:
+	default:
+	}
+}
+
+func (s *seeker) callRestarted(ctx context.Context) {
+	for _, n := range s.table.restarted(s.every) {
+		if a, ok := netip.AddrFromSlice(n.Addr); ok {
+			s.wg.Go(func() { _ = s.callInTurn(ctx, n.Name, netip.AddrPortFrom(a.Unmap(), n.Port)) })
+		}
+	}
+}
+
+// callInTurn calls once there is a place for one more call.
+func (s *seeker) callInTurn(ctx context.Context, peer string, at netip.AddrPort) error {
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+		return s.call(peer, at)
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -182,16 +217,8 @@ func (s *seeker) round(ctx context.Context) {
 			continue
 		}
 		a.busy = true
-		s.wg.Add(1)
-		go func() {
-			defer s.wg.Done()
-			select {
-			case s.slots <- struct{}{}:
-				defer func() { <-s.slots }()
-			case <-ctx.Done():
-				return
-			}
-			err := s.call(t.peer, t.at)
+		s.wg.Go(func() {
+			err := s.callInTurn(ctx, t.peer, t.at)
 			// Whoever answered and is a member now needs no second call; if it goes again, the next must not wait.
 			member := err == nil && s.table.alive(t.at)
 			s.mu.Lock()
@@ -201,7 +228,7 @@ func (s *seeker) round(ctx context.Context) {
 			if err == nil && !member {
 				a.ok = time.Now()
 			}
-		}()
+		})
 	}
 }
 

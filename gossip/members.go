@@ -60,6 +60,9 @@ type member struct {
 	clock    []sample  // oldest first
 	conflict string
 	bye      bool
+
+	answers session   // the session of its last answer to a ping; zero: none
+	called  time.Time // when we last called it because that was not the one it had told of
 }
 
 type sample struct{ offset, rtt time.Duration }
@@ -194,6 +197,37 @@ func (t *table) goodBye(name string, of session) {
 			m.state = Left
 		}
 	}
+}
+
+// answered notes the session in which a member answers pings, and says whether it is another than that member told of.
+func (t *table) answered(name string, in session) (changed bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	m := t.members[name]
+	if m == nil || name == t.self {
+		return false
+	}
+	m.answers = in
+	return m.restarted()
+}
+
+// restarted says that a member was started anew and has not told so: it answers, but may know nobody here.
+func (m *member) restarted() bool {
+	return m.state == Alive && m.answers != (session{}) && m.answers != m.meta.session
+}
+
+// restarted lists the members to call for that, each at most once in a while: whoever answers each ping in another
+// session costs one call then.
+func (t *table) restarted(every time.Duration) (list []memberlist.Node) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, m := range t.members {
+		if m.restarted() && (m.called.IsZero() || time.Since(m.called) >= every) {
+			m.called = time.Now()
+			list = append(list, m.node)
+		}
+	}
+	return list
 }
 
 func (t *table) saidBye(name string) bool {

@@ -196,7 +196,7 @@ func (c *Cluster) listen() error {
 		self: func(a netip.AddrPort) bool {
 			return a == adv || a.Port() == local.Port() && c.ours(bind.Addr(), a.Addr())
 		},
-		slots: make(chan struct{}, maxCalls), calls: map[netip.AddrPort]*attempt{},
+		slots: make(chan struct{}, maxCalls), again: make(chan struct{}, 1), calls: map[netip.AddrPort]*attempt{},
 		call: func(name string, at netip.AddrPort) error {
 			// The name is there because memberlist was told to want one; its transport gets it, and ours ignores it.
 			_, err := c.list.Join([]string{name + "/" + at.String()})

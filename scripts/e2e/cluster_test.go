@@ -23,7 +23,7 @@ func TestCluster(t *testing.T) {
 		}
 		c.partition(apart)
 	})
-	c.run("killed", func() { c.killed(0, 3) })
+	c.run("killed", func() { c.killed(0, 1) }) // whom all the others were told to call
 	c.run("strangers", c.strangers)
 }
 
