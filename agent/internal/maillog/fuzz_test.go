@@ -49,6 +49,9 @@ var slots = map[string][]*regexp.Regexp{
 	),
 }
 
+// solarisID stands between tag and message there.
+var solarisID = regexp.MustCompile(`^\[ID [0-9]{1,10} [A-Za-z0-9.]{0,24}\] `)
+
 func compile(res ...string) []*regexp.Regexp {
 	var out []*regexp.Regexp
 	for _, r := range res {
@@ -86,7 +89,7 @@ func checkMessage(t *testing.T, daemon, msg string) {
 	p := New(Options{MaxPending: 8, Traps: corpusTraps, Recipients: true})
 	var e Event
 	ok := p.Parse(line, corpusRef, &e)
-	msg = strings.TrimRight(msg, "\r\n")
+	msg = solarisID.ReplaceAllString(strings.TrimLeft(strings.TrimRight(msg, "\r\n"), " "), "")
 	if ok {
 		good := false
 		for _, a := range trusted(daemon, msg) {

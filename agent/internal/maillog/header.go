@@ -63,7 +63,7 @@ func (h *header) split(b []byte, j *record) bool {
 	case isUpper(c):
 		// "Mmm dd HH:MM:SS", and ".ffffff" from journalctl -o short-precise
 		if len(b) < 17 || b[3] != ' ' || b[6] != ' ' || b[9] != ':' || b[12] != ':' {
-			return false
+			return h.rare(b, j)
 		}
 		n := 15
 		if b[n] == '.' {
@@ -96,13 +96,17 @@ func (h *header) split(b []byte, j *record) bool {
 	case c == 'd':
 		return h.dovecot1(b)
 	default:
-		return false
+		return h.rare(b, j)
 	}
 	if len(b) < 4 || b[0] != ' ' {
 		return false
 	}
-	b = b[1:]
-	if b[0] == '<' { // FreeBSD syslogd -v: <facility.level>
+	return h.hostAndTag(b[1:])
+}
+
+// hostAndTag reads what follows the stamp of a syslog line.
+func (h *header) hostAndTag(b []byte) bool {
+	if len(b) > 3 && b[0] == '<' { // FreeBSD syslogd -v: <facility.level>
 		i := bytes.IndexByte(b, '>')
 		if i < 0 || i > 24 || i+2 >= len(b) || b[i+1] != ' ' {
 			return false
@@ -138,6 +142,9 @@ func (h *header) tagged(word, rest []byte) bool {
 		word, h.pid = word[:i], word[i+1:n-1]
 	}
 	h.tag, h.msg = word, rest
+	if len(rest) > 0 && (rest[0] == ' ' || rest[0] == '[') {
+		h.msg = afterTag(rest)
+	}
 	h.repeat()
 	return true
 }
@@ -219,6 +226,9 @@ func (h *header) ownFile(b []byte) bool {
 		h.mta, h.msg = Dovecot, b
 		return true
 	}
+	if hostAndTag(b) {
+		return h.hostAndTag(b)
+	}
 	// No tag says that this is Exim. Its messages are: each begins with words that no other program here begins with.
 	h.mta, h.msg = Exim, h.eximPid(b)
 	return true
@@ -238,9 +248,7 @@ func stampLen(b []byte) int {
 	for n < len(b) && n < 30 && (b[n] == '.' || isDigit(b[n])) {
 		n++
 	}
-	if n+6 < len(b) && b[n] == ' ' && (b[n+1] == '+' || b[n+1] == '-') && isDigit(b[n+2]) && isDigit(b[n+3]) && isDigit(b[n+4]) && isDigit(b[n+5]) && b[n+6] == ' ' {
-		n += 6
-	}
+	n += zoneLen(b[n:])
 	if n >= len(b) || b[n] != ' ' {
 		return 0
 	}

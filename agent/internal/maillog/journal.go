@@ -13,7 +13,8 @@ import (
 // user (_UID from 1000 up) is nobody's log line. Package tail, which reads a live journal, knows the MTA's user and is
 // stricter. A field that stands twice is the work of somebody who wants to be two things, so there is no event.
 type record struct {
-	buf []byte // unpacked MESSAGE, at most recordMax bytes; kept for the next line
+	buf   []byte          // unpacked MESSAGE, at most recordMax bytes; kept for the next line
+	stamp [longStamp]byte // a stamp written anew, see rare
 }
 
 // recordMax is how much of a MESSAGE is looked at. Everything that counts stands in front.

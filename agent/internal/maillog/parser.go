@@ -338,10 +338,13 @@ func (p *Parser) repeated(h *header, e *Event) bool {
 }
 
 // when converts the stamp, once.
-func (p *Parser) when(h *header, e *Event) (ok bool) {
+func (p *Parser) when(h *header, e *Event) bool {
 	if e.Time.IsZero() {
-		e.Time, ok = p.time(h, h.ref)
-		return ok
+		at, ok := p.time(h, h.ref)
+		if !ok {
+			return false
+		}
+		e.Time = at
 	}
 	return true
 }
