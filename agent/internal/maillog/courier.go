@@ -164,6 +164,13 @@ func (p *Parser) courierSMTP(m []byte, e *Event) bool {
 		}
 		b = c[i+1:]
 	}
+	if has(b, "ident=") { // whatever the client's host says
+		i := bytes.Index(b, []byte(",from=<"))
+		if i < 0 {
+			i = bytes.Index(b, []byte(`,msg="`))
+		}
+		b = b[i+1:]
+	}
 	e.Kind = Other
 	if c, ok := cut(b, `msg="`); ok {
 		e.Kind = courierReply(c)

@@ -43,8 +43,12 @@ func dovecotService(b []byte) bool {
 // dovecotOwn says whether b is what follows the stamp in a file that Dovecot writes itself: a service, and after "service: "
 // a level, which no line of syslog has there.
 func dovecotOwn(b []byte) bool {
-	if len(b) < 8 || !dovecotService(b) {
+	if len(b) < 8 {
 		return false
+	}
+	if !dovecotService(b) {
+		c, ok := level(b) // version 1 writes it in front
+		return ok && dovecotService(c)
 	}
 	i := bytes.IndexByte(b[:min(len(b), 24)], ':')
 	if i < 0 || i+2 >= len(b) || bytes.IndexByte(b[:i], '(') >= 0 {
@@ -56,7 +60,10 @@ func dovecotOwn(b []byte) bool {
 
 // level cuts "Info: " and the like off.
 func level(b []byte) ([]byte, bool) {
-	for _, l := range [...]string{"Info: ", "Warning: ", "Error: ", "Debug: ", "Fatal: ", "Panic: "} {
+	if len(b) == 0 || !isUpper(b[0]) {
+		return b, false
+	}
+	for _, l := range [...]string{"Info: ", "Warning: ", "Warn: ", "Error: ", "Debug: ", "Fatal: ", "Panic: "} {
 		if c, ok := cut(b, l); ok {
 			return c, true
 		}
@@ -68,8 +75,8 @@ func (p *Parser) dovecot(h *header, e *Event) bool {
 	m := h.msg
 	if len(h.tag) > 0 && string(h.tag) != "dovecot" {
 		// The tag is a service, or PAM's, which logs in the name of the program that called it.
-		if b, ok := cut(m, "pam_unix(dovecot:auth): authentication failure; "); ok {
-			return p.pamFailure(h, b, e)
+		if has(m, "pam_") {
+			return p.pamFailure(h, m, e)
 		}
 		switch string(h.tag) {
 		case "auth", "auth-worker", "dovecot-auth":
@@ -82,6 +89,9 @@ func (p *Parser) dovecot(h *header, e *Event) bool {
 	}
 	if len(m) < 8 {
 		return false
+	}
+	if h.mta == Dovecot {
+		m, _ = level(m)
 	}
 	switch m[0] {
 	case 'a':
@@ -108,8 +118,8 @@ func (p *Parser) dovecot(h *header, e *Event) bool {
 			return p.dovecotAuth(h, b, e)
 		}
 	case 'p':
-		if b, ok := cut(m, "pam_unix(dovecot:auth): authentication failure; "); ok {
-			return p.pamFailure(h, b, e)
+		if has(m, "pam_") {
+			return p.pamFailure(h, m, e)
 		}
 		if b, ok := cut(m, "pop3-login: "); ok {
 			b, _ = level(b)
@@ -148,7 +158,10 @@ func (p *Parser) dovecotLogin(b []byte, e *Event) bool {
 	}
 	c := b[i+len(" rip="):]
 	n := bytes.IndexByte(c, ',')
-	if n < 0 || !has(c[n:], ", lip=") {
+	if n < 0 {
+		n = len(c)
+	}
+	if !has(c[n:], ", lip=") && (last(b[:i], " rip=") >= 0 || !loginEnd(c[n:])) {
 		return false
 	}
 	a, ok := parseAddr(c[:n])
@@ -182,6 +195,16 @@ func (p *Parser) dovecotLogin(b []byte, e *Event) bool {
 		e.Count *= max(1, n)
 		return true
 	}
+	if j := bytes.Index(head, []byte(" authentication attempts)")); j >= 0 || bytes.Contains(head, []byte("(proxy dest auth failed)")) {
+		// version 1, "(N authentication attempts)"; the server that the login was passed on to refused it
+		n, scale := 0, 1
+		for j--; j >= 0 && isDigit(head[j]) && scale <= 1000; j-- {
+			n, scale = n+scale*int(head[j]-'0'), scale*10
+		}
+		e.Kind, e.User = AuthFailure, p.userHash(user)
+		e.Count *= max(1, n)
+		return true
+	}
 	switch {
 	case bytes.Contains(head, []byte("Too many invalid commands")):
 		e.Kind = TooManyErrors
@@ -193,6 +216,18 @@ func (p *Parser) dovecotLogin(b []byte, e *Event) bool {
 	}
 	// Else: told not to send passwords in the clear, a certificate missing, a backend or we ourselves at fault.
 	return true
+}
+
+// loginEnd says that nothing but Dovecot's own words follows the address, in a line without lip= (login_log_format_elements):
+// "[, mpid=N][, TLS...][, secured][, session=<S>]".
+func loginEnd(b []byte) bool {
+	if i := last(b, ", session=<"); i >= 0 && b[len(b)-1] == '>' && bytes.IndexByte(b[i+len(", session=<"):len(b)-1], '>') < 0 {
+		b = b[:i]
+	}
+	if c, ok := cut(b, ", mpid="); ok {
+		b = bytes.TrimLeft(c, "0123456789")
+	}
+	return !bytes.ContainsAny(b, "<>=")
 }
 
 // dovecotAuth reads "[conn unix:auth-worker (...): auth-worker<7>: ]DRIVER(U,IP[,<S>]): WHY" and, whole message with its
@@ -269,7 +304,7 @@ func (p *Parser) dovecotAuth(h *header, b []byte, e *Event) bool {
 		e.Kind = Other
 		w := why[len("pam_authenticate() failed: "):]
 		if has(w, "Authentication failure") || has(w, "authentication error") || has(w, "User not known") || has(w, "unknown user") ||
-			has(w, "Have exhausted maximum number of retries") {
+			has(w, "Permission denied") || has(w, "Have exhausted maximum number of retries") {
 			e.Kind = AuthFailure
 		}
 	default:
@@ -302,7 +337,7 @@ func authSlot(b []byte, i int) (addr, user, why []byte, ok bool) {
 			return nil, nil, nil, false
 		}
 		f := head[k+1:]
-		if len(f) > 1 && f[0] == '<' && f[len(f)-1] == '>' || has(f, "sasl:") {
+		if len(f) == 0 || len(f) > 1 && f[0] == '<' && f[len(f)-1] == '>' || has(f, "sasl:") || string(f) == "master" {
 			head = head[:k]
 			continue
 		}
@@ -311,11 +346,19 @@ func authSlot(b []byte, i int) (addr, user, why []byte, ok bool) {
 	return nil, nil, nil, false
 }
 
-// pamFailure reads "logname=.. uid=.. euid=.. tty=dovecot ruser=U rhost=IP[  user=U2]". U is the client's; U2 is there only
-// if there is such a user, so nothing of the client stands behind the last rhost=.
+// pamFailure reads "pam_MODULE(dovecot:auth): authentication failure; logname=.. uid=.. euid=.. tty=dovecot ruser=U rhost=IP[  user=U2]".
+// U is the client's. pam_unix writes U2 only if there is such a user, so that nothing of the client stands behind the last
+// rhost=; other modules (pam_sss, ...) write what the client said, so that there must be one only.
 func (p *Parser) pamFailure(h *header, b []byte, e *Event) bool {
+	n := 0
+	for n < len(b) && n < 32 && (isAlnum(b[n]) || b[n] == '_') {
+		n++
+	}
+	module := b[:n]
+	h.key = uint32(hash(p.seed, module, false))
+	b, ok := cut(b[n:], "(dovecot:auth): authentication failure; ")
 	i := last(b, " rhost=")
-	if i < 0 || len(b) > whole {
+	if !ok || i < 0 || len(b) > whole || string(module) != "pam_unix" && last(b[:i], " rhost=") >= 0 {
 		return false
 	}
 	c := b[i+len(" rhost="):]

@@ -115,6 +115,12 @@ func (h *header) eximMessage(p *Parser, m []byte, e *Event) bool {
 		if b, ok := cut(m, "H="); ok {
 			return p.eximRefused(h, b, e)
 		}
+		if b, ok := cut(m, "F="); ok {
+			return h.eximScanned(b, e)
+		}
+		if has(m, "SMTP connection ") {
+			return h.eximS(m, e)
+		}
 		return p.follows && p.eximDelivery(h, q, m, e)
 	}
 	// "DRIVER authenticator failed for [H=]HOSTTEXT: REPLY". DRIVER is the administrator's name for it.
@@ -172,7 +178,7 @@ func (h *header) hostText(b []byte, e *Event) (rest []byte, ok bool) {
 
 // only says that no second ") [IP]" follows, nor can have been cut off: Exim's own lines have 8 KB.
 func (h *header) only(b []byte) bool {
-	if h.part || len(b) > whole && h.mta != Exim || len(b) > 7000 {
+	if !h.uncut(b) {
 		return false
 	}
 	for {
@@ -472,16 +478,8 @@ func (p *Parser) eximAuth(h *header, b []byte, e *Event) bool {
 // eximAccepted reads "S H=HOSTTEXT P=proto [X=.. CV=.. DN=".." ][A=auth[:id] ]S=size ...". S is the client's and stands in
 // front: a quoted local part may hold anything, so it is skipped by its quotes.
 func (p *Parser) eximAccepted(h *header, q, b []byte, e *Event) bool {
-	i, quoted := 0, false
-	for i < len(b) && (quoted || b[i] != ' ') {
-		if b[i] == '"' {
-			quoted = !quoted
-		} else if b[i] == '\\' {
-			i++
-		}
-		i++
-	}
-	if i >= len(b) || i > whole {
+	i := eximSender(b)
+	if i == 0 {
 		return false
 	}
 	sender := bare(b[:i])
@@ -505,6 +503,42 @@ func (p *Parser) eximAccepted(h *header, q, b []byte, e *Event) bool {
 	}
 	p.follow(p.queueKey(q), e, quiet)
 	return true
+}
+
+// eximSender is the length of the sender at the start of b, whose local part may be quoted and hold blanks; 0 if its end is
+// not certain.
+func eximSender(b []byte) int {
+	i, quoted := 0, false
+	for i < len(b) && (quoted || b[i] != ' ') {
+		if b[i] == '"' {
+			quoted = !quoted
+		} else if b[i] == '\\' {
+			i++
+		}
+		i++
+	}
+	if i >= len(b) || i > whole {
+		return 0
+	}
+	return i
+}
+
+// eximScanned reads "S H=HOSTTEXT P=proto [temporarily ]rejected by local_scan(): TEXT".
+func (h *header) eximScanned(b []byte, e *Event) bool {
+	b, ok := cut(b[eximSender(b):], " H=")
+	if !ok {
+		return false
+	}
+	if b, ok = h.hostText(b, e); !ok {
+		return false
+	}
+	b, _ = eximFields(b, e)
+	e.Kind = Other
+	if c, ok := cut(b, "rejected by local_scan()"); ok {
+		e.Kind = eximReject(b[len(b)-len(c)-len("by local_scan()"):], true)
+		return true
+	}
+	return has(b, "temporarily rejected by local_scan()")
 }
 
 // eximLogin reads what follows the host of a message that came in.
@@ -656,13 +690,42 @@ func eximEnds(b []byte, words string) bool {
 // afterText reads `"TEXT" H=HOSTTEXT ...`, where TEXT is the client's, not always with its quotes escaped, and more of the
 // client's may follow. The place is certain if `" H=` stands in the line once, and the line is so short that the true one
 // cannot have been cut off.
+//
+// Else it is the last, if from there to the end of the line there is nothing but a few plain words of Exim's: a client
+// that writes `" H=` into its helo has more than that behind it, the end of the helo and its own address.
 func (h *header) afterText(b []byte, e *Event) bool {
-	return has(b, `"`) && h.afterMark(b, `" H=`, e)
+	const mark = `" H=`
+	if !has(b, `"`) {
+		return false
+	}
+	if h.afterMark(b, mark, e) {
+		return true
+	}
+	i := bytes.LastIndex(b, []byte(mark))
+	if i < 0 || !h.uncut(b) {
+		return false
+	}
+	b, ok := h.hostText(b[i+len(mark):], e)
+	if c, local := cut(b, " I=["); local {
+		if i = bytes.IndexByte(c, ' '); i < 0 {
+			return false
+		}
+		b = c[i:]
+	}
+	for _, c := range b {
+		ok = ok && (isAlnum(c) || c == ' ' || c == '-' || c == '/')
+	}
+	return ok && len(b) > 8 && len(b) < 80
+}
+
+// uncut says that a line is so short that nothing of it is missing.
+func (h *header) uncut(b []byte) bool {
+	return !h.part && (len(b) <= whole || h.mta == Exim) && len(b) <= 7000
 }
 
 func (h *header) afterMark(b []byte, mark string, e *Event) bool {
 	i := bytes.Index(b, []byte(mark))
-	if i < 0 || h.part || len(b) > whole && h.mta != Exim || len(b) > 7000 || bytes.LastIndex(b, []byte(mark)) != i {
+	if i < 0 || !h.uncut(b) || bytes.LastIndex(b, []byte(mark)) != i {
 		return false
 	}
 	_, ok := h.hostText(b[i+len(mark):], e)

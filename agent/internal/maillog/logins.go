@@ -84,7 +84,7 @@ func (t *logins) count(seed uint64, a netip.Addr, h *header, user uint64, n int,
 	if n -= known; n == 0 {
 		return 0
 	}
-	if (h.by == byAuth || h.by == byWorker) && user != 0 {
+	if h.by != byServer && user != 0 {
 		if user == l.user && h.key != l.key && now-l.said <= 1 && l.said-now <= 1 {
 			return 0
 		}

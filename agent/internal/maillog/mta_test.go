@@ -26,13 +26,16 @@ var shapes = map[MTA][]*regexp.Regexp{
 			`SMTP (?:connection|call) from |SMTP (?:command|data) timeout (?:\(message abandoned\) )?on (?:TLS )?connection from |`+
 			`SMTP (?:syntax|protocol) error in ".*?" H=|SMTP protocol synchronization error \([^)]*\): rejected (?:connection from|".*?") H=|`+
 			`no MAIL in SMTP connection from |no IP address found for host [A-Za-z0-9._-]* \(during SMTP connection from |unexpected (?:disconnection|EOF) while reading SMTP command from |`+
-			`rejected (?:EHLO|HELO|MAIL) from |unqualified [a-z]+ rejected: <.*?> H=|(?:temporarily )?(?:refused|rejected) connection from |Connection from |TLS error on connection from )`+eximRE,
+			`rejected (?:EHLO|HELO|MAIL) from |unqualified [a-z]+ rejected: <.*?> H=|(?:temporarily )?(?:refused|rejected) connection from |Connection from |TLS error on connection from |`+
+			`F=(?:[^ "\\]|\\.|"(?:[^"\\]|\\.)*")+ H=)`+eximRE,
+		`(?:\[\d+\] )?SMTP (?:syntax|protocol|protocol synchronization) error .*" H=`+eximRE+`(?: I=\[[^ ]*)?[A-Za-z0-9 /-]+$`,
 		`(?:\[1[/\\]\d+\] )?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[0-9.]*(?: [+-]\d{4})? )?(?:\[\d+\] )?no host name found for IP address `+ipRE+`(?: |$)`,
 	),
 	Sendmail: compile(
 		`[A-Za-z0-9]{5,24}: (?:lost input channel from |timeout waiting for input from |rejecting commands from |rejecting server [A-Z-]+ from |collect: relay=|AUTH=server, relay=|)`+relayRE,
 		`AUTH=server, relay=`+relayRE,
-		`[A-Za-z0-9]{5,24}: ruleset=.*, relay=`+relayRE+`, reject=`,
+		`[A-Za-z0-9]{5,24}: rejecting commands from  `+relayRE,
+		`(?:[A-Za-z0-9]{5,24}: )?ruleset=.*, relay=`+relayRE+`, reject=`,
 		`[A-Za-z0-9]{5,24}: (?:from=|AUTH failure \(|AUTH decode64 error \[).*, relay=`+relayRE+`$`,
 	),
 	OpenSMTPD: compile(
@@ -42,7 +45,8 @@ var shapes = map[MTA][]*regexp.Regexp{
 	),
 	Dovecot: compile(
 		`(?:imap|pop3|managesieve|submission)-login: .*[,:] rip=`+ipRE+`, lip=`,
-		`pam_unix\(dovecot:auth\): authentication failure; .* rhost=`+ipRE+`(?: |$)`,
+		`(?:imap|pop3|managesieve|submission)-login: .*[,:] rip=`+ipRE+`(?:, mpid=[0-9]*)?[^<>=]*(?:, session=<[^>]*>)?$`,
+		`pam_[a-z]+\(dovecot:auth\): authentication failure; .* rhost=`+ipRE+`(?: |$)`,
 	),
 	Courier: compile(
 		`LOGIN(?: FAILED)?, .*, ip=\[`+ipRE+`\](?:,|$)`,
@@ -54,7 +58,7 @@ var shapes = map[MTA][]*regexp.Regexp{
 }
 
 // authRE is the place in a line of Dovecot's auth process. It must be there once.
-var authRE = regexp.MustCompile(`,` + ipRE + `(?:,<[^,]*>|,sasl:[^,]*)*\)(?:<[^>]*>)?: `)
+var authRE = regexp.MustCompile(`,` + ipRE + `(?:,<[^,]*>|,sasl:[^,]*|,master|,)*\)(?:<[^>]*>)?: `)
 
 // shape says whether a may have come from msg.
 func shape(mta MTA, msg string, a netip.Addr) bool {
@@ -101,6 +105,9 @@ var places = map[MTA][]place{
 		{"exim", `SMTP call from (@) [192.0.2.1] dropped: too many syntax or protocol errors (last command was "@")`, false},
 		{"exim", `1rgXyz-0001Ab-Cd <= "@"@example.com H=(@) [192.0.2.1] P=esmtp S=1 T="@"`, true},
 		{"exim", `1rgXyz-0001Ab-Cd <= s H=h [192.0.2.1] P=esmtp S=1 T="@" from <@> for @ honeypot@example.org`, false},
+		{"exim", `1rgXyz-0001Ab-Cd F="@"@example.com H=(@) [192.0.2.1] P=esmtp rejected by local_scan(): @`, true},
+		{"exim", "1rgXyz-0001Ab-Cd SMTP connection from (@) [192.0.2.1]:4000 I=[192.0.2.99]:25 closed by DROP in ACL", false},
+		{"exim", `SMTP protocol error in "x" H=(t) [192.0.2.98] @" H=(h) [192.0.2.1] AUTH command used when not advertised`, false},
 		{"exim", `1rgXyz-0001Ab-Cd => @ <honeypot@example.org> R=@ T=x H=mx [192.0.2.99]`, false},
 		{"exim", `1rgXyz-0001Ab-Cd H=mx [192.0.2.99]: @`, false},
 		{"exim", `1rgXyz-0001Ab-Cd ** r@x H=mx [192.0.2.99]: @`, false},
@@ -108,6 +115,9 @@ var places = map[MTA][]place{
 	Sendmail: {
 		{"sm-mta", "622A1abC012345: ruleset=check_rcpt, arg1=<@>, relay=h [192.0.2.1], reject=550 5.1.1 <@>... User unknown", false},
 		{"sm-mta", "622A1abC012345: ruleset=check_rcpt, arg1=<r>, relay=@@h [192.0.2.1], reject=550 5.1.1 <r>... User unknown", false},
+		{"sm-mta", "ruleset=check_relay, arg1=@, arg2=192.0.2.1, relay=h [192.0.2.1], reject=421 4.3.2 Connection rate limit exceeded.", false},
+		{"sm-mta", "622A1abC012345: rejecting commands from  [192.0.2.1] due to pre-greeting traffic after 0 seconds", false},
+		{"sm-mta", "622A1abC012345: h [192.0.2.1]: expn @ [rejected]", false},
 		{"sm-mta", "622A1abC012345: AUTH failure (@): x, user=@, relay=h [192.0.2.1]", false},
 		{"sm-mta", "622A1abC012345: AUTH=server, relay=h [192.0.2.1], authid=@, mech=PLAIN, bits=0", false},
 		{"sm-mta", "AUTH=server, relay=[192.0.2.1], authid=@, mech=PLAIN, bits=0", false},
@@ -135,6 +145,10 @@ var places = map[MTA][]place{
 	Dovecot: {
 		{"dovecot", "imap-login: Disconnected (auth failed, 1 attempts in 2 secs): user=<@>, method=PLAIN, rip=192.0.2.1, lip=192.0.2.25, session=<x>", false},
 		{"dovecot", "imap-login: Login: user=<@>, method=PLAIN, rip=192.0.2.1, lip=192.0.2.25, mpid=1, TLS, session=<x>", false},
+		{"dovecot", "imap-login: Aborted login (auth failed, 1 attempts): user=<@>, method=PLAIN, rip=192.0.2.1", false},
+		{"dovecot", "imap-login: Aborted login (auth failed, 1 attempts): user=<@>, method=PLAIN, rip=192.0.2.1, TLS, session=<x>", false},
+		{"dovecot", "imap-login: Disconnected (proxy dest auth failed): user=<@>, method=PLAIN, rip=192.0.2.1, lip=192.0.2.25, session=<x>", false},
+		{"auth", "pam_sss(dovecot:auth): authentication failure; logname= uid=0 euid=0 tty=dovecot ruser=@ rhost=192.0.2.1 user=@", false},
 		{"dovecot", "auth: passwd-file(@,192.0.2.1): Password mismatch (given password: @)", false},
 		{"dovecot", "auth-worker(1): conn unix:auth-worker (pid=1,uid=2): auth-worker<7>: sql(@,192.0.2.1,<x>): unknown user", false},
 		{"dovecot", "auth(@,192.0.2.1,sasl:plain)<x>: Info: sql: Password mismatch (given password: @)", false},
@@ -144,6 +158,7 @@ var places = map[MTA][]place{
 		{"imapd", "LOGIN FAILED, user=@, ip=[::ffff:192.0.2.1]", false},
 		{"imapd", "LOGIN, user=@, ip=[::ffff:192.0.2.1], port=[1], protocol=IMAP", false},
 		{"courieresmtpd", "error,relay=::ffff:192.0.2.1,from=<@>,to=<@>: 550 User unknown.", false},
+		{"courieresmtpd", "error,relay=::ffff:192.0.2.1,ident=@,from=<@>,to=<@>: 550 User unknown.", false},
 		{"courieresmtpd", `error,relay=::ffff:192.0.2.1,msg="535 Authentication failed.",cmd: @`, false},
 		{"courieresmtpd", "error,relay=::ffff:192.0.2.1,from=<@>,to=<honeypot@example.org>: 550 User unknown.", false},
 		{"courierd", "started,id=1.2,from=<@>,module=@,host=[192.0.2.99],addr=<honeypot@example.org>", false},

@@ -139,7 +139,7 @@ func mtaOf(tag []byte) MTA {
 		return OpenSMTPD
 	case "sendmail":
 		return Sendmail
-	case "courieresmtpd", "courierd", "esmtpd", "imapd", "imapd-ssl", "pop3d", "pop3d-ssl", "imaplogin", "pop3login",
+	case "courieresmtpd", "courierd", "esmtpd", "courierpop3login", "courierimaplogin", "imapd", "imapd-ssl", "pop3d", "pop3d-ssl", "imaplogin", "pop3login",
 		"imap", "imaps", "pop3", "pop3s":
 		return Courier
 	}

@@ -117,8 +117,8 @@ func (p *Parser) smtpd(h *header, e *Event) bool {
 			return e.tail(LostConnection, b, ':')
 		}
 	case 'p':
-		if proxyAccept(m) {
-			return p.proxied(h, e)
+		if proxied(m) {
+			return p.proxied(h, m, e)
 		}
 	case 'l', 't':
 		if lost(m, e) {
@@ -143,8 +143,8 @@ func (p *Parser) smtpd(h *header, e *Event) bool {
 			return e.tail(LostConnection, c, ':')
 		}
 	case 'p':
-		if proxyAccept(b) {
-			return p.proxied(h, e)
+		if proxied(b) {
+			return p.proxied(h, b, e)
 		}
 	}
 	return p.action(q, b, e)
@@ -299,14 +299,27 @@ func (p *Parser) accepted(h *header, q, b []byte, e *Event) bool {
 	return true
 }
 
-// proxyAccept says that a before-queue filter (smtpd_proxy_filter) took the message. The line has no address, but one
-// smtpd process serves one client at a time, and "NOQUEUE: client=" of that process has it.
-func proxyAccept(b []byte) bool {
-	b, ok := cut(b, "proxy-accept: END-OF-MESSAGE: ")
-	return ok && len(b) > 0 && b[0] == '2'
-}
+const proxyAccept, proxyReject = "proxy-accept: END-OF-MESSAGE: ", "proxy-reject: END-OF-MESSAGE: "
 
-func (p *Parser) proxied(h *header, e *Event) bool {
+// proxied says that a before-queue filter (smtpd_proxy_filter) took or refused a message. The line has no address, but one
+// smtpd process serves one client at a time, and "NOQUEUE: client=" of that process has it.
+func proxied(b []byte) bool { return has(b, proxyAccept) || has(b, proxyReject) }
+
+func (p *Parser) proxied(h *header, b []byte, e *Event) bool {
+	if reply, ok := cut(b, proxyReject); ok {
+		w, ok := p.pending.take(p.proxyKey(h), e.Time.Unix())
+		if !ok || len(reply) == 0 || reply[0] != '4' && reply[0] != '5' {
+			return false // the filter hung up: our fault, and nothing is said
+		}
+		e.Kind, e.Source, e.Submission, e.Temporary = classify(reply, true), w.source(), w.sub, reply[0] == '4'
+		if !w.quiet && p.traps.hits(reply) {
+			e.Kind = Trap
+		}
+		return true
+	}
+	if reply, _ := cut(b, proxyAccept); len(reply) == 0 || reply[0] != '2' {
+		return false
+	}
 	w, ok := p.deliver(p.proxyKey(h), e)
 	if ok && !w.quiet && p.traps.hits(h.msg) {
 		e.Kind = Trap

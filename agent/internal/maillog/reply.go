@@ -123,7 +123,8 @@ func oursAuth(reason []byte) bool {
 // spammy says that the words of a filter are about spam or malware. "spamhaus" and the like are names of lists.
 func spammy(text []byte) bool {
 	text = text[:min(len(text), 512)]
-	if within(text, "virus") || within(text, "malware") || within(text, "phish") {
+	if within(text, "virus") || within(text, "malware") || within(text, "phish") || within(text, "spamassassin") ||
+		within(text, "score=") || within(text, "hits=") {
 		return true
 	}
 	for i := 0; ; {
@@ -178,7 +179,8 @@ func splitReply(b []byte) (rc replyCode, text []byte) {
 // brackets inside quotes or nested, and ">: " inside quotes. Without an end it returns b and false.
 func skipEcho(b []byte) ([]byte, bool) {
 	if len(b) == 0 || b[0] != '<' {
-		return b, true
+		c, _ := cut(b, ": ") // what put the line on a web page took the echo for a tag
+		return c, true
 	}
 	depth, quoted := 0, false
 	for i := 0; i < len(b); i++ {

@@ -17,8 +17,11 @@ import "bytes"
 // "Q: to=<R>, ... relay=MX [IP], ..., stat=..." is about our destinations.
 
 func (p *Parser) sendmail(h *header, e *Event) bool {
-	if c, ok := cut(h.msg, "AUTH=server, relay="); ok { // the one line without a queue id
+	if c, ok := cut(h.msg, "AUTH=server, relay="); ok { // it has no queue id
 		return p.sendmailLogin(c, e)
+	}
+	if c, ok := cut(h.msg, "ruleset="); ok { // nor has this, if no message has begun
+		return sendmailRuleset(c, e)
 	}
 	q, b, ok := queueID(h.msg)
 	if !ok || len(b) < 8 {
@@ -100,12 +103,18 @@ func (p *Parser) sendmail(h *header, e *Event) bool {
 		e.Kind = LostConnection
 	case has(c, ": probable open proxy: command="):
 		e.Kind = ProtocolError
-	case (has(c, ": EXPN ") || has(c, ": VRFY ") || has(c, ": ETRN ")) && bytes.HasSuffix(c, []byte(" [rejected]")):
+	case has(c, ": ") && bytes.HasSuffix(c, []byte(" [rejected]")) && verb(c[2:]):
 		e.Kind = ProtocolError
 	default:
 		return false
 	}
 	return true
+}
+
+// verb says whether EXPN, VRFY or ETRN and a blank begins b, as the client wrote it.
+func verb(b []byte) bool {
+	b = b[:min(len(b), 5)]
+	return index(b, "expn ") == 0 || index(b, "vrfy ") == 0 || index(b, "etrn ") == 0
 }
 
 // sendmailLogin reads "RELAY, authid=U, mech=M, bits=N".
@@ -126,6 +135,9 @@ func (p *Parser) sendmailLogin(b []byte, e *Event) bool {
 
 // nameAndAddress reads "NAME [IP]" where NAME may be "[IP]" itself. Neither is the client's beyond a host name.
 func nameAndAddress(b []byte, e *Event) (rest []byte, ok bool) {
+	if has(b, " [") { // no name
+		b = b[1:]
+	}
 	if rest, ok = firstRelay(b, e); !ok || !has(b, "[") || !has(rest, " [") {
 		return rest, ok
 	}
