@@ -22,12 +22,28 @@ import (
 
 // This file is what the daemon answers on the control socket (control.Agent).
 
-// Status collects what the agent does now.
+// Status answers status.
 func (d *daemon) Status() control.Status {
+	s := d.figures()
+	now := time.Now()
+	blocks, _ := d.table.List(block.Query{Limit: 10_000}, now) // a walk over the table: too much for every scrape
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, b := range blocks {
+		if a, ok := d.scorer.Lookup(b.Prefix.Addr(), now); ok && b.Automatic() && a.Evidence.Accepted > 0 {
+			s.Accepted++
+		}
+	}
+	return s
+}
+
+// figures collects what the agent does now, as far as it is known without a walk over a table.
+func (d *daemon) figures() control.Status {
 	now := time.Now()
 	s := control.Status{
 		Version: version(), Node: d.node, PID: os.Getpid(), Started: d.started.UTC(), Now: now.UTC(), DryRun: d.cfg.DryRun,
 		Interfaces: []control.Interface{}, Packets: map[string]uint64{}, Events: map[string]uint64{},
+		EventsByMTA: map[string]map[string]uint64{}, Made: map[string]uint64{}, Metrics: d.metricsAt(),
 		Ports:  control.Ports{MX: d.cfg.MXPorts, Submission: d.cfg.SubmissionPorts},
 		Blocks: d.table.Count(now), Senders: d.senderStatus(),
 		Never:   slices.DeleteFunc(d.table.Never(), func(n block.Never) bool { return n.Sender && !isOwnMX(n) }),
@@ -50,6 +66,16 @@ func (d *daemon) Status() control.Status {
 		for r, n := range counters {
 			s.Packets[bpf.Reason(r).String()] = n
 		}
+		fills, err := d.shield.Fills()
+		if err != nil {
+			warnings["fills"] = "ask how full the kernel's tables are: " + err.Error()
+		}
+		for _, f := range fills {
+			s.Kernel = append(s.Kernel, control.KernelTable(f))
+		}
+		if s.SamplesLost, err = d.shield.SamplesLost(); err != nil {
+			warnings["samples lost"] = "ask for the samples lost: " + err.Error()
+		}
 		live := d.ender.Status()
 		s.Ended = live.Ended
 		if live.Problem != nil {
@@ -64,20 +90,26 @@ func (d *daemon) Status() control.Status {
 	}
 	s.Inputs = d.inputStatus(now, warnings)
 	d.clusterStatus(&s, warnings)
-	blocks, _ := d.table.List(block.Query{Limit: 10_000}, now)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, b := range blocks {
-		if a, ok := d.scorer.Lookup(b.Prefix.Addr(), now); ok && b.Automatic() && a.Evidence.Accepted > 0 {
-			s.Accepted++
-		}
-	}
 	for _, n := range d.scorer.Notices(now) {
 		warnings["verdict "+n.Key] = n.Text
 	}
-	for k, n := range d.events {
+	for m, kinds := range d.events {
+		by := map[string]uint64{}
+		for k, n := range kinds {
+			if n > 0 {
+				by[maillog.Kind(k).String()] = n
+				s.Events[maillog.Kind(k).String()] += n
+			}
+		}
+		if len(by) > 0 {
+			s.EventsByMTA[maillog.MTA(m).String()] = by
+		}
+	}
+	for c, n := range d.made {
 		if n > 0 {
-			s.Events[maillog.Kind(k).String()] = n
+			s.Made[block.Cause(c).String()] = n
 		}
 	}
 	s.Sources = d.scorer.Len()

@@ -125,6 +125,11 @@ func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) 
 	if z := cfg.DNS.Publish; z != nil {
 		p("publish", "%s on %s, for %s", z.Zone, z.Listen, cmp.Or(strings.Trim(fmt.Sprint(z.Clients), "[]"), "this host"))
 	}
+	if cfg.Metrics.IsValid() {
+		if err := checkMetrics(cfg.Metrics, control.Answers(cfg.Socket), p); err != nil {
+			faults = append(faults, err)
+		}
+	}
 	if cfg.DNS.BeforeAccept {
 		p("before", "%s", holdWords(cfg.DNS.BeforePoints(cfg.Block.Threshold), cfg.DNS.Lists))
 		if cfg.DryRun {

@@ -130,8 +130,8 @@ func TestTakeNeverWaits(t *testing.T) {
 			t.Fatalf("%+v", s)
 		}
 	}
-	if d.events[maillog.Connect] != 20_000 {
-		t.Errorf("%d lines were read", d.events[maillog.Connect])
+	if d.events[maillog.Postfix][maillog.Connect] != 20_000 {
+		t.Errorf("%d lines were read", d.events[maillog.Postfix][maillog.Connect])
 	}
 	<-r.asked // and it does ask
 }
@@ -216,7 +216,7 @@ func TestOldLinesAskNobody(t *testing.T) {
 		}
 	}
 	d.take(b)
-	if s := d.lists.Status(); s.Asked != 0 || d.events[maillog.DNSBLReject] != 2 {
+	if s := d.lists.Status(); s.Asked != 0 || d.events[maillog.Postfix][maillog.DNSBLReject] != 2 {
 		t.Errorf("%+v", s)
 	}
 }

@@ -69,7 +69,7 @@ func TestOwnMX(t *testing.T) {
 	if got := next.ownMX; len(got) != 2 || !slices.Contains(got["example.org"], netip.MustParseAddr("198.18.0.2")) || got["bare.example.org"][0] != netip.MustParseAddr("198.18.0.4") {
 		t.Errorf("%v", got)
 	}
-	if d.events[maillog.UnknownRecipient] != 900 {
+	if d.events[maillog.Postfix][maillog.UnknownRecipient] != 900 {
 		t.Errorf("the test shows nothing: %v", d.events)
 	}
 }

@@ -174,13 +174,17 @@ func (d *daemon) clusterStatus(s *control.Status, warnings map[string]string) {
 		return
 	}
 	p := d.Peers()
-	c := &control.ClusterStatus{Addr: p.Addr}
+	c := &control.ClusterStatus{Addr: p.Addr, ClockOffset: p.ClockOffset, Counters: p.Counters, States: map[string]int{}}
+	for _, state := range []gossip.State{gossip.Alive, gossip.Failed, gossip.Left, gossip.Incompatible, gossip.Unreached} {
+		c.States[string(state)] = 0
+	}
 	for _, m := range p.Members {
 		if m.Self {
 			continue
 		}
 		if m.State != "gone" {
 			c.Peers++
+			c.States[m.State]++
 		}
 		if m.State == string(gossip.Alive) {
 			c.Alive++

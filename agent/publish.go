@@ -2,18 +2,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/mxshield/mxshield/agent/control"
 	"github.com/mxshield/mxshield/agent/internal/zone"
 )
-
-// publishAgain is how long it takes until a zone that could not be served is tried again.
-const publishAgain = 30 * time.Second
 
 // thisHost may always ask.
 var thisHost = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
@@ -24,28 +19,16 @@ func (d *daemon) publish(ctx context.Context) {
 	if p == nil {
 		return
 	}
-	for {
+	d.keepServing(ctx, "publish", "the block table is not served as a DNS list; it is tried again", func() error {
 		s, err := zone.Listen(zone.Options{Zone: p.Zone, Listen: p.Listen, Clients: slices.Concat(thisHost, p.Clients), Node: d.node, Lookup: d.published, Log: d.log})
-		if err == nil {
-			d.setWarning("publish", "", nil)
-			d.log.Info("serving the block table as a DNS list", "zone", p.Zone, "listen", s.Addr())
-			d.zone.Store(s)
-			err = s.Run(ctx)
+		if err != nil {
+			return err
 		}
-		if ctx.Err() != nil {
-			return
-		}
-		hint := ""
-		if errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM) {
-			hint = "ports below 1024 need CAP_NET_BIND_SERVICE: take another one, and let your resolver ask there"
-		}
-		d.warn("publish", "the block table is not served as a DNS list; it is tried again"+inBrackets(hint), err)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(publishAgain):
-		}
-	}
+		d.setWarning("publish", "", nil)
+		d.log.Info("serving the block table as a DNS list", "zone", p.Zone, "listen", s.Addr())
+		d.zone.Store(s)
+		return s.Run(ctx)
+	})
 }
 
 // published says what the zone tells about an address: what is dropped here is listed. In a dry run, and while the shield is off,

@@ -185,7 +185,7 @@ func (d *daemon) ownStatus(s *control.Status, warnings map[string]string) {
 	if w == nil {
 		return
 	}
-	st := &control.OwnCount{}
+	st := &control.OwnCount{Lists: map[string]int{}}
 	more := 0
 	for _, o := range w.Own() {
 		st.Watched++
@@ -193,9 +193,10 @@ func (d *daemon) ownStatus(s *control.Status, warnings map[string]string) {
 			st.Listed++
 		}
 		for _, l := range o.Lists {
-			if l.Says != dnslist.Listed {
+			if st.Lists[l.List] += 0; l.Says != dnslist.Listed {
 				continue
 			}
+			st.Lists[l.List]++
 			if more++; more <= maxOwnWarn {
 				warnings["own "+o.Address.String()+" "+l.List] = fmt.Sprintf("the own address %s is listed by %s%s since %s at the latest", o.Address, l.List, inBrackets(l.Answer.Words), l.Since.Local().Format("2006-01-02 15:04:05"))
 			}

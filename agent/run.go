@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -61,11 +62,12 @@ type daemon struct {
 	namesParts
 	ownMXParts
 	reputationParts
-	ranges chan struct{} // tells the housekeeper that senders has new ranges
-	inputs []tail.Input
-	mtas   map[string]maillog.MTA // by input; those without an entry are told apart line by line
-	nets   []netip.Prefix         // Postfix mynetworks; only serve and the housekeeper use it and the next
-	asked  bool                   // Postfix has answered; until then what the state file knows of mynetworks holds
+	scraped atomic.Pointer[string] // where the metrics are, while they are served
+	ranges  chan struct{}          // tells the housekeeper that senders has new ranges
+	inputs  []tail.Input
+	mtas    map[string]maillog.MTA // by input; those without an entry are told apart line by line
+	nets    []netip.Prefix         // Postfix mynetworks; only serve and the housekeeper use it and the next
+	asked   bool                   // Postfix has answered; until then what the state file knows of mynetworks holds
 
 	mu       sync.Mutex // guards what follows
 	scorer   *verdict.Scorer
@@ -76,7 +78,8 @@ type daemon struct {
 	batch    store.Batch  // what the next commit writes
 	flight   *store.Batch // what a commit is writing just now
 	own      []netip.Addr // own addresses and gateways
-	events   [maillog.NumKinds]uint64
+	events   [maillog.NumMTAs][maillog.NumKinds]uint64
+	made     [block.Manual + 1]uint64 // blocks, by cause
 	caughtUp map[string]bool
 	reached  map[string]time.Time // by input: when the newest event was that was read
 	off      *control.Marker
@@ -188,6 +191,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	start(func() error { return d.keepGossip(ctx) })
 	start(func() error { return d.keepAsking(ctx) })
 	start(func() error { d.publish(ctx); return nil })
+	start(func() error { return d.serveMetrics(ctx) })
 	start(func() error { d.keepOwnMX(ctx); return nil })
 	start(func() error { d.keepReputation(ctx); return nil })
 	start(func() error { return d.keepHouse(ctx, hup) })
@@ -478,7 +482,7 @@ func (d *daemon) take(b *tail.Batch) {
 		if !p.Parse(line, b.Read, &e) {
 			continue
 		}
-		d.events[e.Kind] += uint64(e.Count)
+		d.events[e.MTA][e.Kind] += uint64(e.Count)
 		at = e.Time
 		if d.cfg.Weights[e.Kind] > 0 {
 			d.samples.Add(d.prefixOf(e.Source), line)
@@ -581,6 +585,9 @@ func (d *daemon) enterLocked(v *verdict.Verdict, source netip.Addr, now time.Tim
 		d.batch.Evidence[v.Prefix] = b
 	}
 	d.batch.Audit = append(d.batch.Audit, store.Audit{Time: now.UTC(), Who: "agent", Action: "block", Prefix: v.Prefix, Detail: fmt.Sprintf("%s: %s", v.Cause, words)})
+	if !res.Already {
+		d.made[v.Cause]++
+	}
 	d.logBlockLocked(res.Entry, words, now)
 	d.commitSoon()
 	if d.ender != nil && d.off == nil {

@@ -116,6 +116,9 @@ func (c *ctl) status(s *control.Status) {
 	if z := s.Publish; z != nil {
 		p("publish", "%s on %s: %d questions, %d answered with a listing, %d refused", z.Zone, z.Listen, z.Queries, z.Listed, z.Refused)
 	}
+	if s.Metrics != "" {
+		p("metrics", "http://%s/metrics", s.Metrics)
+	}
 	p("sources", "%d with a score", s.Sources)
 	p("state", "%s, %d kB", s.State.Path, s.State.Bytes/1024)
 	if s.State.Error != "" {

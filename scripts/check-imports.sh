@@ -12,6 +12,7 @@ allowed() { # room -> rooms it may import
 	agent/control) echo 'agent/block' ;;
 	agent/internal/config) echo 'agent/block agent/internal/dnslist agent/internal/maillog agent/internal/reputation agent/internal/senders agent/internal/verdict agent/internal/zone gossip' ;;
 	agent/internal/dnslist) echo 'agent/internal/resolve scripts/lab' ;; # the last one in a test only
+	agent/internal/metrics) echo 'agent/block agent/control' ;;
 	agent/internal/reputation) echo 'agent/internal/dnslist' ;;
 	agent/internal/senders) echo 'agent/internal/resolve' ;;
 	agent/internal/store | agent/internal/zone) echo 'agent/block' ;;

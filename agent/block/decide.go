@@ -376,6 +376,9 @@ type Counts struct {
 	Unenforced int `json:"unenforced"` // prefixes that the kernel did not take
 	// WhyUnenforced is the first reason for that.
 	WhyUnenforced string `json:"why_unenforced,omitempty"`
+
+	Causes  map[Cause]Families `json:"causes"`  // of Blocks; causes that have none are left out
+	Origins []OriginCount      `json:"origins"` // of Entries, by whom they are of
 }
 
 // Count counts. The figures are kept with every change, so it costs nothing; what has ended since the last Expire
@@ -385,6 +388,7 @@ func (t *Table) Count(now time.Time) Counts {
 	defer t.mu.Unlock()
 	t.countLocked(unix32(now))
 	c := t.counts
+	c.Causes, c.Origins = t.causesLocked(), t.originsLocked()
 	c.Entries, c.Unenforced = t.nodes.live, len(t.unsunk)
 	for _, err := range t.unsunk {
 		c.WhyUnenforced = err.Error()
@@ -441,6 +445,7 @@ func (t *Table) standsLocked(n *node, yes bool) {
 	switch n.kind {
 	case Block:
 		t.counts.Blocks += d
+		t.causes[n.cause].add(n.key(), d)
 		if n.cause == Manual {
 			t.counts.Manual += d
 		}

@@ -118,6 +118,7 @@ func (t *Table) forgetLocked(i uint32, n *node) {
 	if !n.automatic() {
 		t.manual--
 	}
+	t.originOf(n).entries.add(n.key(), -1)
 	t.uncountLocked(n)
 }
 
@@ -129,6 +130,7 @@ func (t *Table) rememberLocked(i uint32, n *node) {
 	if !n.automatic() {
 		t.manual++
 	}
+	t.originOf(n).entries.add(n.key(), 1)
 	t.countBudgetLocked(n)
 }
 

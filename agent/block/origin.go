@@ -64,6 +64,7 @@ type origin struct {
 	name      string
 	suspended bool
 	void      Stamp // an origin clear ends everything up to it
+	entries   Families
 
 	// The budget: automatic blocks that are not void, if this is another node.
 	blocks  int

@@ -104,7 +104,8 @@ type Table struct {
 	allows   allows
 	wake     uint32 // earliest end of any entry, seconds since 1970; 0: none
 
-	counts    Counts // kept by standsLocked
+	counts    Counts // kept by standsLocked, and so are the blocks by cause
+	causes    [len(causeNames)]Families
 	uncounted bool   // Load went by counts
 	counted   uint32 // when they were last counted anew
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -820,9 +821,10 @@ func TestDecisionAndSinkAgainstModel(t *testing.T) {
 			tab.Expire(now)
 			got := tab.Count(now)
 			tab.uncounted = true
-			if want := tab.Count(now); got != want {
+			if want := tab.Count(now); !reflect.DeepEqual(got, want) {
 				t.Fatalf("the figures kept are %+v, counted anew %+v", got, want)
 			}
+			checkCounts(t, tab, got, now)
 			for _, p := range probes {
 				a := netip.MustParseAddr(p)
 				want := model(all, never, a, now)

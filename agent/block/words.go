@@ -54,6 +54,15 @@ var causeNames = [...]string{
 	Trap: "trap", Complaint: "complaint", ProtocolAbuse: "protocol_abuse", Flood: "flood", Feed: "feed", Manual: "manual",
 }
 
+// Causes are all of them.
+func Causes() []Cause {
+	list := make([]Cause, 0, Manual)
+	for c := Dictionary; c <= Manual; c++ {
+		list = append(list, c)
+	}
+	return list
+}
+
 func (c Cause) String() string { return name(causeNames[:], uint8(c)) }
 
 // MarshalText writes the cause's name.

@@ -23,6 +23,10 @@ type ClusterStatus struct {
 	Learned   int      `json:"learned"`        // entries of other nodes, whether they hold or not
 	Lag       uint64   `json:"lag"`            // entries that others have and this node does not, as far as it knows
 	Suspended []string `json:"suspended,omitempty"`
+	// States is how many of the peers are in which state, ClockOffset and Counters are as in Peers.
+	States      map[string]int    `json:"states"`
+	ClockOffset float64           `json:"clock_offset"`
+	Counters    map[string]uint64 `json:"counters"`
 }
 
 // Peers is the answer to peers.

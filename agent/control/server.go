@@ -69,9 +69,7 @@ func Listen(path string) (net.Listener, error) {
 		if fi.Mode()&os.ModeSocket == 0 {
 			return nil, fmt.Errorf("listen on %s: something that is no socket is there", path)
 		}
-		c, err := net.DialTimeout("unix", path, time.Second)
-		if err == nil {
-			c.Close()
+		if Answers(path) {
 			return nil, fmt.Errorf("listen on %s: %w", path, ErrRunning)
 		}
 		if err := os.Remove(path); err != nil {
@@ -90,6 +88,16 @@ func Listen(path string) (net.Listener, error) {
 		}
 	}
 	return l, nil
+}
+
+// Answers says whether an agent listens on the socket, as far as the caller may know.
+func Answers(path string) bool {
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
 }
 
 // Server answers requests on a listener.

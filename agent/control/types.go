@@ -49,18 +49,32 @@ type Status struct {
 	Packets    map[string]uint64 `json:"packets"`                    // by reason, since the maps were made
 	Ended      uint64            `json:"sessions_ended"`             // live sessions of blocked sources, since the agent started
 	Inputs     []Input           `json:"inputs"`
-	Events     map[string]uint64 `json:"events"` // by kind, since the agent started
+	Kernel     []KernelTable     `json:"kernel,omitempty"`
+	Events     map[string]uint64 `json:"events"`      // by kind, since the agent started
+	Made       map[string]uint64 `json:"blocks_made"` // by cause, by this agent since it started
 	Sources    int               `json:"sources"`
-	State      State             `json:"state"`
-	Never      []block.Never     `json:"never"` // without those of the allows by name
-	Senders    []Sender          `json:"senders,omitempty"`
-	DNS        *DNS              `json:"dns,omitempty"`     // set: lists are asked, or names
-	Own        *OwnCount         `json:"own,omitempty"`     // set: own addresses are watched
-	Publish    *Publish          `json:"publish,omitempty"` // set: the table is served as a DNS list
-	Hold       *Hold             `json:"hold,omitempty"`    // set: dns.before_accept
-	Limits     *Limits           `json:"limits,omitempty"`  // absent: new connections are not limited
-	Cluster    *ClusterStatus    `json:"cluster,omitempty"`
-	Warnings   []string          `json:"warnings,omitempty"`
+
+	EventsByMTA map[string]map[string]uint64 `json:"events_by_mta"` // the same events
+	SamplesLost uint64                       `json:"samples_lost"`  // of dropped packets, for which the agent was too busy
+
+	State    State          `json:"state"`
+	Never    []block.Never  `json:"never"` // without those of the allows by name
+	Senders  []Sender       `json:"senders,omitempty"`
+	DNS      *DNS           `json:"dns,omitempty"`     // set: lists are asked, or names
+	Own      *OwnCount      `json:"own,omitempty"`     // set: own addresses are watched
+	Publish  *Publish       `json:"publish,omitempty"` // set: the table is served as a DNS list
+	Hold     *Hold          `json:"hold,omitempty"`    // set: dns.before_accept
+	Limits   *Limits        `json:"limits,omitempty"`  // absent: new connections are not limited
+	Cluster  *ClusterStatus `json:"cluster,omitempty"`
+	Metrics  string         `json:"metrics,omitempty"` // where the Prometheus endpoint listens
+	Warnings []string       `json:"warnings,omitempty"`
+}
+
+// KernelTable is how full a table of the kernel is: exact_v4, exact_v6 (single addresses and /64s), cidr_v4, cidr_v6.
+type KernelTable struct {
+	Table    string `json:"table"`
+	Entries  int    `json:"entries"`
+	Capacity int    `json:"capacity"` // an exact table grows before it is full
 }
 
 // Off says since when and why the shield is detached.
@@ -112,8 +126,9 @@ type Sender struct {
 
 // OwnCount is how many own addresses are watched, and how many of them are on a list.
 type OwnCount struct {
-	Watched int `json:"watched"`
-	Listed  int `json:"listed"`
+	Watched int            `json:"watched"`
+	Listed  int            `json:"listed"`
+	Lists   map[string]int `json:"lists"` // how many of them each list lists
 }
 
 // Publish is the table served as a DNS list.

@@ -40,7 +40,7 @@ func bootMachine(t *testing.T) *machine {
 			"postfix@-.service":      "[Service]\nType=oneshot\nExecStart=/bin/sh /run/say\n",
 		},
 		Wants: []string{"mxshield-agent.service"},
-		Files: map[string]string{"/etc/mxshield/mxshield.yaml": "logs: [{journal: postfix@-.service}]\n"},
+		Files: map[string]string{"/etc/mxshield/mxshield.yaml": "logs: [{journal: postfix@-.service}]\nmetrics: \"" + metricsAt.String() + "\"\n"},
 		Copy: map[string]string{
 			"/usr/local/sbin/mxshield-agent": filepath.Join(binaries, "mxshield-agent"),
 			ctlPath:                          filepath.Join(binaries, "mxshieldctl"),
@@ -106,6 +106,11 @@ func TestSystemd(t *testing.T) {
 	if !m.timesOut(attacker, mx) {
 		t.Error("its packets pass")
 	}
+
+	m.eventually("Prometheus can scrape it", func() bool {
+		have, err := m.scrape()
+		return err == nil && have["mxshield_blocks dictionary ipv4"] == 1 && have["process_resident_memory_bytes"] > 0
+	})
 
 	// An ordinary user can write such lines too, and even set the fields that a program sets itself.
 	m.run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", rejects(forged))

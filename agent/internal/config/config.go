@@ -24,6 +24,7 @@
 //	  own: [198.51.100.25]        # own addresses that are looked up on the lists, at most 256
 //	  own_hook: /usr/local/bin/notify
 //	  before_accept: false        # true, or points: hold the first SYN of a new source while the lists are asked
+//	metrics: "127.0.0.1:9725"     # a Prometheus endpoint; default: none
 //	limits: {syn_per_source: 0, syn_total: 0}  # new connections a second; 0 = no limit
 //	state: /var/lib/mxshield/state.db
 //	socket: /run/mxshield/control.sock
@@ -40,6 +41,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"sort"
 	"strings"
@@ -83,6 +85,7 @@ type Config struct {
 	DNS             DNS
 	OwnDomains      []string // beside those that Postfix tells
 	Limits          Limits
+	Metrics         netip.AddrPort // of the Prometheus endpoint; not valid: none
 }
 
 // Log is one input. One of File, Journal, Syslog and Stdin is set; without any Log the agent looks for one itself.
@@ -176,9 +179,7 @@ type file struct {
 		SYNPerSource int `yaml:"syn_per_source"`
 		SYNTotal     int `yaml:"syn_total"`
 	} `yaml:"limits"`
-
-	// Planned and not built yet: there so that the error can say so.
-	Metrics any `yaml:"metrics"`
+	Metrics string `yaml:"metrics"`
 }
 
 // confirmedReject is what an MTA's refusal because of a list counts, once the agent's own query has confirmed it. Others count
@@ -251,10 +252,48 @@ func yamlError(name string, err error) error {
 			e.Line = t.Position.Line
 		}
 		e.Text = y.GetMessage()
+		var wrong *yaml.TypeError
+		var node *yaml.UnexpectedNodeTypeError
+		var unknown *yaml.UnknownFieldError
+		switch {
+		case errors.As(err, &wrong):
+			e.Text = keyBefore(y) + fmt.Sprintf("there is %s where %s is expected", valueWord(wrong.SrcType), valueWord(wrong.DstType))
+		case errors.As(err, &node):
+			e.Text = keyBefore(y) + strings.NewReplacer("sequence", "list", "string", "text").Replace(e.Text)
+		case errors.As(err, &unknown) && unknown.Token != nil:
+			e.Text = fmt.Sprintf("%.40q is no key", unknown.Token.Value)
+			e.Hint = "README.md lists the keys; those of dns, block and the like stand indented under them"
+		}
 		return e
 	}
 	e.Text = err.Error()
 	return e
+}
+
+// keyBefore names the key whose value is wrong, if it stands on the same line.
+func keyBefore(err yaml.Error) string {
+	if t := err.GetToken(); t != nil && t.Prev != nil && t.Prev.Prev != nil && t.Prev.Value == ":" {
+		return fmt.Sprintf("%.40s: ", t.Prev.Prev.Value)
+	}
+	return ""
+}
+
+// valueWord says what people call a value of a type.
+func valueWord(t reflect.Type) string {
+	if t == nil {
+		return "nothing"
+	}
+	switch t.Kind() {
+	case reflect.Slice, reflect.Array:
+		return "a list"
+	case reflect.Map, reflect.Struct, reflect.Pointer:
+		return "a mapping (key: value)"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.String:
+		return "a text"
+	}
+	return "a number"
 }
 
 type checker struct {
@@ -283,16 +322,6 @@ func (c *checker) fault(path, hint, format string, args ...any) {
 
 func (c *checker) check(f *file) {
 	cfg := c.cfg
-	for _, u := range []struct {
-		key, what string
-		val       any
-	}{
-		{"metrics", "the metrics endpoint", f.Metrics},
-	} {
-		if u.val != nil {
-			c.fault("$."+u.key, "take the key out; CHANGELOG.md says when it comes", "%s is not built in this version", u.what)
-		}
-	}
 	if f.Interfaces != nil {
 		if len(f.Interfaces) == 0 {
 			c.fault("$.interfaces", "leave the key out for the interfaces of the default route", "an empty list protects nothing")
@@ -403,7 +432,20 @@ func (c *checker) check(f *file) {
 	}
 	cfg.DryRun = f.DryRun
 	c.limits(f)
+	if f.Metrics != "" {
+		cfg.Metrics = c.listen("$.metrics", f.Metrics, "127.0.0.1:9725")
+	}
 	c.cluster(f.Cluster)
+}
+
+// listen reads where to listen.
+func (c *checker) listen(at, s, example string) netip.AddrPort {
+	l, err := netip.ParseAddrPort(s)
+	if err != nil || l.Port() == 0 || l.Addr().Zone() != "" || l.Addr().IsMulticast() {
+		c.fault(at, "an address and a port such as "+example, "%.80q is no place to listen on", s)
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(l.Addr().Unmap(), l.Port())
 }
 
 // maxOwnDomains bounds the domains whose MXs are asked for.

@@ -166,11 +166,8 @@ func (c *checker) publish(f *dnsFile) {
 	const at = "$.dns.publish"
 	p := &Publish{Listen: netip.MustParseAddrPort("127.0.0.1:5353"), Zone: strings.ToLower(strings.TrimSuffix(f.Publish.Zone, "."))}
 	if s := f.Publish.Listen; s != "" {
-		l, err := netip.ParseAddrPort(s)
-		if err != nil || l.Port() == 0 || l.Addr().Zone() != "" || l.Addr().IsMulticast() {
-			c.fault(at+".listen", "an address and a port such as 127.0.0.1:5353", "%.80q is no place to listen on", s)
-		} else {
-			p.Listen = netip.AddrPortFrom(l.Addr().Unmap(), l.Port())
+		if l := c.listen(at+".listen", s, "127.0.0.1:5353"); l.IsValid() {
+			p.Listen = l
 		}
 	}
 	if err := zone.CheckName(p.Zone); err != nil {

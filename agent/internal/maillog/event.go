@@ -130,6 +130,7 @@ type Event struct {
 	Source netip.Addr // canonical: IPv4-mapped addresses unmapped, no zone
 	Time   time.Time  // when the MTA wrote the line
 	Count  int        // how many events the line stands for, at least 1
+	MTA    MTA        // whose line it is
 	// Submission says that the event came in on a submission service (465, 587), where users log in.
 	Submission bool
 	// Automatic says that a recipient was refused to a sender whose mail answers other mail: a bounce, or the question

@@ -288,7 +288,7 @@ func TestMTA(t *testing.T) {
 		Dovecot:   "Mar  2 10:00:00 mx dovecot: imap-login: Disconnected (auth failed, 1 attempts): user=<x>, rip=192.0.2.1, lip=192.0.2.2",
 		Courier:   "Mar  2 10:00:00 mx imapd: LOGIN FAILED, user=x, ip=[192.0.2.1]",
 	}
-	for m := Auto; m < numMTAs; m++ {
+	for m := Auto; m < NumMTAs; m++ {
 		if got, ok := ParseMTA(m.String()); !ok || got != m {
 			t.Errorf("%d is %q and back %d", m, m, got)
 		}

@@ -42,14 +42,14 @@ const (
 	OpenSMTPD
 	Dovecot
 	Courier // and the logins of Cyrus
-	numMTAs
+	NumMTAs
 )
 
-var mtaNames = [numMTAs]string{"auto", "postfix", "exim", "sendmail", "opensmtpd", "dovecot", "courier"}
+var mtaNames = [NumMTAs]string{"auto", "postfix", "exim", "sendmail", "opensmtpd", "dovecot", "courier"}
 
 // String returns the name as it stands in the config.
 func (m MTA) String() string {
-	if m < numMTAs {
+	if m < NumMTAs {
 		return mtaNames[m]
 	}
 	return "unknown"
@@ -291,6 +291,7 @@ func (p *Parser) parse(h *header, e *Event) bool {
 	if s.mta != Auto && who.mta != s.mta {
 		who.mta = Auto
 	}
+	ev.MTA = who.mta
 	switch who.mta {
 	case Postfix:
 		ok = p.postfix(h, who, ev)
