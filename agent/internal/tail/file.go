@@ -406,7 +406,8 @@ func (fo *follower) lookOnce() (switched bool, err error) {
 			return false, nil
 		}
 		fo.board.update(func(s *Status) { s.Detail = "the file was moved away; waiting for " + fo.path + " to appear" })
-		return false, nil
+		// It may have been moved away more than once. The next line, which makes it again, may be hours off.
+		return fo.follow(fo.rotatedSince(fo.inos()), nil)
 	}
 	if err != nil {
 		return false, permissionHint(fo.path, err)
@@ -437,22 +438,14 @@ func (fo *follower) lookOnce() (switched bool, err error) {
 		return false, err
 	}
 	nextIno := next.ino
-	skip := map[uint64]bool{nextIno: true}
-	for _, s := range fo.srcs {
-		if s.ino == next.ino { // moved back just now: next time
-			next.close()
-			return false, nil
-		}
-		skip[s.ino] = true
+	skip := fo.inos()
+	if skip[nextIno] { // moved back just now: next time
+		next.close()
+		return false, nil
 	}
-	var between []rotated
-	switch {
-	case cur != nil:
-		mtime, _ := changed(cur)
-		between = newerThan(listRotated(placesOf(fo.path), false), cur.ino, mtime, skip)
-	case !fo.since.IsZero():
-		between = pick(listRotated(placesOf(fo.path), false), skip, func(r rotated) bool { return r.mtime.After(fo.since) })
-	case fo.fresh:
+	skip[nextIno] = true
+	between := fo.rotatedSince(skip)
+	if cur == nil && fo.since.IsZero() && fo.fresh {
 		if err := next.back(fo.opts.Back); err != nil {
 			next.close()
 			return false, err
@@ -464,9 +457,6 @@ func (fo *follower) lookOnce() (switched bool, err error) {
 		if cur == nil && fo.since.IsZero() {
 			fo.since, fo.fresh = fo.looked, false
 		}
-		if len(between) == 0 {
-			return false, nil
-		}
 		next = nil
 	}
 	// Rotated again since next was opened: then between may hold what is newer than next.
@@ -475,6 +465,35 @@ func (fo *follower) lookOnce() (switched bool, err error) {
 			next.close()
 		}
 		return false, errMoving
+	}
+	return fo.follow(between, next)
+}
+
+// inos are the inodes of the files being read.
+func (fo *follower) inos() map[uint64]bool {
+	m := map[uint64]bool{}
+	for _, s := range fo.srcs {
+		m[s.ino] = true
+	}
+	return m
+}
+
+// rotatedSince returns the files that were rotated after what is being read, or since the checkpoint; oldest first.
+func (fo *follower) rotatedSince(skip map[uint64]bool) []rotated {
+	if n := len(fo.srcs); n > 0 {
+		mtime, _ := changed(fo.srcs[n-1])
+		return newerThan(listRotated(placesOf(fo.path), false), fo.srcs[n-1].ino, mtime, skip)
+	}
+	if fo.since.IsZero() {
+		return nil
+	}
+	return pick(listRotated(placesOf(fo.path), false), skip, func(r rotated) bool { return r.mtime.After(fo.since) })
+}
+
+// follow adds the files of between and then next, if it is not nil, to those being read. It closes next if it fails.
+func (fo *follower) follow(between []rotated, next *source) (switched bool, err error) {
+	if len(between) == 0 && next == nil {
+		return false, nil
 	}
 	if cut := len(between) - maxRotated; cut > 0 {
 		fo.log.Warn("too many rotated files since the last checkpoint; skipping the oldest", "input", fo.id, "skipped", cut)
@@ -502,7 +521,14 @@ func (fo *follower) lookOnce() (switched bool, err error) {
 		_, s.moved = changed(s)
 		opened = append(opened, s)
 	}
-	if cur != nil {
+	if next != nil {
+		opened = append(opened, next)
+	}
+	if len(opened) == 0 {
+		return false, nil
+	}
+	if n := len(fo.srcs); n > 0 {
+		cur := fo.srcs[n-1]
 		cur.ended = false
 		switch {
 		case !cur.moved.IsZero(): // a copy of what was truncated
@@ -513,12 +539,7 @@ func (fo *follower) lookOnce() (switched bool, err error) {
 		}
 	}
 	fo.srcs = append(fo.srcs, opened...)
-	if next != nil {
-		fo.srcs = append(fo.srcs, next)
-	}
-	if len(fo.srcs) > 0 {
-		fo.fresh, fo.since = false, time.Time{}
-	}
+	fo.fresh, fo.since = false, time.Time{}
 	return true, nil
 }
 

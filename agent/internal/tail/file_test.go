@@ -21,7 +21,7 @@ import (
 )
 
 // patience is how long a test waits for what has to happen.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // running is an input that is being followed by a test.
 type running struct {
@@ -660,6 +660,32 @@ func TestFileRotatedWhileDown(t *testing.T) {
 			must(t, w.write(1))
 			r.want(numberedLine(w.next - 1))
 		})
+	}
+}
+
+// The log was rotated away several times and not made again: its next line may be hours off.
+func TestFileRotatedAway(t *testing.T) {
+	for _, dates := range []bool{false, true} {
+		path := filepath.Join(t.TempDir(), "mail.log")
+		w := &writer{path: path, dates: dates}
+		must(t, w.write(50))
+		r := startAt(t, quick(path), nil)
+		r.want(numbered(0, 50)...)
+		r.stop()
+		for range 3 {
+			must(t, w.write(5))
+			must(t, w.rotate())
+		}
+		must(t, os.Remove(path)) // which was empty
+		r = startAt(t, quick(path), r.mark)
+		r.want(numbered(50, 65)...)
+		r.stop()
+		// And over a restart, with the log there again.
+		w.f.Close()
+		w.f = nil
+		must(t, w.write(5))
+		r = startAt(t, quick(path), r.mark)
+		r.want(numbered(65, 70)...)
 	}
 }
 
