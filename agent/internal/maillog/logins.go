@@ -1,6 +1,10 @@
 package maillog
 
-import "net/netip"
+import (
+	"bytes"
+	"net/netip"
+	"sort"
+)
 
 // One failed login may be told up to four times: by Dovecot's auth process, by its worker, by PAM, and by the server that
 // the client talked to (Postfix, Exim, a login process of Dovecot). Each of these reporters writes at most one line per
@@ -13,8 +17,9 @@ import "net/netip"
 // count.
 //
 // The bad cases: a source that fails at two servers at once, of which only one asks Dovecot, may get away with a few;
-// and if the table is full (4096 sources within loginWindow; an attacker cannot choose the places) a failure may count
-// twice. The same holds for lines that reach two Parsers. What is known here is stored over a restart, see Pending.
+// and a failure may count twice if more than loginSources others fail between its lines, or if its lines are read
+// further apart than loginWindow. The same holds for lines that reach two Parsers. What is known here is stored over a
+// restart, see Pending.
 type reporter uint8
 
 const (
@@ -26,28 +31,33 @@ const (
 )
 
 const (
-	loginWays   = 4
-	loginSets   = 1024
-	loginWindow = 200 // seconds: a session that fails to log in is closed after 180
+	loginSources = 4096
+	loginWindow  = 200 // seconds: a session that fails to log in is closed after 180
 )
 
+// logins knows the sources that failed of late: at least the last loginSources, at most twice as many. They are in maps,
+// not in places by their hash: a few hundred sources are enough to fill one such place and push each other out.
 type logins struct {
-	set []login // allocated at the first failure
+	young, old map[[16]byte]login // made at the first failure; when young is full it becomes old
 }
 
-// A login is what one source did of late. 56 bytes.
+// A login is what one source did of late.
 type login struct {
-	addr [16]byte
-	at   int64                // the last failure that counted
-	user uint64               // of the last line of byAuth or byWorker
-	said int64                // when that was
-	key  uint32               // which database it was about
-	owed [numReporters]uint16 // failures that have counted and that this reporter has not told yet
+	at   int64                       // the last failure that counted
+	owed [numReporters]uint16        // failures that have counted and that this reporter has not told yet
+	said [numReporters - 1]saidLogin // by all but the server
+}
+
+// saidLogin is the last line of a reporter that asks databases.
+type saidLogin struct {
+	user uint64 // 0: none
+	at   int64
+	key  uint32 // which database it was about
 }
 
 // countLogin reduces a failure to what has not been counted. If that is nothing the line is Other.
 func (p *Parser) countLogin(h *header, e *Event) {
-	n := p.logins.count(p.seed, e.Source, h, e.User, e.Count, e.Time.Unix())
+	n := p.logins.count(e.Source, h, e.User, e.Count, e.Time.Unix())
 	if n == 0 {
 		e.Kind, e.Count = Other, 1
 		return
@@ -55,40 +65,29 @@ func (p *Parser) countLogin(h *header, e *Event) {
 	e.Count = n
 }
 
-func (t *logins) count(seed uint64, a netip.Addr, h *header, user uint64, n int, now int64) int {
-	if t.set == nil {
-		t.set = make([]login, loginSets*loginWays)
-	}
+func (t *logins) count(a netip.Addr, h *header, user uint64, n int, now int64) int {
 	addr := a.As16()
-	i := int(hash(seed, addr[:], false)) & (loginSets - 1) * loginWays
-	set := t.set[i : i+loginWays]
-	var l *login
-	oldest := &set[0]
-	for i := range set {
-		if set[i].addr == addr {
-			l = &set[i]
-			break
-		}
-		if set[i].at < oldest.at {
-			oldest = &set[i]
-		}
+	l := t.get(addr)
+	if d := now - l.at; d > loginWindow || d < -loginWindow {
+		l = login{at: now}
 	}
-	if l == nil {
-		*oldest = login{addr: addr, at: now}
-		l = oldest
-	} else if d := now - l.at; d > loginWindow || d < -loginWindow {
-		*l = login{addr: addr, at: now}
+	n = l.count(h, user, n, now)
+	t.put(addr, l)
+	return n
+}
+
+func (l *login) count(h *header, user uint64, n int, now int64) int {
+	if h.by != byServer && user != 0 {
+		s := &l.said[h.by-byAuth]
+		if user == s.user && h.key != s.key && now-s.at <= 1 && s.at-now <= 1 {
+			return 0
+		}
+		*s = saidLogin{user, now, h.key}
 	}
 	known := min(n, int(l.owed[h.by]))
 	l.owed[h.by] -= uint16(known)
 	if n -= known; n == 0 {
 		return 0
-	}
-	if h.by != byServer && user != 0 {
-		if user == l.user && h.key != l.key && now-l.said <= 1 && l.said-now <= 1 {
-			return 0
-		}
-		l.user, l.key, l.said = user, h.key, now
 	}
 	l.at = now
 	for r := range l.owed {
@@ -97,4 +96,53 @@ func (t *logins) count(seed uint64, a netip.Addr, h *header, user uint64, n int,
 		}
 	}
 	return n
+}
+
+// get returns the zero login for a source that is not known.
+func (t *logins) get(addr [16]byte) login {
+	if l, ok := t.young[addr]; ok {
+		return l
+	}
+	return t.old[addr]
+}
+
+func (t *logins) put(addr [16]byte, l login) {
+	t.make()
+	if len(t.young) >= loginSources {
+		if _, ok := t.young[addr]; !ok {
+			t.young, t.old = t.old, t.young
+			clear(t.young)
+		}
+	}
+	t.young[addr] = l
+}
+
+func (t *logins) make() {
+	if t.young == nil {
+		t.young, t.old = make(map[[16]byte]login, loginSources), make(map[[16]byte]login, loginSources)
+	}
+}
+
+// each calls f for the sources of old, or else for those of young that failed within the window, in the order of their
+// addresses, so that the same table gives the same bytes.
+func (t *logins) each(old bool, f func([16]byte, *login)) {
+	newest := int64(0)
+	for _, l := range t.young {
+		newest = max(newest, l.at)
+	}
+	m := t.young
+	if old {
+		m = t.old
+	}
+	addrs := make([][16]byte, 0, len(m))
+	for addr := range m {
+		addrs = append(addrs, addr)
+	}
+	sort.Slice(addrs, func(i, j int) bool { return bytes.Compare(addrs[i][:], addrs[j][:]) < 0 })
+	for _, addr := range addrs {
+		l := m[addr]
+		if _, again := t.young[addr]; newest-l.at <= loginWindow && !(old && again) {
+			f(addr, &l)
+		}
+	}
 }

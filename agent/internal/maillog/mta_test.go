@@ -1,6 +1,7 @@
 package maillog
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -318,7 +319,7 @@ func TestLoginsBounded(t *testing.T) {
 			t.Fatalf("%d: %v", i, e)
 		}
 	}
-	if n := len(p.logins.set); n != loginSets*loginWays {
+	if n := len(p.logins.young) + len(p.logins.old); n > 2*loginSources || len(p.logins.old) != loginSources {
 		t.Errorf("%d entries", n)
 	}
 }
@@ -362,6 +363,51 @@ func TestLoginsOrder(t *testing.T) {
 	}
 }
 
+// TestLoginsOneLogAhead: one log is read far ahead of the other. Each login counts once, whoever else failed in between.
+func TestLoginsOneLogAhead(t *testing.T) {
+	for seed := range uint64(20) {
+		p, sum := New(Options{Seed: seed, Several: true}), 0
+		var e Event
+		for _, format := range []string{
+			"postfix/submission/smtpd[7]: warning: unknown[10.1.%d.%d]: SASL LOGIN authentication failed: UGFzc3dvcmQ6",
+			"dovecot: auth: passwd-file(u,10.1.%d.%d): Password mismatch",
+		} {
+			p.Switch(format[:7], Auto)
+			for i := range loginSources {
+				if p.Parse(loginLine(format, i>>8, i&255), corpusRef, &e) && e.Kind == AuthFailure {
+					sum += e.Count
+				}
+			}
+			b := p.Pending()
+			if p = New(Options{Seed: seed, Several: true}); p.Restore(b) != nil || !bytes.Equal(p.Pending(), b) {
+				t.Fatal("not restored")
+			}
+		}
+		if sum != loginSources {
+			t.Fatalf("%d logins of as many sources, two lines each, count %d", loginSources, sum)
+		}
+	}
+}
+
+// TestLoginInTwoDatabases: the auth process asks two databases about one login, which its server has told of already, or
+// tells of later.
+func TestLoginInTwoDatabases(t *testing.T) {
+	server := loginLine("postfix/submission/smtpd[7]: warning: unknown[192.0.2.1]: SASL LOGIN authentication failed: UGFzc3dvcmQ6")
+	one, two := loginLine("dovecot: auth: passwd-file(u,192.0.2.1): Password mismatch"), loginLine("dovecot: auth: ldap(u,192.0.2.1): unknown user")
+	for _, order := range [][][]byte{{server, one, two}, {one, server, two}, {one, two, server}} {
+		p, sum := New(Options{}), 0
+		var e Event
+		for _, l := range order {
+			if p.Parse(l, corpusRef, &e) && e.Kind == AuthFailure {
+				sum += e.Count
+			}
+		}
+		if sum != 1 {
+			t.Errorf("counted %d: %s", sum, order)
+		}
+	}
+}
+
 // TestTablesPersist: a session of OpenSMTPD and a count of Sendmail outlive a restart; version 1 is still read.
 func TestTablesPersist(t *testing.T) {
 	p := New(Options{Seed: 7})
@@ -387,7 +433,12 @@ func TestTablesPersist(t *testing.T) {
 	if q = New(Options{Seed: 7}); q.Restore(old) != nil || !q.Parse(activeLine("AAAAAA", corpusRef), corpusRef, &e) || e.Kind != Delivered {
 		t.Errorf("version 1: %v", e)
 	}
-	if old[3] = 4; q.Restore(old) == nil {
+	old = append(p.Pending()[:pendingHead+pendingEntry], "what version 3 had there"...)
+	old[3] = 3
+	if q = New(Options{Seed: 7}); q.Restore(old) != nil || !q.Parse(activeLine("AAAAAA", corpusRef), corpusRef, &e) || e.Kind != Delivered {
+		t.Errorf("version 3: %v", e)
+	}
+	if old[3] = pendingMagic[3] + 1; q.Restore(old) == nil {
 		t.Error("restored a version to come")
 	}
 }

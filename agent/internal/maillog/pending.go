@@ -189,9 +189,10 @@ func (t *pending) drop(i int) {
 // submission, 128 for quiet, and twice the number of the table: 0 messages of Postfix, 1 sessions of OpenSMTPD, 2 messages
 // of Sendmail, whose address is the number of recipients refused, 3 accepted messages whose recipients are still to come,
 // 4 refusals of Exim, whose address is how often which log has them. What follows the entries is told in state.go.
-// Version 1 had table 0 only, version 2 the first three and nothing behind them; both are still read.
+// Version 1 had table 0 only, version 2 the first three and nothing behind them; version 3 told less of logins, and of it
+// only the entries are read.
 const (
-	pendingMagic = "mxq\x03"
+	pendingMagic = "mxq\x04"
 	pendingQuiet = 0x80
 	pendingHead  = len(pendingMagic) + 8 + 4
 	pendingEntry = 8 + 16 + 8 + 1
@@ -249,7 +250,7 @@ func (p *Parser) Restore(b []byte) error {
 		return errPending
 	}
 	tables := p.tables()
-	known := [...]byte{0, 1, 3, byte(len(tables))}
+	known := [...]byte{0, 1, 3, byte(len(tables)), byte(len(tables))}
 	if string(b[:3]) != pendingMagic[:3] || b[3] == 0 || int(b[3]) >= len(known) {
 		return errPending
 	}
@@ -260,7 +261,7 @@ func (p *Parser) Restore(b []byte) error {
 	n, magic := uint64(binary.LittleEndian.Uint32(b[12:])), string(b[:4])
 	b = b[pendingHead:]
 	size := n * uint64(pendingEntry)
-	if uint64(len(b)) < size || magic != pendingMagic && uint64(len(b)) != size {
+	if uint64(len(b)) < size || version < 3 && uint64(len(b)) != size {
 		return fmt.Errorf("%w: %d bytes for %d entries", errPending, len(b), n)
 	}
 	var more state

@@ -7,11 +7,12 @@ import (
 
 // What stands behind the entries in the bytes of Pending, little endian, each list after its length (4):
 //
-//	failed logins     address (16), last counted, user, last told (8 each), database (4), owed (2 per reporter)
+//	failed logins     of the older sources, then in a list of their own of the younger ones: address (16), last counted
+//	                  (8), owed (2 per reporter), and per reporter but the server user (8), last told (8), database (4)
 //	refusals of Exim  sum (8), seconds since 1970 (8)
 //	logs              length of the name (2), name, kind (1), submission (1), reporter (1), key (4), user (8), address (16)
 const (
-	loginBytes  = 16 + 3*8 + 4 + 2*int(numReporters)
+	loginBytes  = 16 + 8 + 2*int(numReporters) + (int(numReporters)-1)*(8+8+4)
 	twiceBytes  = 16
 	streamBytes = 3 + 4 + 8 + 16
 	maxName     = 4096
@@ -19,33 +20,29 @@ const (
 
 // state is these lists, taken apart.
 type state struct {
-	logins  []login
+	logins  logins
 	twice   twice
 	streams map[string]stream
 }
 
 func (p *Parser) appendState(b []byte) []byte {
 	le := binary.LittleEndian
-	newest := int64(0)
-	for i := range p.logins.set {
-		newest = max(newest, p.logins.set[i].at)
+	var start, n int
+	for _, old := range []bool{true, false} {
+		start, n = len(b), 0
+		b = le.AppendUint32(b, 0)
+		p.logins.each(old, func(addr [16]byte, l *login) {
+			b = le.AppendUint64(append(b, addr[:]...), uint64(l.at))
+			for _, o := range l.owed {
+				b = le.AppendUint16(b, o)
+			}
+			for _, s := range l.said {
+				b = le.AppendUint32(le.AppendUint64(le.AppendUint64(b, s.user), uint64(s.at)), s.key)
+			}
+			n++
+		})
+		le.PutUint32(b[start:], uint32(n))
 	}
-	start, n := len(b), 0
-	b = le.AppendUint32(b, 0)
-	for i := range p.logins.set {
-		l := &p.logins.set[i]
-		if l.addr == [16]byte{} || newest-l.at > loginWindow {
-			continue
-		}
-		b = append(b, l.addr[:]...)
-		b = le.AppendUint64(le.AppendUint64(le.AppendUint64(b, uint64(l.at)), l.user), uint64(l.said))
-		b = le.AppendUint32(b, l.key)
-		for _, o := range l.owed {
-			b = le.AppendUint16(b, o)
-		}
-		n++
-	}
-	le.PutUint32(b[start:], uint32(n))
 
 	start, n = len(b), 0
 	b = le.AppendUint32(b, 0)
@@ -95,19 +92,37 @@ func readState(b []byte) (s state, ok bool) {
 		b = b[4:]
 		return int(n), int64(n) <= int64(most) && int64(n)*int64(size) <= int64(len(b))
 	}
-	n, ok := list(loginSets*loginWays, loginBytes)
-	if !ok {
-		return s, false
-	}
-	for ; n > 0; n, b = n-1, b[loginBytes:] {
-		l := login{addr: [16]byte(b), at: int64(le.Uint64(b[16:])), user: le.Uint64(b[24:]), said: int64(le.Uint64(b[32:])), key: le.Uint32(b[40:])}
-		for i := range l.owed {
-			l.owed[i] = le.Uint16(b[44+2*i:])
-		}
-		if l.addr == [16]byte{} || l.at < 0 || l.said < 0 {
+	var n int
+	for old := true; ; old = false {
+		if n, ok = list(loginSources, loginBytes); !ok {
 			return s, false
 		}
-		s.logins = append(s.logins, l)
+		if n > 0 {
+			s.logins.make()
+		}
+		for ; n > 0; n, b = n-1, b[loginBytes:] {
+			addr, l, c := [16]byte(b), login{at: int64(le.Uint64(b[16:]))}, b[24:]
+			for i := range l.owed {
+				l.owed[i], c = le.Uint16(c), c[2:]
+			}
+			for i := range l.said {
+				l.said[i], c = saidLogin{le.Uint64(c), int64(le.Uint64(c[8:])), le.Uint32(c[16:])}, c[20:]
+				if l.said[i].at < 0 {
+					return s, false
+				}
+			}
+			if addr == [16]byte{} || l.at < 0 {
+				return s, false
+			}
+			if old {
+				s.logins.old[addr] = l
+			} else {
+				s.logins.young[addr] = l
+			}
+		}
+		if !old {
+			break
+		}
 	}
 	if n, ok = list(len(s.twice.sum), twiceBytes); !ok {
 		return s, false
@@ -141,10 +156,7 @@ func readState(b []byte) (s state, ok bool) {
 }
 
 func (p *Parser) restoreState(s *state) {
-	p.logins.set = nil
-	for i := range s.logins {
-		p.logins.put(p.seed, &s.logins[i])
-	}
+	p.logins = s.logins
 	p.twice = s.twice
 	clear(p.streams)
 	p.from = &p.own
@@ -153,22 +165,5 @@ func (p *Parser) restoreState(s *state) {
 		id := to.id
 		*to = st
 		to.id = id
-	}
-}
-
-// put enters what is known of a source. Of two the first stays; one without a place is left out.
-func (t *logins) put(seed uint64, l *login) {
-	if t.set == nil {
-		t.set = make([]login, loginSets*loginWays)
-	}
-	i := int(hash(seed, l.addr[:], false)) & (loginSets - 1) * loginWays
-	for j := i; j < i+loginWays; j++ {
-		switch t.set[j].addr {
-		case l.addr:
-			return
-		case [16]byte{}:
-			t.set[j] = *l
-			return
-		}
 	}
 }
