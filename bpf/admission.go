@@ -68,10 +68,45 @@ func CheckLimits(perSource, total int) error {
 }
 
 func checkAdmission(opts Options) error {
-	if opts.HoldBudget < 0 || opts.HoldBudget > maxRate {
-		return fmt.Errorf("hold: a budget of %d a second is out of range", opts.HoldBudget)
+	if err := checkHoldBudget(opts.HoldBudget); err != nil {
+		return err
 	}
 	return CheckLimits(opts.SYNPerSource, opts.SYNTotal)
+}
+
+func checkHoldBudget(perSecond int) error {
+	if perSecond < 0 || perSecond > maxRate {
+		return fmt.Errorf("hold: a budget of %d a second is out of range", perSecond)
+	}
+	return nil
+}
+
+// SetHoldBudget changes Options.HoldBudget; 0 is its default. Safe for concurrent use.
+func (s *Shield) SetHoldBudget(perSecond int) error {
+	if err := checkHoldBudget(perSecond); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return os.ErrClosed
+	}
+	if !s.opts.Hold {
+		return errNoHold
+	}
+	if perSecond == 0 {
+		perSecond = defaultHoldBudget
+	}
+	s.opts.HoldBudget = perSecond
+	s.tellBudgetLocked()
+	return nil
+}
+
+// tellBudgetLocked tells the program. Between the two words it may hold one more or less.
+func (s *Shield) tellBudgetLocked() {
+	r, b := rateFor(s.opts.HoldBudget, s.opts.HoldBudget, s.jiffies.hz), &s.gen.admit.Budget
+	atomic.StoreUint64(&b.Each, r.Each)
+	atomic.StoreUint64(&b.Ahead, r.Ahead)
 }
 
 // rateFor is a token bucket of rate.h.
@@ -112,7 +147,6 @@ func setAdmission(spec *ebpf.CollectionSpec, o Options, hz uint64) error {
 		{shieldVarLimitSource, rateFor(o.SYNPerSource, SourceBurst*o.SYNPerSource, hz)},
 		{shieldVarLimitTotal, rateFor(o.SYNTotal, TotalBurst*o.SYNTotal, hz)},
 		{shieldVarHoldFor, hold},
-		{shieldVarHoldBudget, rateFor(o.HoldBudget, o.HoldBudget, hz)},
 	} {
 		if err := spec.Variables[v.name].Set(v.to); err != nil {
 			return fmt.Errorf("set %s: %w", v.name, err)

@@ -13,6 +13,13 @@ struct source {
 };
 _Static_assert(sizeof(struct source) == 12, "struct source is a pinned format");
 
+/* How many a second; see rate.h. */
+struct rate {
+	__u64 each;	/* what one costs: jiffies << RATE_SHIFT; 0: no limit */
+	__u64 ahead;	/* (burst - 1) * each */
+};
+_Static_assert(sizeof(struct rate) == 16, "struct rate is written by the agent");
+
 /* The first line is written by new connections, the second hardly ever. */
 struct admission_value {
 	__u64 total;	/* bucket of all new connections; see rate.h */
@@ -22,7 +29,8 @@ struct admission_value {
 
 	__u64 alive[2];	/* IPv4, IPv6: jiffies until which the agent answers for what is held */
 	__u64 frozen;	/* for tests: the time, in jiffies; 0 otherwise */
-	__u64 pad2[5];
+	struct rate budget;	/* of first SYNs that are held */
+	__u64 pad2[3];
 };
 _Static_assert(sizeof(struct admission_value) == 128, "struct admission_value is shared with the agent");
 

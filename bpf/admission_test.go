@@ -460,6 +460,31 @@ func TestHoldBudget(t *testing.T) {
 	l.sleep(l.model.hz)
 	l.expect(t, PassNotBlocked, syn(addr(3)))
 	l.expect(t, DropHeld, syn(addr(100))) // it was not remembered, so it may be asked about now
+
+	// Another budget holds at once, in the next generation too.
+	budget := func(n int) {
+		t.Helper()
+		must(t, l.shield.SetHoldBudget(n))
+		l.model.budget = bucketModel{rate: uint64(n), burst: uint64(n), tokens: uint64(n) * l.model.hz, at: l.model.now}
+	}
+	l.sleep(5 * l.model.hz)
+	budget(4)
+	for i := range 5 {
+		l.expect(t, map[bool]Reason{true: DropHeld, false: PassNotBlocked}[i < 4], syn(addr(200+i)))
+	}
+	must(t, l.shield.grow(true))
+	l.progs["xdp"] = l.shield.xdp
+	l.sleep(5 * l.model.hz)
+	l.holdFor(t, 10*time.Second)
+	budget(32)
+	for i := range 33 {
+		l.expect(t, map[bool]Reason{true: DropHeld, false: PassNotBlocked}[i < 32], syn(addr(300+i)))
+	}
+	for _, n := range []int{-1, maxRate + 1} {
+		if l.shield.SetHoldBudget(n) == nil {
+			t.Errorf("a budget of %d is taken", n)
+		}
+	}
 }
 
 // What was seen outlives agent and generation; pins of a version or config that had no such table are taken over.

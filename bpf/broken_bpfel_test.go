@@ -49,7 +49,6 @@ const (
 	brokenVarExemptV6       = "exempt_v6"
 	brokenVarExemptsV4      = "exempts_v4"
 	brokenVarExemptsV6      = "exempts_v6"
-	brokenVarHoldBudget     = "hold_budget"
 	brokenVarHoldFor        = "hold_for"
 	brokenVarLimitSource    = "limit_source"
 	brokenVarLimitTotal     = "limit_total"
@@ -145,7 +144,6 @@ type brokenVariableSpecs struct {
 	ExemptV6       *ebpf.VariableSpec `ebpf:"exempt_v6"`
 	ExemptsV4      *ebpf.VariableSpec `ebpf:"exempts_v4"`
 	ExemptsV6      *ebpf.VariableSpec `ebpf:"exempts_v6"`
-	HoldBudget     *ebpf.VariableSpec `ebpf:"hold_budget"`
 	HoldFor        *ebpf.VariableSpec `ebpf:"hold_for"`
 	LimitSource    *ebpf.VariableSpec `ebpf:"limit_source"`
 	LimitTotal     *ebpf.VariableSpec `ebpf:"limit_total"`
@@ -230,7 +228,6 @@ type brokenVariables struct {
 	ExemptV6       *ebpf.Variable `ebpf:"exempt_v6"`
 	ExemptsV4      *ebpf.Variable `ebpf:"exempts_v4"`
 	ExemptsV6      *ebpf.Variable `ebpf:"exempts_v6"`
-	HoldBudget     *ebpf.Variable `ebpf:"hold_budget"`
 	HoldFor        *ebpf.Variable `ebpf:"hold_for"`
 	LimitSource    *ebpf.Variable `ebpf:"limit_source"`
 	LimitTotal     *ebpf.Variable `ebpf:"limit_total"`

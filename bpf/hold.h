@@ -33,7 +33,6 @@ struct hold {
 _Static_assert(sizeof(struct hold) == 16, "struct hold is written by the agent");
 
 volatile const struct hold hold_for;
-volatile const struct rate hold_budget;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -75,7 +74,7 @@ static __always_inline int hold(const struct source *key, const struct packet *p
 		return 0;
 	}
 	/* Pass: enough new ones for this second. */
-	if (spent(&a->asked, &hold_budget, scaled))
+	if (spent(&a->asked, &a->budget, scaled))
 		return 0;
 	e.src[0] = p->src[0];
 	e.src[1] = p->src[1];
@@ -88,7 +87,7 @@ static __always_inline int hold(const struct source *key, const struct packet *p
 		__sync_fetch_and_add(&a->untold, 1);
 		return 0;
 	}
-	take(&a->asked, &hold_budget, scaled);
+	take(&a->asked, &a->budget, scaled);
 	/* Pass: no room. The agent asks for nothing. */
 	if (bpf_map_update_elem(&seen, key, &fresh, BPF_ANY))
 		return 0;

@@ -28,12 +28,6 @@
 
 #define RATE_SHIFT 20
 
-struct rate {
-	__u64 each;	/* what one costs: jiffies << RATE_SHIFT; 0: no limit */
-	__u64 ahead;	/* (burst - 1) * each */
-};
-_Static_assert(sizeof(struct rate) == 16, "struct rate is written by the agent");
-
 volatile const struct rate limit_source, limit_total;
 
 struct {

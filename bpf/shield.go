@@ -204,6 +204,7 @@ func (s *Shield) openTables() error {
 	if err := s.recoverTables(); err != nil {
 		return fmt.Errorf("recover tables: %w", err)
 	}
+	s.tellBudgetLocked() // nobody else has s yet
 	if s.xdp, err = s.load(shieldProgMxshieldXdp, s.gen); err != nil {
 		return err
 	}

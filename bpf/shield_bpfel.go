@@ -21,7 +21,12 @@ type shieldAdmissionValue struct {
 	Pad    [5]uint64
 	Alive  [2]uint64
 	Frozen uint64
-	Pad2   [5]uint64
+	Budget struct {
+		_     structs.HostLayout
+		Each  uint64
+		Ahead uint64
+	}
+	Pad2 [3]uint64
 }
 
 type shieldAllowedKey struct {
@@ -187,7 +192,6 @@ const (
 	shieldVarExemptV6       = "exempt_v6"
 	shieldVarExemptsV4      = "exempts_v4"
 	shieldVarExemptsV6      = "exempts_v6"
-	shieldVarHoldBudget     = "hold_budget"
 	shieldVarHoldFor        = "hold_for"
 	shieldVarLimitSource    = "limit_source"
 	shieldVarLimitTotal     = "limit_total"
@@ -274,7 +278,6 @@ type shieldVariableSpecs struct {
 	ExemptV6       *ebpf.VariableSpec `ebpf:"exempt_v6"`
 	ExemptsV4      *ebpf.VariableSpec `ebpf:"exempts_v4"`
 	ExemptsV6      *ebpf.VariableSpec `ebpf:"exempts_v6"`
-	HoldBudget     *ebpf.VariableSpec `ebpf:"hold_budget"`
 	HoldFor        *ebpf.VariableSpec `ebpf:"hold_for"`
 	LimitSource    *ebpf.VariableSpec `ebpf:"limit_source"`
 	LimitTotal     *ebpf.VariableSpec `ebpf:"limit_total"`
@@ -351,7 +354,6 @@ type shieldVariables struct {
 	ExemptV6       *ebpf.Variable `ebpf:"exempt_v6"`
 	ExemptsV4      *ebpf.Variable `ebpf:"exempts_v4"`
 	ExemptsV6      *ebpf.Variable `ebpf:"exempts_v6"`
-	HoldBudget     *ebpf.Variable `ebpf:"hold_budget"`
 	HoldFor        *ebpf.Variable `ebpf:"hold_for"`
 	LimitSource    *ebpf.Variable `ebpf:"limit_source"`
 	LimitTotal     *ebpf.Variable `ebpf:"limit_total"`
