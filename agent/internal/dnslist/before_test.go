@@ -156,6 +156,55 @@ func TestBeforeSpares(t *testing.T) {
 	})
 }
 
+// TestBeforeKept: the share of these questions is the day's too, over restarts and with other codes. The rest of the day's
+// queries stays for those who did connect.
+func TestBeforeKept(t *testing.T) {
+	f := &fakeDNS{rdns: resolve.StateVerified}
+	worlds(f, map[string]map[string]string{"bl.example.net": {"9": "127.0.0.2"}})
+	lists := func() []List {
+		l, err := ParseSite(site)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Daily = 100
+		return []List{l}
+	}
+	var saved []byte
+	bubble(t, Options{Lists: lists()}, f, nil, func(t *testing.T, b *bench) {
+		for i := range 60 {
+			b.before(fmt.Sprintf("192.0.2.%d", i), 70)
+			time.Sleep(time.Second)
+		}
+		if v4, _, why := b.CanAsk(70); v4 || !strings.Contains(why, "no queries left") {
+			t.Errorf("there seems to be more: %q", why)
+		}
+		saved, _ = b.Save()
+	})
+	bubble(t, Options{Lists: lists(), Saved: saved}, f, nil, func(t *testing.T, b *bench) {
+		spent := func(when string) {
+			t.Helper()
+			if v4, _, why := b.CanAsk(70); v4 || !strings.Contains(why, "no queries left") {
+				t.Errorf("%s there seems to be more: %q", when, why)
+			}
+		}
+		spent("after a restart")
+		other := lists()
+		other[0].Codes[0].Points = 90
+		b.SetLists(other)
+		time.Sleep(time.Minute)
+		spent("with other codes")
+		b.Ask(netip.MustParseAddr("192.0.2.9"))
+		time.Sleep(10 * time.Second)
+		if g := b.findings(); len(g) != 1 || g[0].Sum != 90 {
+			t.Errorf("who connects is not asked about: %+v", g)
+		}
+		time.Sleep(24 * time.Hour)
+		if v4, _, why := b.CanAsk(70); !v4 {
+			t.Errorf("the next day: %s", why)
+		}
+	})
+}
+
 // Nothing is to be held for a family, a list, or points that no answer can come for.
 func TestCanAsk(t *testing.T) {
 	f := &fakeDNS{}

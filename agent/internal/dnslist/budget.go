@@ -1,6 +1,7 @@
 package dnslist
 
 import (
+	"bytes"
 	"encoding/json"
 	"time"
 )
@@ -14,14 +15,23 @@ const saveEvery = 10 * time.Second
 type spentFile map[string]spentZone
 
 type spentZone struct {
-	Day  int64  `json:"day"`  // since 1970, UTC
-	Used [2]int `json:"used"` // IPv4, IPv6
+	Day    int64  `json:"day"`             // since 1970, UTC
+	Used   [2]int `json:"used"`            // IPv4, IPv6
+	Before [2]int `json:"before,omitzero"` // of Engine.Before
 }
 
-func (z *zone) spent() (day int64, used [2]int) {
+func (z *zone) spent() spentZone {
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	return z.day, z.used
+	s := spentZone{Day: z.day, Used: z.used}
+	if z.before.day == z.day {
+		s.Before = z.before.used
+	}
+	return s
+}
+
+func (z *zone) resume(s spentZone) {
+	z.day, z.used, z.before = s.Day, s.Used, before{s.Day, s.Before}
 }
 
 // load takes over what an earlier life has spent today. What cannot be read, or is of another day, is nothing.
@@ -32,32 +42,42 @@ func (e *Engine) load(saved []byte) {
 	}
 	today := e.o.Now().Unix() / 86400
 	for _, z := range *e.zones.Load() {
-		if s, ok := f[z.Zone]; ok && s.Day == today && s.Used[0] >= 0 && s.Used[1] >= 0 && s.Used[0]+s.Used[1] < 1<<31 {
-			z.day, z.used = s.Day, s.Used
+		s, ok := f[z.Zone]
+		if !ok || s.Day != today {
+			continue
+		}
+		sane := true
+		for _, n := range [...]int{s.Used[0], s.Used[1], s.Before[0], s.Before[1]} {
+			sane = sane && n >= 0 && n < 1<<30
+		}
+		if sane {
+			z.resume(s)
 		}
 	}
 }
 
 // Save returns what is to be kept over a restart, if it has changed and the last time is long enough ago.
 func (e *Engine) Save() ([]byte, bool) {
-	f := spentFile{}
-	sum := 0
-	for _, z := range *e.zones.Load() {
-		day, used := z.spent()
-		f[z.Zone] = spentZone{day, used}
-		sum += used[0] + used[1]
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	now := e.o.Now()
+	e.mu.Lock()
 	since := now.Sub(e.savedAt)
-	if sum == e.savedSum || since >= 0 && since < saveEvery {
+	e.mu.Unlock()
+	if since >= 0 && since < saveEvery {
 		return nil, false
+	}
+	f := spentFile{}
+	none := true
+	for _, z := range *e.zones.Load() {
+		s := z.spent()
+		f[z.Zone] = s
+		none = none && s.Used == [2]int{}
 	}
 	b, err := json.Marshal(f)
-	if err != nil {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err != nil || none && e.saved == nil || bytes.Equal(b, e.saved) {
 		return nil, false
 	}
-	e.savedAt, e.savedSum = now, sum
+	e.savedAt, e.saved = now, b
 	return b, true
 }

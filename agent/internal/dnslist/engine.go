@@ -137,7 +137,8 @@ type Engine struct {
 	offered atomic.Int64  // sources in batches, or given up
 	refused atomic.Uint64 // sources in batches that found no place
 
-	setting sync.Mutex // one SetLists at a time
+	setting sync.Mutex    // one SetLists at a time
+	news    chan struct{} // there are other lists
 	mu      sync.Mutex
 	sources sources
 	epoch   uint32 // raised when a list is suspended: older findings confirm nothing
@@ -145,8 +146,8 @@ type Engine struct {
 	dropped uint64
 	done    uint64
 
-	savedAt  time.Time
-	savedSum int // queries of the day as Save gave them last
+	savedAt time.Time
+	saved   []byte // what Save returned last
 }
 
 // NewEngine checks the options. It starts nothing.
@@ -179,16 +180,17 @@ func NewEngine(o Options) *Engine {
 	}
 	e := &Engine{
 		o: o, queue: make(chan netip.Addr, o.Queue), rdns: make(chan struct{}, rdnsSlots), sources: newSources(o.Sources),
-		batches: make(chan []note, maxBatches), spare: make(chan []note, 16),
+		batches: make(chan []note, maxBatches), spare: make(chan []note, 16), news: make(chan struct{}, 1),
 	}
 	e.zones.Store(new([]*zone))
 	e.SetLists(o.Lists)
+	<-e.news // Run begins with a test anyway
 	e.load(o.Saved)
 	return e
 }
 
-// SetLists asks these lists from now on. One that is the same as before goes on as it is; another one is tested first, within
-// ten seconds. What was found by lists that are gone confirms nothing any more.
+// SetLists asks these lists from now on. One that is the same as before goes on as it is; another one is tested first. What
+// was found by lists that are gone confirms nothing any more.
 func (e *Engine) SetLists(lists []List) {
 	e.setting.Lock()
 	defer e.setting.Unlock()
@@ -211,12 +213,16 @@ func (e *Engine) SetLists(lists []List) {
 				z = was[i]
 				kept++
 			} else {
-				z.day, z.used = was[i].spent()
+				z.resume(was[i].spent())
 			}
 		}
 		now = append(now, z)
 	}
 	e.zones.Store(&now)
+	select {
+	case e.news <- struct{}{}:
+	default:
+	}
 	if kept < len(was) {
 		e.forget()
 	}
@@ -266,6 +272,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
+			case <-e.news:
 			}
 		}
 	})
