@@ -11,6 +11,7 @@ import (
 
 	"github.com/mxshield/mxshield/agent/block"
 	"github.com/mxshield/mxshield/agent/control"
+	"github.com/mxshield/mxshield/agent/internal/config"
 	"github.com/mxshield/mxshield/agent/internal/dnslist"
 	"github.com/mxshield/mxshield/agent/internal/resolve"
 	"github.com/mxshield/mxshield/bpf"
@@ -22,6 +23,8 @@ import (
 // A SYN can be forged, so nothing but a question may rest on it, and what comes of that is a local block (block.ApplyLocal):
 // told to nobody, kept nowhere, no evidence for the scorer, and no longer than the listing.
 //
+// What holding has cost today outlives the agent, as the lists' budgets do: one that restarts often holds no more for it.
+//
 // In doubt the connection comes through: the kernel holds only as long as beat says so, which stops by itself when the
 // agent dies, and by holdOff when there is nobody to ask.
 
@@ -31,7 +34,8 @@ const (
 	holdRate    = 200             // first SYNs a second, if the lists may be asked that often
 	holdAtOnce  = 256             // sources in question
 	holdMargin  = 20 * time.Millisecond
-	holdLeast   = 2 * time.Second // a block ends no sooner, or the SYN that comes again would not meet it
+	holdLeast   = 2 * time.Second  // a block ends no sooner, or the SYN that comes again would not meet it
+	holdSave    = 10 * time.Second // how often the gate is written, while it moves
 	knownEvery  = 6 * time.Hour
 	knownStep   = 4096 // sources of the scorer that are looked at at a time
 	holdAnswers = 8192 // that are remembered for why
@@ -39,13 +43,14 @@ const (
 
 // holder is what the daemon knows of held sources.
 type holder struct {
-	points float64
-	slots  chan struct{}
-	wake   chan struct{} // the gate closed: beat at once
+	slots chan struct{}
+	wake  chan struct{} // the gate closed: beat at once
 
 	mu      sync.Mutex
+	points  float64
 	gate    holdGate
-	deaf    bool // the ring cannot be read
+	kept    time.Time // when save gave the gate last
+	deaf    bool      // the ring cannot be read
 	asking  map[netip.Prefix]struct{}
 	answers map[netip.Prefix]*heldAnswer
 	order   []netip.Prefix // of answers, a ring
@@ -68,7 +73,7 @@ func (d *daemon) newHolder() *holder {
 		return nil
 	}
 	return &holder{
-		points: d.cfg.DNS.BeforePoints(d.cfg.Block.Threshold), slots: make(chan struct{}, holdAtOnce), wake: make(chan struct{}, 1),
+		slots: make(chan struct{}, holdAtOnce), wake: make(chan struct{}, 1), points: d.cfg.DNS.BeforePoints(d.cfg.Block.Threshold),
 		gate: newHoldGate(holdBudget(d.cfg.DNS.Lists), time.Now()), asking: map[netip.Prefix]struct{}{}, answers: map[netip.Prefix]*heldAnswer{},
 	}
 }
@@ -80,6 +85,54 @@ func holdBudget(lists []dnslist.List) int {
 		rate = max(rate, l.Rate)
 	}
 	return int(min(holdRate, max(1, rate)))
+}
+
+// holdKey is where the gate stands in the state file.
+const holdKey = "hold"
+
+// resumeHold goes on with what an earlier life held today.
+func (d *daemon) resumeHold() {
+	saved := d.pending[holdKey]
+	delete(d.pending, holdKey)
+	if d.hold != nil {
+		d.hold.gate.load(saved, time.Now())
+	}
+}
+
+// save returns the gate, if something was held since it did so last and that is long enough ago.
+func (h *holder) save() ([]byte, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := time.Now()
+	if since := now.Sub(h.kept); !h.gate.news || since >= 0 && since < holdSave {
+		return nil, false
+	}
+	b := h.gate.save()
+	h.kept = now
+	return b, b != nil
+}
+
+// retuneHold takes over the points of a new config, and how often its lists may be asked. Whether anything is held at all is
+// built into the program, and stays.
+func (d *daemon) retuneHold(cfg *config.Config) {
+	h := d.hold
+	switch {
+	case cfg.DNS.BeforeAccept != (h != nil) && d.shield != nil:
+		d.log.Warn("dns.before_accept is switched on or off by the next restart")
+		return
+	case h == nil:
+		return
+	}
+	budget := holdBudget(cfg.DNS.Lists)
+	if err := d.shield.SetHoldBudget(budget); err != nil {
+		d.warn("hold budget", "the kernel goes on holding as many new sources as before", err)
+		return
+	}
+	d.setWarning("hold budget", "", nil)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.points = cfg.DNS.BeforePoints(cfg.Block.Threshold)
+	h.gate.setBudget(budget, time.Now())
 }
 
 // heldSource is what the kernel holds as one source.
@@ -162,7 +215,7 @@ func (d *daemon) beat() {
 func (d *daemon) holdOpen(now time.Time) (v4, v6 bool, why string) {
 	h := d.hold
 	h.mu.Lock()
-	deaf, why := h.deaf, h.gate.open(now)
+	deaf, why, points := h.deaf, h.gate.open(now), h.points
 	h.mu.Unlock()
 	switch {
 	case deaf:
@@ -176,7 +229,7 @@ func (d *daemon) holdOpen(now time.Time) (v4, v6 bool, why string) {
 	case d.noResolver():
 		return false, false, "no DNS server answers"
 	}
-	return d.lists.CanAsk(h.points)
+	return d.lists.CanAsk(points)
 }
 
 // noResolver says that none of the DNS servers has answered lately.
@@ -269,7 +322,10 @@ func (d *daemon) askBefore(ctx context.Context, f bpf.First) {
 			names <- d.resolver.FCrDNS(ctx, f.Source)
 		})
 	}
-	d.lists.Before(ctx, f.Source, until, d.hold.points, func(found dnslist.Finding, listed bool) {
+	d.hold.mu.Lock()
+	points := d.hold.points
+	d.hold.mu.Unlock()
+	d.lists.Before(ctx, f.Source, until, points, func(found dnslist.Finding, listed bool) {
 		if listed && names != nil {
 			n := <-names
 			if rule, _ := d.senders.Learn(f.Source, &n); rule != "" {

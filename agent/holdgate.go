@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -21,6 +22,7 @@ type holdGate struct {
 	spent  bool    // day was used up
 	closed time.Time
 	pause  time.Duration
+	news   bool // something was held since save
 }
 
 const (
@@ -32,6 +34,46 @@ const (
 
 func newHoldGate(budget int, now time.Time) holdGate {
 	return holdGate{budget: float64(budget), at: now, day: bpf.DailyHolds}
+}
+
+func (g *holdGate) setBudget(budget int, now time.Time) {
+	g.pass(now)
+	g.budget = float64(budget)
+	g.flood = min(g.flood, floodSeconds*g.budget) // what was no flood must not become one by that
+}
+
+// keptGate is how a gate stands in the state file. A flood begins anew.
+type keptGate struct {
+	At     time.Time     `json:"at"`
+	Day    float64       `json:"day"` // that may still be held
+	Closed time.Time     `json:"closed"`
+	Pause  time.Duration `json:"pause"`
+}
+
+func (g *holdGate) save() []byte {
+	b, err := json.Marshal(keptGate{g.at.UTC().Round(0), g.day, g.closed.UTC().Round(0), g.pause})
+	if err != nil {
+		return nil
+	}
+	g.news = false
+	return b
+}
+
+// load goes on with a gate that was saved. What cannot be, or cannot be read, is as nothing.
+func (g *holdGate) load(saved []byte, now time.Time) {
+	var k keptGate
+	if json.Unmarshal(saved, &k) != nil || k.Day < 0 || k.Day > bpf.DailyHolds || k.Pause < 0 || k.Pause > pauseMost {
+		return
+	}
+	g.at, g.day, g.closed, g.pause = k.At, k.Day, k.Closed, k.Pause
+	g.spent = g.day < dayAgain
+	for range 24 { // a day fills it; a pass counts an hour at most
+		if !g.at.Add(time.Hour).Before(now) {
+			break
+		}
+		g.pass(g.at.Add(time.Hour))
+	}
+	g.pass(now)
 }
 
 func (g *holdGate) pass(now time.Time) {
@@ -53,6 +95,7 @@ func (g *holdGate) held(now time.Time) (closes bool) {
 	g.pass(now)
 	g.flood++
 	g.day--
+	g.news = true
 	if g.day < 1 && !g.spent {
 		g.spent, closes = true, true
 	}

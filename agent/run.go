@@ -149,6 +149,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 		return err
 	}
 	d.resumeHeld()
+	d.resumeHold()
 	marks := d.marks()
 	d.openInputs(ctx, marks)
 	d.newParser()
@@ -701,39 +702,32 @@ func (d *daemon) commit() error {
 		}
 		b.Scores[string(k)] = slices.Clone(v)
 	})
+	keep := func(name string, v []byte, news bool) {
+		if !news {
+			return
+		}
+		if b.Extra == nil {
+			b.Extra = map[string][]byte{}
+		}
+		b.Extra[name] = v
+	}
 	if len(b.Marks) > 0 {
-		if b.Extra == nil {
-			b.Extra = map[string][]byte{}
-		}
-		b.Extra["parser"] = d.parser.Pending()
+		keep("parser", d.parser.Pending(), true)
 	}
-	if ranges, ok := d.senders.Save(); ok {
-		if b.Extra == nil {
-			b.Extra = map[string][]byte{}
-		}
-		b.Extra[sendersKey] = ranges
+	extra := func(name string, save func() ([]byte, bool)) {
+		v, news := save()
+		keep(name, v, news)
 	}
-	if held, ok := d.heldNewsLocked(); ok {
-		if b.Extra == nil {
-			b.Extra = map[string][]byte{}
-		}
-		b.Extra[heldKey] = held
-	}
+	extra(sendersKey, d.senders.Save)
+	extra(heldKey, d.heldNewsLocked)
 	if d.lists != nil {
-		if spent, ok := d.lists.Save(); ok {
-			if b.Extra == nil {
-				b.Extra = map[string][]byte{}
-			}
-			b.Extra[budgetsKey] = spent
-		}
+		extra(budgetsKey, d.lists.Save)
 	}
-	if w := d.watch; w != nil {
-		if own, ok := w.Save(); ok {
-			if b.Extra == nil {
-				b.Extra = map[string][]byte{}
-			}
-			b.Extra[reputationKey] = own
-		}
+	if d.hold != nil {
+		extra(holdKey, d.hold.save)
+	}
+	if d.watch != nil {
+		extra(reputationKey, d.watch.Save)
 	}
 	d.flight = &b
 	d.mu.Unlock()
@@ -871,6 +865,7 @@ func (d *daemon) reloadConfig(ctx context.Context) {
 	if !d.reloadLists(cfg.DNS.Lists) {
 		d.log.Warn("DNS lists are asked after the next restart: none were asked so far, and no names")
 	}
+	d.retuneHold(cfg)
 	d.log.Info("reloaded the allow list and the DNS lists; other changes of the config take effect at the next restart", "allows", len(cfg.Allow), "lists", len(cfg.DNS.Lists))
 }
 
