@@ -105,12 +105,18 @@ func bareDaemon(t testing.TB, r dnslist.Resolver, sites ...string) *daemon {
 	return d
 }
 
-// newSources are lines of n sources that were never seen.
-func newSources(n, round int) *tail.Batch {
+// newSources are lines of n sources that were never seen: they connect; in sessions they try a recipient, too, and go.
+func newSources(n, round int, sessions bool) *tail.Batch {
 	b := &tail.Batch{Input: "file:test", Read: time.Now()}
 	stamp := b.Read.Format(time.Stamp)
 	for i := range n {
-		b.Lines = append(b.Lines, fmt.Appendf(nil, "%s mx postfix/smtpd[7]: connect from unknown[%s]", stamp, netip.AddrFrom4([4]byte{11 + byte(round), byte(i >> 16), byte(i >> 8), byte(i)})))
+		a := netip.AddrFrom4([4]byte{11 + byte(round), byte(i >> 16), byte(i >> 8), byte(i)})
+		b.Lines = append(b.Lines, fmt.Appendf(nil, "%s mx postfix/smtpd[7]: connect from unknown[%s]", stamp, a))
+		if sessions {
+			b.Lines = append(b.Lines,
+				fmt.Appendf(nil, "%s mx postfix/smtpd[7]: NOQUEUE: reject: RCPT from unknown[%s]: 550 5.1.1 <info%d@example.org>: Recipient address rejected: User unknown in virtual mailbox table; from=<a@example.net> to=<info%d@example.org> proto=ESMTP helo=<mail>", stamp, a, i, i),
+				fmt.Appendf(nil, "%s mx postfix/smtpd[7]: disconnect from unknown[%s] ehlo=1 mail=1 rcpt=0/1 quit=1 commands=3/4", stamp, a))
+		}
 	}
 	return b
 }
@@ -120,7 +126,7 @@ func newSources(n, round int) *tail.Batch {
 func TestTakeNeverWaits(t *testing.T) {
 	r := hangs{make(chan struct{}, 1)}
 	d := bareDaemon(t, r, "bl.example.net")
-	d.take(newSources(20_000, 0))
+	d.take(newSources(20_000, 0, false))
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		s := d.lists.Status()
 		if s.Asked+s.Dropped == 20_000 && s.Waiting <= 10_000 && s.Dropped > 0 {
@@ -245,9 +251,9 @@ func TestWelcome(t *testing.T) {
 	}
 }
 
-// BenchmarkTake reads 10,000 lines of sources that are new, or were seen before, without lists and with three lists that hang. The
-// lines are connects, the cheapest there are; ratio is how much more of the processor the log path takes with lists. It is
-// the time of its thread: what the engine does meanwhile is not waited for, and other processes are left out.
+// BenchmarkTake reads lines of 10,000 sources that are new, or were seen before, without lists and with three lists that hang:
+// connects, the cheapest lines there are, or whole sessions. ratio is how much more of the processor the log path takes with
+// lists. It is the time of its thread: what the engine does meanwhile is not waited for, and other processes are left out.
 func BenchmarkTake(b *testing.B) {
 	spent := func() time.Duration {
 		var t unix.Timespec
@@ -256,18 +262,22 @@ func BenchmarkTake(b *testing.B) {
 		}
 		return time.Duration(t.Nano())
 	}
-	for _, seen := range []bool{false, true} {
-		name := map[bool]string{false: "sources=new", true: "sources=seen"}[seen]
-		b.Run(name, func(b *testing.B) {
+	for _, c := range []struct {
+		name           string
+		seen, sessions bool
+	}{{"lines=connect/sources=new", false, false}, {"lines=connect/sources=seen", true, false}, {"lines=session/sources=new", false, true}} {
+		b.Run(c.name, func(b *testing.B) {
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
 			var took [2]time.Duration
+			lines := 0
 			for i := 0; b.Loop(); i++ {
-				batch := newSources(10_000, i%100)
+				batch := newSources(10_000, i%100, c.sessions)
+				lines += len(batch.Lines)
 				for k, r := range []dnslist.Resolver{nil, hangs{make(chan struct{}, 1)}} {
 					d := bareDaemon(b, r, "zen.spamhaus.org", "bl.spamcop.net", "psbl.surriel.com")
-					d.take(newSources(10_000, 101)) // as an agent that has run for a while
-					if seen {
+					d.take(newSources(10_000, 101, c.sessions)) // as an agent that has run for a while
+					if c.seen {
 						d.take(batch)
 					}
 					began := spent()
@@ -276,8 +286,8 @@ func BenchmarkTake(b *testing.B) {
 				}
 			}
 			b.ReportMetric(float64(took[1])/float64(took[0]), "ratio")
-			b.ReportMetric(float64(took[0].Nanoseconds())/float64(b.N)/10_000, "ns/line-without")
-			b.ReportMetric(float64(took[1].Nanoseconds())/float64(b.N)/10_000, "ns/line-with")
+			b.ReportMetric(float64(took[0].Nanoseconds())/float64(lines), "ns/line-without")
+			b.ReportMetric(float64(took[1].Nanoseconds())/float64(lines), "ns/line-with")
 		})
 	}
 }

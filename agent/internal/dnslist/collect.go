@@ -2,7 +2,6 @@ package dnslist
 
 import (
 	"encoding/binary"
-	"math/bits"
 	"math/rand/v2"
 	"net/netip"
 	"time"
@@ -24,17 +23,25 @@ type Collector struct {
 	list   []note
 	last   note
 	second int64
-	seed   uint64
-	recent [4096]uint32 // most lines are about sources that were just seen: a hash of each, with the second
+	salt   uint64          // another one each second
+	recent [recents]uint64 // most lines are about sources that were just seen: each, salted
 }
+
+const recents = 2048
 
 // note is an address without the pointer of netip.Addr, which the garbage collector would follow; IPv4 is mapped.
 type note struct{ hi, lo uint64 }
 
 func noteOf(a netip.Addr) note {
+	if a.Is4() {
+		b := a.As4()
+		return note{0, mapped4 | uint64(binary.BigEndian.Uint32(b[:]))}
+	}
 	b := a.As16()
 	return note{binary.BigEndian.Uint64(b[:]), binary.BigEndian.Uint64(b[8:])}
 }
+
+const mapped4 = 0xffff << 32
 
 func (n note) addr() netip.Addr {
 	var b [16]byte
@@ -45,29 +52,28 @@ func (n note) addr() netip.Addr {
 
 // NewCollector makes one.
 func (e *Engine) NewCollector() *Collector {
-	return &Collector{e: e, seed: rand.Uint64(), list: make([]note, 0, maxBatch)}
+	return &Collector{e: e, list: make([]note, 0, maxBatch)}
 }
 
 // Add notes a source. second is about now; a source is noted once in it.
 func (c *Collector) Add(a netip.Addr, second int64) {
 	n := noteOf(a)
-	if n == c.last && second == c.second || !a.IsValid() {
+	if second != c.second {
+		// Nobody can know it, so nobody can choose sources of which one hides another.
+		c.second, c.salt = second, rand.Uint64()
+	} else if n == c.last {
 		return
 	}
-	c.last, c.second = n, second
-	lo := n.lo
-	if !a.Is4() && n.hi != 0 {
-		lo = 0 // a /64 is asked about as one
+	c.last = n
+	x := n.lo
+	if n.hi != 0 {
+		x = n.hi // a /64 is asked about as one
 	}
-	h := (n.hi ^ c.seed) * 0x9e3779b97f4a7c15
-	h = (bits.RotateLeft64(h, 32) ^ lo ^ uint64(second)<<32) * 0xd6e8feb86659fd93
-	h ^= h >> 32
-	// Two sources of one hash in one second are one in four billion: the other one is asked about when it is seen again.
-	r := &c.recent[h>>52]
-	if *r == uint32(h) {
+	r := &c.recent[(x^x>>16^x>>32)%recents]
+	if x ^= c.salt; *r == x || !a.IsValid() {
 		return
 	}
-	if *r = uint32(h); len(c.list) == maxBatch {
+	if *r = x; len(c.list) == maxBatch {
 		c.Flush()
 	}
 	c.list = append(c.list, n)
