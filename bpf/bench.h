@@ -23,13 +23,14 @@ __u64 bench_hurt;	/* stress: innocents that were dropped */
 static __always_inline int stress(void *data, void *end, struct ipv4hdr *ip)
 {
 	__u32 run = bench_run;
+	struct packet p = {};
 	int dropped;
 
 	if (run & 1)
 		ip->src = source(draw(bench_size));
 	else
 		ip->src = source(bench_innocent + draw((1ULL << 32) - bench_innocent));
-	dropped = count(shield(data, end));
+	dropped = count(shield(data, end, &p));
 	if (run & 1 && !dropped)
 		bench_missed++;
 	if (!(run & 1) && dropped)
@@ -45,7 +46,7 @@ static __always_inline int stress(void *data, void *end, struct ipv4hdr *ip)
 #endif
 
 /* The end of every packet, as in shield.c. */
-static __always_inline int settle(struct xdp_md *ctx, enum reason reason)
+static __always_inline int settle(struct xdp_md *ctx, enum reason reason, const struct packet *p)
 {
 	enum reason refused = 0;
 	__u64 nth;
@@ -55,9 +56,8 @@ static __always_inline int settle(struct xdp_md *ctx, enum reason reason)
 	if (refused)
 		reason = refused;
 	nth = count(reason);
-	if (nth && is_sample(nth)) {
-		tell_drop(AGAIN(ctx->data), AGAIN(ctx->data_end), reason, 0);
-	}
+	if (nth && is_sample(nth))
+		tell_drop(p, reason, 0);
 	return nth ? XDP_DROP : XDP_PASS;
 }
 
@@ -102,14 +102,14 @@ int mxshield_bench(struct xdp_md *ctx)
 		bench_run += (__u32)BENCH_RANDOM_WORD(src) & 1;
 		return XDP_DROP;
 	case BENCH_TABLE:
-		return settle(ctx, shield(data, end));
+		return settle(ctx, shield(data, end, &p), &p);
 	case BENCH_LPM:
 		reason = parse(data, end, &p);
 		if (reason == UNDECIDED) {
 			scope = port_scope(p.dst_port);
 			reason = scope ? BENCH_LPM_LOOKUP(&p, scope) : PASS_OTHER_PORT;
 		}
-		return settle(ctx, reason);
+		return settle(ctx, reason, &p);
 	}
 	return XDP_DROP;
 }

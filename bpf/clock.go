@@ -45,12 +45,8 @@ func bootJiffies(hz uint64) uint64 { return 1<<32 - 300*hz }
 func shiftFor(hz uint64) uint32 { return uint32(bits.Len64((hz+1)/2 - 1)) }
 
 // openClock loads the clock program and finds HZ.
-func openClock() (*jiffyClock, error) {
-	spec, err := loadShield()
-	if err != nil {
-		return nil, err
-	}
-	prog, err := ebpf.NewProgram(spec.Programs[shieldProgMxshieldClock])
+func openClock(spec *ebpf.ProgramSpec) (*jiffyClock, error) {
+	prog, err := ebpf.NewProgram(spec)
 	if err != nil {
 		return nil, fmt.Errorf("load program %s: %w", shieldProgMxshieldClock, err)
 	}

@@ -7,9 +7,9 @@
 
 /* It knew nothing of new connections and samples. */
 #define may_open(reason) 0
-#define refuse(data, end) 0
+#define refuse(data, end) ((void)(data), (void)(end), 0)
 #define is_sample(nth) 0
-#define tell_drop(data, end, reason, ifindex) ((void)(data), (void)(end))
+#define tell_drop(p, reason, ifindex) ((void)(p))
 #include "shield.h"
 
 static __always_inline enum reason lpm_lookup(struct packet *p, __u8 scope)
@@ -27,7 +27,9 @@ char licence[] SEC("license") = "Dual BSD/GPL";
 SEC("xdp")
 int mxshield_xdp(struct xdp_md *ctx)
 {
-	return count(shield((void *)(long)ctx->data, (void *)(long)ctx->data_end)) ? XDP_DROP : XDP_PASS;
+	struct packet p = {};
+
+	return count(shield((void *)(long)ctx->data, (void *)(long)ctx->data_end, &p)) ? XDP_DROP : XDP_PASS;
 }
 
 /* The trie alone, whatever the rest does. */
@@ -48,5 +50,7 @@ int mxshield_lpm(struct xdp_md *ctx)
 SEC("tcx/ingress")
 int mxshield_tc(struct __sk_buff *skb)
 {
-	return count(shield((void *)(long)skb->data, (void *)(long)skb->data_end)) ? TCX_DROP : TCX_NEXT;
+	struct packet p = {};
+
+	return count(shield((void *)(long)skb->data, (void *)(long)skb->data_end, &p)) ? TCX_DROP : TCX_NEXT;
 }

@@ -48,10 +48,23 @@ static __always_inline int is_vlan(__u16 proto)
 }
 
 /* Extension headers that the stack walks on its way to TCP. ESP is not one: what is in it cannot be read. */
+#define EXT_HEADERS (1ULL << NEXT_HOP_BY_HOP | 1ULL << NEXT_ROUTING | 1ULL << NEXT_FRAGMENT | 1ULL << NEXT_AUTH | 1ULL << NEXT_DEST_OPTS)
+
 static __always_inline int is_ext_header(__u8 next)
 {
-	return next == NEXT_HOP_BY_HOP || next == NEXT_ROUTING || next == NEXT_FRAGMENT || next == NEXT_AUTH ||
-	       next == NEXT_DEST_OPTS;
+	return next < 64 && EXT_HEADERS >> next & 1;
+}
+
+/*
+ * 1 if they are equal, else 0, without a branch. Along a chain of headers the verifier goes every way from every way: what
+ * it has to look at, and so how long a new program takes, grows with the power of the ways on each header.
+ */
+static __always_inline __u32 same(__u8 a, __u8 b)
+{
+	__u32 differ = a ^ b;
+
+	barrier_var(differ);
+	return (differ - 1) >> 31;
 }
 
 static __always_inline enum reason parse_ipv4(void *pos, void *end, struct packet *p, const int flags)
@@ -95,9 +108,9 @@ static __always_inline enum reason parse_ipv4(void *pos, void *end, struct packe
 /* From the end of the IPv6 header, along the extension headers, to the port. */
 static __always_inline enum reason walk_ipv6(void *pos, void *end, __u8 next, struct packet *p, const int flags)
 {
-#pragma clang loop unroll(full)
 	for (int i = 0; i <= MAX_EXT_HEADERS; i++) {
 		struct exthdr *ext = pos;
+		__u32 fragment, auth, offset, size;
 
 		if (next == NEXT_TCP) {
 			struct tcpports *tcp = pos;
@@ -126,16 +139,17 @@ static __always_inline enum reason walk_ipv6(void *pos, void *end, __u8 next, st
 			p->hidden = 1;
 			return UNDECIDED;
 		}
-		if (next == NEXT_FRAGMENT) {
-			/* Pass: as for IPv4, not reassembled without the first one. */
-			if (ext->frag_off & BE16(0xfff8))
-				return PASS_FRAGMENT;
-			pos += 8;
-		} else if (next == NEXT_AUTH) {
-			pos += ((__u32)ext->len + 2) * 4;
-		} else {
-			pos += ((__u32)ext->len + 1) * 8;
-		}
+		fragment = same(next, NEXT_FRAGMENT);
+		auth = same(next, NEXT_AUTH);
+		offset = ext->frag_off & BE16(0xfff8) & (0 - fragment);
+		barrier_var(offset); /* one branch, not two */
+		/* Pass: as for IPv4, not reassembled without the first one. */
+		if (offset)
+			return PASS_FRAGMENT;
+		/* The length of a fragment header is 8 and nowhere in it; AUTH counts in 4 bytes from 8, the others in 8. */
+		size = ((ext->len & (fragment - 1)) + 1 + auth) << (3 - auth);
+		barrier_var(size);
+		pos += size & 0xfff; /* 8 to 2056: now the verifier knows it too */
 		next = ext->next;
 	}
 	/* Not reached: the last turn of the loop always returns. Pass, as everywhere, when in doubt. */

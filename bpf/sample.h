@@ -41,24 +41,21 @@ struct {
 
 static __always_inline int is_sample(__u64 nth) { return nth * 0x9e3779b97f4a7c15ULL >> (64 - SAMPLE_BITS) == 0; }
 
-/* Parses again: so the addresses need not be kept on the way, for the sake of one packet in 1024. */
-static __always_inline void tell_drop(void *data, void *end, __u32 reason, __u32 ifindex)
+static __always_inline void tell_drop(const struct packet *p, __u32 reason, __u32 ifindex)
 {
 	struct drop_event e = {};
-	struct packet p = {};
 	__u32 zero = 0;
 	__u64 *lost;
 
-	parse(data, end, &p);
 	e.time = bpf_ktime_get_ns();
-	e.src[0] = p.src[0];
-	e.src[1] = p.src[1];
-	e.src[2] = p.src[2];
-	e.src[3] = p.src[3];
+	e.src[0] = p->src[0];
+	e.src[1] = p->src[1];
+	e.src[2] = p->src[2];
+	e.src[3] = p->src[3];
 	e.reason = reason;
 	e.ifindex = ifindex;
-	e.port = p.dst_port;
-	e.ipv6 = p.ipv6;
+	e.port = p->dst_port;
+	e.ipv6 = p->ipv6;
 	if (!bpf_ringbuf_output(&samples, &e, sizeof(e), BPF_RB_NO_WAKEUP))
 		return;
 	lost = bpf_map_lookup_elem(&samples_lost, &zero);

@@ -26,7 +26,8 @@ int mxshield_xdp(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
-	enum reason reason = shield(data, end);
+	struct packet p = {};
+	enum reason reason = shield(data, end, &p);
 	enum reason refused = 0;
 	__u64 nth;
 
@@ -38,7 +39,7 @@ int mxshield_xdp(struct xdp_md *ctx)
 	if (!nth)
 		return XDP_PASS;
 	if (is_sample(nth))
-		tell_drop(AGAIN(ctx->data), AGAIN(ctx->data_end), reason, ctx->ingress_ifindex);
+		tell_drop(&p, reason, ctx->ingress_ifindex);
 	return XDP_DROP;
 }
 
@@ -72,7 +73,7 @@ int mxshield_tc(struct __sk_buff *skb)
 	if (!nth)
 		return TCX_NEXT;
 	if (is_sample(nth))
-		tell_drop(AGAIN(skb->data), AGAIN(skb->data_end), reason, skb->ifindex);
+		tell_drop(&p, reason, skb->ifindex);
 	return TCX_DROP;
 }
 

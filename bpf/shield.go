@@ -55,6 +55,7 @@ type Shield struct {
 	opts    Options
 	log     *slog.Logger
 	dir     *os.File // the pin directory, locked
+	object  *ebpf.CollectionSpec
 	jiffies *jiffyClock
 	// attachMu: one Attach, Detach or change of generation at a time. Taken before mu, and needed together with it to
 	// change gen, xdp and tcx.
@@ -166,7 +167,10 @@ func Open(opts Options) (_ *Shield, err error) {
 	if err := s.lockPins(); err != nil {
 		return nil, err
 	}
-	if s.jiffies, err = openClock(); err != nil {
+	if s.object, err = loadShield(); err != nil {
+		return nil, err
+	}
+	if s.jiffies, err = openClock(s.object.Programs[shieldProgMxshieldClock]); err != nil {
 		return nil, notPermitted(err)
 	}
 	if err := s.openTables(); err != nil {
@@ -386,12 +390,9 @@ func isOurs(name string) bool {
 	return gen || strings.HasPrefix(name, linkPrefix) || strings.HasPrefix(name, newPrefix) || isFirstVersionPin(name)
 }
 
-// spec is the object with the options put in.
+// spec is a copy of the object with the options put in.
 func (s *Shield) spec() (*ebpf.CollectionSpec, error) {
-	spec, err := loadShield()
-	if err != nil {
-		return nil, err
-	}
+	spec := s.object.Copy()
 	for _, name := range []string{shieldMapCidrV4, shieldMapCidrV6} {
 		spec.Maps[name].MaxEntries = uint32(s.opts.MaxCIDRs) + 1 // see putCIDRLocked
 	}

@@ -25,18 +25,16 @@ static __always_inline enum reason judge(enum reason reason, struct packet *p)
 	/* Pass: the config says that this local address is not shielded. */
 	if (exempt(p))
 		return PASS_EXEMPT;
-	reason = decide(p, scope);
+	reason = forget(decide(p, scope), p->src[0]);
 	if (p->hidden)
 		return reason == DROP_EXACT || reason == DROP_CIDR ? DROP_EXT_HEADERS : PASS_EXT_HEADERS;
 	return reason;
 }
 
 /* One packet, one reason: Ethernet -> IP -> TCP -> protected port -> not exempt -> exact -> CIDR -> pass. */
-static __always_inline enum reason shield(void *data, void *end)
+static __always_inline enum reason shield(void *data, void *end, struct packet *p)
 {
-	struct packet p = {};
-
-	return judge(parse(data, end, &p), &p);
+	return judge(parse(data, end, p), p);
 }
 
 /*

@@ -36,10 +36,6 @@
 #include "clock.h"
 #include "packet.h"
 
-#ifndef MAX_LOOKS /* the broken variant of the tests sets it to 1 */
-#define MAX_LOOKS 4
-#endif
-
 static __always_inline __u64 mix(const struct seeds *seeds, __u64 key)
 {
 	__u64 h = (seeds->add_low + (__u32)key) * (seeds->mul + (key >> 32));
@@ -106,25 +102,21 @@ static __always_inline __u32 in_line_v4(__u32 index, __u32 addr, __u32 **drops)
 	return until;
 }
 
-static __always_inline __u32 find_v4(struct state_value *st, __u32 addr, __u32 **drops)
+/* The until of the address, 0 if it is not found; again is set if it may have moved under our eyes. */
+static __always_inline __u32 find_v4(struct state_value *st, __u32 addr, __u32 **drops, int *again)
 {
-	__u64 h = mix(&st->v4, addr);
-	__u32 lines = st->lines_v4, until = 0;
+	__u64 h = mix(&st->v4, addr), moves;
+	__u32 lines = st->lines_v4, until;
 
 	if (!in_bloom(&bloom_v4, h, lines))
 		return 0;
-	/* Unrolled: clang lays the loop out so that its back edge is no jump, and 5.10's verifier takes only jumps. */
-#pragma clang loop unroll(full)
-	for (int i = 0; i < MAX_LOOKS; i++) {
-		__u64 moves = *(volatile __u64 *)&st->moves;
-
-		until = in_line_v4(first_line(h, lines), addr, drops);
-		if (until)
-			break;
-		until = in_line_v4(second_line(h, lines), addr, drops);
-		if (until || moves == *(volatile __u64 *)&st->moves)
-			break;
-	}
+	moves = *(volatile __u64 *)&st->moves;
+	until = in_line_v4(first_line(h, lines), addr, drops);
+	if (until)
+		return until;
+	until = in_line_v4(second_line(h, lines), addr, drops);
+	if (!until && moves != *(volatile __u64 *)&st->moves)
+		*again = 1;
 	return until;
 }
 

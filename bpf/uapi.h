@@ -16,6 +16,7 @@ typedef signed long long __s64;
 
 #define SEC(name) __attribute__((section(name), used))
 #define __always_inline inline __attribute__((always_inline))
+#define __noinline __attribute__((noinline))
 #define __uint(name, val) int(*name)[val]
 #define __type(name, val) typeof(val) *name
 
@@ -24,6 +25,16 @@ typedef signed long long __s64;
 
 /* Loads stay on the side of this that they are written on. */
 #define barrier() asm volatile("" ::: "memory")
+
+/*
+ * v, of which the verifier does not know any more what it was: unknown is anything that it does not know. What it knows, it
+ * goes on with separately for each value.
+ */
+static __always_inline __u32 forget(__u64 v, __u64 unknown)
+{
+	asm volatile("%0 ^= %1\n%0 ^= %1" : "+r"(v) : "r"(unknown));
+	return v;
+}
 
 /* Both directions of one conversion; the object is built for little-endian hosts only (-target bpfel). */
 #define BE16(x) ((__u16)__builtin_bswap16(x))
