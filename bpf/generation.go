@@ -35,6 +35,9 @@ const genPrefix = "gen-"
 // firstCapacity is how many entries the exact tables of the first generation hold: 2.7 MB, filters included.
 const firstCapacity = 1 << 16
 
+// step comes between any two things that a change of generations does to pins and links. Tests are killed there.
+var step = func() {}
+
 type generation struct {
 	n    int // of gen-N
 	maps map[string]*ebpf.Map
@@ -97,6 +100,7 @@ func removeGeneration(dir string) error {
 		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
 			return fmt.Errorf("remove generation: %w", err)
 		}
+		step()
 	}
 	if left {
 		return nil
@@ -315,6 +319,7 @@ func (s *Shield) pinGeneration(g *generation, xdp, tc *ebpf.Program) error {
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return fmt.Errorf("pin generation: %w", err)
 	}
+	step()
 	err := func() error {
 		for name, m := range g.maps {
 			if !isPinned(name) {
@@ -323,18 +328,22 @@ func (s *Shield) pinGeneration(g *generation, xdp, tc *ebpf.Program) error {
 			if err := pinMap(m, filepath.Join(tmp, pinName(name))); err != nil {
 				return err
 			}
+			step()
 		}
 		if err := replacePin(xdp, filepath.Join(tmp, pinXDP)); err != nil {
 			return err
 		}
+		step()
 		if tc != nil {
 			if err := replacePin(tc, filepath.Join(tmp, pinTC)); err != nil {
 				return err
 			}
 		}
+		step()
 		if err := os.Rename(tmp, dir); err != nil {
 			return fmt.Errorf("pin generation: %w", err)
 		}
+		step()
 		return nil
 	}()
 	if err != nil {
@@ -483,6 +492,7 @@ func moveLinks(pins string, g *generation, xdp *ebpf.Program, tc func() (*ebpf.P
 		if err != nil {
 			return fmt.Errorf("give %s the program of the new generation: %w", pin, err)
 		}
+		step()
 		return nil
 	})
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 )
 
 // wantOnePinned checks that one generation is pinned, and nothing of older ones or of half a change.
@@ -373,14 +374,23 @@ func TestTakeOverFirstVersion(t *testing.T) {
 	}
 }
 
-// killed is the process that TestKill kills: it blocks and changes generations until then, and says what is done.
+// killed is the process that TestKill kills: it blocks and changes generations until then, and says what is done. With
+// MXSHIELD_TEST_AT it comes to a halt at that step of its changes, and says so.
 func killed(t *testing.T, pins string) {
-	s, err := Open(Options{Pins: pins, Interfaces: []string{hostDev}, Attach: Mode(os.Getenv("MXSHIELD_TEST_MODE")), MaxExact: 1 << 16, Log: slog.New(slog.DiscardHandler)})
+	s, err := Open(Options{Pins: pins, Interfaces: killedDevs, Attach: Mode(os.Getenv("MXSHIELD_TEST_MODE")), MaxExact: 1 << 16, Log: slog.New(slog.DiscardHandler)})
 	must(t, err)
 	fmt.Println("OPEN")
 	must(t, s.Attach())
 	from, err := strconv.Atoi(os.Getenv("MXSHIELD_TEST_FROM"))
 	must(t, err)
+	if at, err := strconv.Atoi(os.Getenv("MXSHIELD_TEST_AT")); err == nil {
+		step = func() {
+			if at--; at == 0 {
+				fmt.Println("HALT")
+				select {}
+			}
+		}
+	}
 	for i := from; ; i++ {
 		must(t, s.Set(sourcePrefix(uint32(i)), ScopeMX, time.Time{}))
 		fmt.Println("SET", i)
@@ -390,32 +400,57 @@ func killed(t *testing.T, pins string) {
 	}
 }
 
+const otherDev, otherPeer = "mx1", "mx1peer"
+
+var killedDevs = []string{hostDev, otherDev}
+
 // Whatever kill -9 leaves of a change of generations: packets of a blocked source are dropped all the time, the next
-// start finds everything that was set, and no pin is left.
+// start finds everything that was set, and no pin is left. Half of the kills come at a random step of a change, the
+// others at a random moment.
 func TestKill(t *testing.T) {
 	if pins := os.Getenv("MXSHIELD_TEST_KILL"); pins != "" {
 		killed(t, pins)
 	}
-	rounds := 10
-	if long() {
-		rounds = 200
+	for _, mode := range []Mode{Native, TCX} {
+		t.Run(string(mode), func(t *testing.T) {
+			if mode == TCX {
+				needTCX(t)
+			}
+			rounds := 8
+			if long() {
+				rounds = 200
+			}
+			kill(t, mode, rounds)
+		})
 	}
+}
+
+func kill(t *testing.T, mode Mode, rounds int) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
 	w := newWire(t)
-	opts := Options{Pins: testPins(t), Interfaces: []string{hostDev}, Attach: Native, MaxExact: 1 << 16}
-	if haveTCX() && r.IntN(2) == 0 {
-		opts.Attach = TCX
-	}
+	// The links of two interfaces get their new programs one after the other.
+	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: otherDev}, PeerName: otherPeer}))
+	opts := Options{Pins: testPins(t), Interfaces: killedDevs, Attach: mode, MaxExact: 1 << 16}
 	s := openTest(t, opts)
 	blockAttacker(t, s)
 	must(t, s.Attach())
+	// How many steps a change has here.
+	steps := 0
+	step = func() { steps++ }
+	must(t, s.grow(true))
+	step = func() {}
 	s.Close()
-	set, twoLeft, gens := 0, 0, 0
+	set, gens := 0, 0
+	var half, two, split, removing int // what the kills left
 	for round := range rounds {
 		cmd := exec.Command("/proc/self/exe", "-test.run=^TestKill$")
-		cmd.Env = append(os.Environ(), "MXSHIELD_TEST_KILL="+opts.Pins, "MXSHIELD_TEST_MODE="+string(opts.Attach), "MXSHIELD_TEST_FROM="+strconv.Itoa(set))
+		cmd.Env = append(os.Environ(), "MXSHIELD_TEST_KILL="+opts.Pins, "MXSHIELD_TEST_MODE="+string(mode), "MXSHIELD_TEST_FROM="+strconv.Itoa(set))
+		at := round%2 == 0
+		if at {
+			cmd.Env = append(cmd.Env, "MXSHIELD_TEST_AT="+strconv.Itoa(1+r.IntN(2*steps)))
+		}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		out, err := cmd.StdoutPipe()
 		must(t, err)
@@ -427,21 +462,40 @@ func TestKill(t *testing.T) {
 			t.Fatalf("%s\n%s", lines.Text(), rest)
 		}
 		pid := cmd.Process
-		time.AfterFunc(time.Duration(r.IntN(300_000))*time.Microsecond, func() { _ = pid.Kill() })
-		said := []string{}
-		for lines.Scan() {
-			said = append(said, lines.Text())
+		if !at {
+			time.AfterFunc(time.Duration(r.IntN(300_000))*time.Microsecond, func() { _ = pid.Kill() })
 		}
-		_ = cmd.Wait()
-		for _, line := range said {
-			n, err := strconv.Atoi(strings.TrimPrefix(line, "SET "))
+		for lines.Scan() {
+			if lines.Text() == "HALT" && at {
+				must(t, pid.Kill())
+				continue
+			}
+			n, err := strconv.Atoi(strings.TrimPrefix(lines.Text(), "SET "))
 			if err != nil {
-				t.Fatalf("the process failed by itself: %s", strings.Join(said, "\n"))
+				rest, _ := io.ReadAll(out)
+				t.Fatalf("the process failed by itself: %s\n%s", lines.Text(), rest)
 			}
 			set = n + 1
 		}
-		if all, _ := generations(opts.Pins); len(all) > 1 {
-			twoLeft++
+		_ = cmd.Wait()
+
+		all, err := generations(opts.Pins)
+		must(t, err)
+		aside, err := filepath.Glob(filepath.Join(opts.Pins, newPrefix+genPrefix+"*"))
+		must(t, err)
+		links, err := linksByState(opts.Pins)
+		must(t, err)
+		state := func(n int) ebpf.MapID { return stateID(filepath.Join(opts.Pins, genName(n))) }
+		switch {
+		case len(aside) > 0:
+			half++
+		case len(all) < 2:
+		case state(all[0]) == 0:
+			removing++
+		case links[state(all[0])] == 1:
+			split++
+		default:
+			two++
 		}
 		if w.passes(t, attackerIP) {
 			t.Fatalf("round %d: killed, and a packet of the blocked source came through", round)
@@ -459,13 +513,22 @@ func TestKill(t *testing.T) {
 		if n := len(collect(t, s)); n < set+1 || n > set+2 { // one may be set and not said
 			t.Fatalf("round %d: %d rules, want %d", round, n, set+1)
 		}
+		if links, err = linksByState(opts.Pins); err != nil || links[stateID(s.pin(""))] != 2 {
+			t.Fatalf("round %d: of the two links %d run on the generation: %v", round, links[stateID(s.pin(""))], err)
+		}
 		must(t, s.Attach())
-		one(t, s)
+		if at, err := s.Attachments(); err != nil || len(at) != 2 {
+			t.Fatalf("round %d: attached: %+v: %v", round, at, err)
+		}
 		gens = s.gen.n
 		s.Close()
 		if t.Failed() {
 			t.FailNow()
 		}
 	}
-	t.Logf("%s: %d rounds, %d blocks, %d generations, two were left %d times", opts.Attach, rounds, set, gens, twoLeft)
+	t.Logf("%s: %d rounds, %d blocks, %d generations of %d steps; kills left a half made generation %d times, two whole ones %d times, "+
+		"the links on one each %d times, a half removed one %d times", mode, rounds, set, gens, steps, half, two, split, removing)
+	if rounds >= 100 && (half == 0 || two == 0 || split == 0 || removing == 0) {
+		t.Error("the kills have missed something")
+	}
 }
