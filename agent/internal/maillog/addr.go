@@ -143,6 +143,9 @@ func parse6(b []byte) (netip.Addr, bool) {
 // Postfix's hostname check, so it has no byte that could imitate the brackets; any other byte there means that this is
 // not the slot we took it for. rest is what follows.
 func client(b []byte) (a netip.Addr, rest []byte, ok bool) {
+	if len(b) > 8 && load8(b, 0) == unknownHost {
+		return bracketed(b[7:])
+	}
 	i := 0
 	for i < len(b) && isHost(b[i]) {
 		i++
@@ -159,7 +162,10 @@ func bracketed(b []byte) (a netip.Addr, rest []byte, ok bool) {
 		return a, nil, false
 	}
 	var v4 [4]byte
-	i := 1 + dotted(b[1:], &v4)
+	i := quad(b, &v4)
+	if i == 0 {
+		i = 1 + dotted(b[1:], &v4)
+	}
 	if i > 1 && i < len(b) && b[i] == ']' {
 		if a = netip.AddrFrom4(v4); v4 == [4]byte{} {
 			return a, nil, false

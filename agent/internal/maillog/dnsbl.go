@@ -9,7 +9,7 @@ func listing(text []byte) Kind {
 	if i := bytes.Index(text, []byte("] blocked using ")); i >= 0 {
 		text = text[i:] // what stands before may be the client's: a HELO or sender on a list of names
 	}
-	if i := bytes.Index(text, []byte("; from=<")); i >= 0 {
+	if i := indexFrom(text); i >= 0 {
 		text = text[:i]
 	}
 	text = text[:min(len(text), 512)]

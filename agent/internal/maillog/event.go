@@ -143,3 +143,10 @@ type Event struct {
 	// attacker's text and goes no further than this.
 	User uint64
 }
+
+// copy makes e a copy of o, field by field: o was written so a moment ago, and a processor waits for what it reads in larger
+// pieces than it wrote.
+func (e *Event) copy(o *Event) {
+	e.Kind, e.Source, e.Time, e.Count, e.User = o.Kind, o.Source, o.Time, o.Count, o.User
+	e.Submission, e.Automatic, e.Temporary = o.Submission, o.Automatic, o.Temporary
+}

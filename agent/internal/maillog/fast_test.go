@@ -135,3 +135,100 @@ func TestPendingStaysSmall(t *testing.T) {
 		t.Error("the oldest did not give way")
 	}
 }
+
+// TestQuick: lines that quick reads are split as split does it.
+func TestQuick(t *testing.T) {
+	var lines [][]byte
+	for _, file := range corpora {
+		lines = append(lines, corpus(t, file)...)
+	}
+	for _, log := range []func(int) [][]byte{mixedLog, eximLog, dovecotLog, sendmailLog, opensmtpdLog, courierLog} {
+		lines = append(lines, log(300)...)
+	}
+	rnd := rand.New(rand.NewPCG(7, 8))
+	const odd = " :[]<>()Ta0-.\n\r\x00\xff"
+	p, seen := New(Options{}), 0
+	for i := range 60_000 {
+		b := bytes.Clone(lines[(i/2+rnd.IntN(3))%len(lines)])
+		if len(b) > 0 && rnd.IntN(2) == 0 {
+			b[rnd.IntN(min(len(b), 70))] = odd[rnd.IntN(len(odd))]
+		}
+		if rnd.IntN(4) == 0 {
+			b = append(b, odd[rnd.IntN(len(odd))])
+		}
+		var e Event
+		p.Parse(b, corpusRef, &e) // the line before may be of the same host
+		got, want := header{ref: corpusRef}, header{ref: corpusRef}
+		if !p.quick(b, &got) {
+			continue
+		}
+		seen++
+		if ok := want.split(b, &p.record); !ok || want.kind != got.kind || want.count != got.count || want.again || want.part || want.mta != Auto ||
+			!bytes.Equal(want.stamp, got.stamp) || !bytes.Equal(want.host, got.host) || !bytes.Equal(want.tag, got.tag) ||
+			!bytes.Equal(want.pid, got.pid) || !bytes.Equal(want.msg, got.msg) || roleOf(want.tag) != got.role {
+			t.Fatalf("%q: %+v, want %v %+v", b, got, ok, want)
+		}
+		if at, ok := New(Options{MaxPending: 1}).time(&want, corpusRef); !got.at.IsZero() && (!ok || at != got.at) {
+			t.Fatalf("%q: %v, want %v %v", b, got.at, at, ok)
+		}
+	}
+	if seen < 8_000 {
+		t.Errorf("only %d lines were read the quick way", seen)
+	}
+}
+
+func TestQuad(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(9, 10))
+	read := 0
+	for range 200_000 {
+		b := fmt.Appendf([]byte{"[09."[rnd.IntN(4)]}, "%d.%d.%d.%d", rnd.IntN(300), rnd.IntN(300)/3, rnd.IntN(300)/30, rnd.IntN(300))
+		for range rnd.IntN(3) {
+			i := rnd.IntN(len(b))
+			b[i] = ".0]x"[rnd.IntN(4)]
+		}
+		b = append(b, "] 550 5.1.1 <"[:rnd.IntN(13)]...)
+		var got, want [4]byte
+		n := dotted(b[1:], &want)
+		if at := quad(b, &got); at != 0 && (at != n+1 || got != want) || at == 0 && n > 0 && n+1 < len(b) && len(b) > 8 {
+			t.Fatalf("%q: %d %v, want %d %v", b, at-1, got, n, want)
+		} else if at > 0 {
+			read++
+		}
+	}
+	if read < 20_000 {
+		t.Errorf("only %d were read", read)
+	}
+}
+
+// TestWords: what is looked for eight bytes at a time is found where it is.
+func TestWords(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(11, 12))
+	pieces := []string{"<", ">", ">: ", "\"", "\\", "; from=<", " to=<", ",to=<", ";", "gREYlist", "grey", "g", "x", "quota", "Q", "user@example.org", "\x1c", "\x5e"}
+	for range 60_000 {
+		var b []byte
+		for range rnd.IntN(12) {
+			b = append(b, pieces[rnd.IntN(len(pieces))]...)
+		}
+		if got, want := indexFrom(b), bytes.Index(b, []byte("; from=<")); got != want {
+			t.Fatalf("%q: %d, want %d", b, got, want)
+		}
+		if got, want := indexTo(b), bytes.Index(b, []byte(" to=<")); got != want {
+			t.Fatalf("%q: %d, want %d", b, got, want)
+		}
+		want := bytes.IndexAny(b, "<>")
+		if want < 0 {
+			want = len(b)
+		}
+		if got := angle(b); got != want {
+			t.Fatalf("%q: %d, want %d", b, got, want)
+		}
+		for _, word := range []string{"greylist", "quota", "user"} {
+			if got, want := index(b, word), bytes.Index(bytes.ToLower(b), []byte(word)); got != want {
+				t.Fatalf("%q in %q: %d, want %d", word, b, got, want)
+			}
+		}
+		if n := echo(b); n > 0 && (!bytes.HasSuffix(b[:n], []byte(">: ")) || bytes.ContainsAny(b[1:n-3], "<>\"\\")) {
+			t.Fatalf("%q: %d", b, n)
+		}
+	}
+}

@@ -28,8 +28,11 @@ type header struct {
 	count int       // 1, or N of "message repeated N times"
 	mta   MTA       // whose own file this shape is; Auto: ask the tag
 	part  bool      // the first part of a line that Exim split for syslog: the end is missing
+	seen  bool      // host and tag are those of a line before: see quick
+	role  role      // what the tag says, if seen
 	again bool      // "last message repeated N times": no tag, no message
 	ref   time.Time // when the line was read
+	at    time.Time // when it was written, if that is known
 	by    reporter  // who says that a login failed
 	key   uint32    // what tells two lines of one reporter apart, see logins
 }
@@ -350,9 +353,10 @@ func (h *header) repeat() {
 
 // A stampCache is the last RFC 3164 stamp and what it meant: a busy log has many lines per second.
 type stampCache struct {
-	text [15]byte
-	at   time.Time
-	ref  time.Time // the last one that it was found to hold for
+	words  [2]uint64 // the stamp and a blank, as load8 has them
+	at     time.Time
+	minute time.Time // at without its seconds
+	ref    time.Time // the last one that it was found to hold for
 }
 
 // An isoCache is the same for stamps with a zone, which say all that is to be known, but for the fraction.
@@ -387,15 +391,17 @@ func (p *Parser) bsdTime(b []byte, ref time.Time) (time.Time, bool) {
 	if !ok {
 		return ref, false
 	}
-	// The year of a cached stamp holds for every ref from a day before it to nearly a year after it.
-	if string(b[:15]) == string(c.text[:]) {
-		if ref != c.ref && c.ref.Location() == ref.Location() {
-			if d := ref.Sub(c.at); d >= -24*time.Hour && d < 300*24*time.Hour {
-				c.ref = ref
-			}
-		}
-		if ref == c.ref {
+	sec, ok4 := two(b[13:])
+	text := [2]uint64{load8(b, 0), load8(b, 7)>>8 | ' '<<56}
+	if x := text[1] ^ c.words[1]; text[0] == c.words[0] && x<<24 == 0 && ok4 && sec < 60 { // the same minute
+		if x == 0 && ref == c.ref {
 			return after(c.at, frac), true
+		}
+		// The year of a cached stamp holds for every ref from a day before it to nearly a year after it.
+		at := c.minute.Add(time.Duration(sec) * time.Second)
+		if d := ref.Sub(at); d >= -24*time.Hour && d < 300*24*time.Hour && c.ref.Location() == ref.Location() {
+			c.at, c.ref, c.words = at, ref, text
+			return after(at, frac), true
 		}
 	}
 	month := monthOf(b)
@@ -407,7 +413,6 @@ func (p *Parser) bsdTime(b []byte, ref time.Time) (time.Time, bool) {
 	day += int(b[5] - '0')
 	hour, ok2 := two(b[7:])
 	minute, ok3 := two(b[10:])
-	sec, ok4 := two(b[13:])
 	if month == 0 || !ok1 || !ok2 || !ok3 || !ok4 || day < 1 || day > 31 || hour > 23 || minute > 59 || sec > 60 {
 		return ref, false
 	}
@@ -419,8 +424,7 @@ func (p *Parser) bsdTime(b []byte, ref time.Time) (time.Time, bool) {
 		if at.Sub(ref) > 24*time.Hour || at.Add(time.Hour).Day() != day && at.Day() != day {
 			continue
 		}
-		c.at, c.ref = at, ref
-		copy(c.text[:], b)
+		c.at, c.ref, c.words, c.minute = at, ref, text, at.Add(-time.Duration(sec)*time.Second)
 		return after(at, frac), true
 	}
 	return ref, false

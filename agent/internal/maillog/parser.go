@@ -82,9 +82,10 @@ func roleOf(tag []byte) role {
 
 // tagCache remembers the roles of a few tags: a log has a dozen, and millions of lines with them.
 type tagCache [32]struct {
-	n    uint8 // 0: empty
-	text [31]byte
-	role role
+	n     uint8 // 0: empty
+	plain bool  // has no bracket, so that what follows one is no part of it
+	text  [30]byte
+	role  role
 }
 
 func (c *tagCache) role(tag []byte) role {
@@ -92,19 +93,63 @@ func (c *tagCache) role(tag []byte) role {
 	if n < 3 || n > len(c[0].text) {
 		return roleOf(tag)
 	}
-	x := &c[(uint(n)*5+uint(tag[n-2])+uint(tag[n-3])<<2)%uint(len(c))]
+	x := &c[tagPlace(tag)]
 	if string(x.text[:x.n]) != string(tag) {
-		x.n, x.role = uint8(n), roleOf(tag)
+		x.n, x.role, x.plain = uint8(n), roleOf(tag), bytes.IndexByte(tag, '[') < 0
 		copy(x.text[:], tag)
 	}
 	return x.role
 }
 
+// seen is role for a tag that is there, and plain.
+func (c *tagCache) seen(tag []byte) (role, bool) {
+	if len(tag) < 3 {
+		return role{}, false
+	}
+	x := &c[tagPlace(tag)]
+	n := int(x.n)
+	if n != len(tag) || !x.plain {
+		return role{}, false
+	}
+	if t := x.text[:]; n >= 8 && n <= 16 {
+		if load8(t, 0) != load8(tag, 0) || load8(t, n-8) != load8(tag, n-8) {
+			return role{}, false
+		}
+	} else if string(t[:n]) != string(tag) {
+		return role{}, false
+	}
+	return x.role, true
+}
+
+func tagPlace(tag []byte) uint {
+	n := uint(len(tag))
+	return (n*5 + uint(tag[n-2]) + uint(tag[n-3])<<2) % uint(len(tagCache{}))
+}
+
 // hostCache is the last host and its hash.
 type hostCache struct {
-	n    int
-	text [48]byte
-	sum  uint64
+	n     int
+	plain bool // cannot be a tag, nor how another shape begins
+	text  [48]byte
+	sum   uint64
+}
+
+// at says whether the host and a blank begin b, of which there must be 16 bytes more.
+func (c *hostCache) at(b []byte) bool {
+	n := c.n
+	if b[n] != ' ' {
+		return false
+	}
+	if n > 16 {
+		return string(b[:n]) == string(c.text[:n])
+	}
+	x, y := load8(b, 0)^load8(c.text[:], 0), load8(b, 8)^load8(c.text[:], 8)
+	if n < 8 {
+		x, y = x<<(64-8*uint(n)), 0
+	} else {
+		y <<= 128 - 8*uint(n)
+	}
+	return x|y == 0
 }
 
 // hash is 0 where there is no host.
@@ -118,8 +163,26 @@ func (c *hostCache) hash(seed uint64, host []byte) uint64 {
 	h := max(1, hash(^seed, host, true))
 	if len(host) <= len(c.text) {
 		c.n, c.sum = copy(c.text[:], host), h
+		c.plain = host[0] != '<' && bytes.IndexByte(host, ':') < 0 && bytes.IndexByte(host, '(') < 0
 	}
 	return h
+}
+
+// domainCache is the last domain and its hash: mail goes to a few.
+type domainCache struct {
+	n    int // 0: none
+	text [48]byte
+	sum  uint64
+}
+
+func (c *domainCache) hash(seed uint64, domain []byte) uint64 {
+	if n := c.n; n == 0 || string(c.text[:n]) != string(domain) {
+		c.n, c.sum = copy(c.text[:], domain), hash(seed, domain, true)
+		if len(domain) > len(c.text) {
+			c.n = 0
+		}
+	}
+	return c.sum
 }
 
 // mtaOf says by its tag whose line it is.
@@ -176,6 +239,7 @@ type Parser struct {
 	twice               twice
 	tags                tagCache
 	hosts               hostCache
+	domains             domainCache
 	host                uint64 // of the line at hand: its queue ids are its own
 	stamps              stampCache
 	isoStamps           isoCache
@@ -251,9 +315,12 @@ func New(o Options) *Parser {
 // own uses that, and its event is in UTC. Parse does not allocate; its time is linear in the length of the line.
 func (p *Parser) Parse(line []byte, ref time.Time, e *Event) bool {
 	h := header{ref: ref}
-	if !h.split(line, &p.record) {
-		p.from.last.Kind = None
-		return false
+	if !p.quick(line, &h) {
+		h = header{ref: ref}
+		if !h.split(line, &p.record) {
+			p.from.last.Kind = None
+			return false
+		}
 	}
 	return p.parse(&h, e)
 }
@@ -276,18 +343,22 @@ func (p *Parser) ParseMessage(tag, pid, msg []byte, at time.Time, e *Event) bool
 }
 
 func (p *Parser) parse(h *header, e *Event) bool {
-	p.host = p.hosts.hash(p.seed, h.host)
-	if h.again {
-		return p.repeated(h, e)
+	who := h.role
+	if h.seen {
+		p.host = p.hosts.sum
+	} else {
+		p.host = p.hosts.hash(p.seed, h.host)
+		if h.again {
+			return p.repeated(h, e)
+		}
+		if who.mta = h.mta; who.mta == Auto {
+			who = p.tags.role(h.tag)
+		}
 	}
 	s := p.from
 	ev := &s.last
 	*ev = Event{Count: h.count}
 	ok := false
-	who := role{mta: h.mta}
-	if who.mta == Auto {
-		who = p.tags.role(h.tag)
-	}
 	if s.mta != Auto && who.mta != s.mta {
 		who.mta = Auto
 	}
@@ -311,7 +382,7 @@ func (p *Parser) parse(h *header, e *Event) bool {
 		return false
 	}
 	s.by, s.key, s.host = h.by, h.key, p.host
-	*e = *ev
+	e.copy(ev)
 	if e.Kind == AuthFailure {
 		p.countLogin(h, e)
 	}
@@ -341,11 +412,14 @@ func (p *Parser) repeated(h *header, e *Event) bool {
 // when converts the stamp, once.
 func (p *Parser) when(h *header, e *Event) bool {
 	if e.Time.IsZero() {
-		at, ok := p.time(h, h.ref)
-		if !ok {
-			return false
+		if h.at.IsZero() {
+			at, ok := p.time(h, h.ref)
+			if !ok {
+				return false
+			}
+			h.at = at
 		}
-		e.Time = at
+		e.Time = h.at
 	}
 	return true
 }

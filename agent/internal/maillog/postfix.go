@@ -91,6 +91,10 @@ func (p *Parser) smtpd(h *header, e *Event) bool {
 		return false
 	}
 	switch m[0] {
+	case 'N':
+		if b, ok := cut(m, "NOQUEUE: reject: RCPT from "); ok {
+			return p.acted(nil, b, true, false, e)
+		}
 	case 'c':
 		if b, ok := cut(m, "connect from "); ok {
 			return e.tail(Connect, b, 0)
@@ -227,40 +231,66 @@ func (p *Parser) action(q, b []byte, e *Event) bool {
 	if b, ok = cut(b[n:], " from "); !ok {
 		return false
 	}
-	if b, ok = e.set(Other, b); !ok {
+	return p.acted(q, b, refuses(act), stage[0] == 'D' || stage[0] == 'B' || string(stage) == "END-OF-MESSAGE", e)
+}
+
+// acted reads what follows "ACTION: CMD from ". content: the whole message is refused, not a recipient.
+func (p *Parser) acted(q, b []byte, refused, content bool, e *Event) bool {
+	b, ok := e.set(Other, b)
+	if !ok {
 		return false
 	}
 	reply, ok := cut(b, ": ")
 	if !ok {
 		return false
 	}
-	if refuses(act) {
+	if refused {
 		e.Temporary = len(reply) > 0 && reply[0] == '4'
-		content := stage[0] == 'D' || stage[0] == 'B' || string(stage) == "END-OF-MESSAGE"
 		if content {
-			p.pending.remove(p.queueKey(q)) // the whole message is refused, not a recipient
+			p.pending.remove(p.queueKey(q))
 		}
-		if e.Kind = classify(reply, content); e.Kind == UnknownRecipient {
-			p.missed(reply, e)
-		}
+		e.Kind = classify(reply, content)
 	}
-	if !e.Submission && p.traps.hits(reply) {
+	if e.Kind != UnknownRecipient && (e.Submission || p.traps == nil) {
+		return true
+	}
+	from, to, ok := envelope(reply)
+	if !ok {
+		return true
+	}
+	bounce := automatic(from)
+	if e.Kind == UnknownRecipient {
+		e.Automatic = bounce
+		e.User = p.recipientHash(upTo(to))
+	}
+	if !e.Submission && !bounce && p.traps.here(to) {
 		e.Kind = Trap // whatever was made of it: discard, hold and the like are what one does with a trap's mail
 	}
 	return true
 }
 
-// missed notes of a refused recipient who it is, and whose mail it was: "REPLY; from=<S> to=<R> ...".
-func (p *Parser) missed(reply []byte, e *Event) {
-	i := bytes.Index(reply, markFrom)
+// envelope reads "REPLY; from=<S>[,] to=<R>[,] proto=...": to is what follows its mark, none if it is not there.
+func envelope(reply []byte) (from, to []byte, ok bool) {
+	i := indexFrom(reply)
 	if i < 0 {
-		return
+		return nil, nil, false
 	}
-	b := reply[i+len(markFrom):]
-	e.Automatic = automatic(upTo(b))
-	if i = bytes.Index(b, markTo); i >= 0 {
-		e.User = p.recipientHash(upTo(b[i+len(markTo):]))
+	b := reply[i+len("; from=<"):]
+	if i = angle(b); i == len(b) {
+		return nil, nil, true
 	}
+	if b[i] == '<' { // inside S: it may be anything
+		from = upTo(b)
+	} else {
+		from, b = b[:i], b[i+1:]
+		if c, ok := cut(b, " to=<"); ok {
+			return from, c, true
+		}
+	}
+	if i = indexTo(b); i >= 0 {
+		to = b[i+len(" to=<"):]
+	}
+	return from, to, true
 }
 
 func refuses(act []byte) bool { return string(act) == "reject" || string(act) == "milter-reject" }
@@ -502,6 +532,9 @@ func (p *Parser) postscreen(h *header, e *Event) bool {
 	if b, ok := cut(m, "NOQUEUE: "); ok {
 		m = b
 	}
+	if len(m) == 0 {
+		return false
+	}
 	if b, ok := cut(m, "reject: "); ok {
 		if !postscreenReject(b, e) {
 			return false
@@ -512,6 +545,9 @@ func (p *Parser) postscreen(h *header, e *Event) bool {
 		return true
 	}
 	for _, s := range &postscreenShapes {
+		if m[0] != s.start[0] {
+			continue
+		}
 		b, ok := cut(m, s.start)
 		if !ok {
 			continue
@@ -597,7 +633,7 @@ func postscreenReject(b []byte, e *Event) bool {
 // cleanup reads refusals of content.
 func (p *Parser) cleanup(h *header, e *Event) bool {
 	q, b, ok := queueID(h.msg)
-	if !ok {
+	if !ok || has(b, "message-id=") || has(b, "info: ") {
 		return false
 	}
 	quiet := false
@@ -692,8 +728,9 @@ func (p *Parser) qmgr(h *header, e *Event) bool {
 		return ok
 	}
 	if string(b) == "removed" {
-		p.pending.remove(p.queueKey(q))
-		p.transit.remove(p.queueKey(q))
+		key := p.queueKey(q)
+		p.pending.remove(key)
+		p.transit.remove(key)
 	}
 	return false
 }

@@ -1,6 +1,9 @@
 package maillog
 
-import "bytes"
+import (
+	"bytes"
+	"math/bits"
+)
 
 // classify says what a refusal was about: REPLY of "reject: CMD from C: REPLY; from=<S> ...". content tells that the
 // message itself was refused, not its envelope. The source is known by then, so the client's own text can at worst hide
@@ -15,7 +18,7 @@ func classify(r []byte, content bool) Kind {
 		// The commonest of an attack. 550 5.1.1, or what unknown_*_reject_code or soft_bounce made of it.
 		return UnknownRecipient
 	}
-	if i := bytes.Index(text, []byte("; from=<")); i >= 0 {
+	if i := indexFrom(text); i >= 0 {
 		text = text[:i]
 	}
 	text = text[:min(len(text), 512)] // policy text may be long; what it is about stands in front
@@ -146,6 +149,10 @@ type replyCode struct {
 
 // splitReply takes "NNN [D.S.N ]text" or "[D.S.N ]text" apart.
 func splitReply(b []byte) (rc replyCode, text []byte) {
+	if len(b) > 10 && isDigit(b[0]) && isDigit(b[1]) && isDigit(b[2]) && b[3] == ' ' && isDigit(b[4]) && b[5] == '.' &&
+		isDigit(b[6]) && b[7] == '.' && isDigit(b[8]) && b[9] == ' ' { // nearly always
+		return replyCode{b[0] == '5', b[6], b[8]}, b[10:]
+	}
 	coded := false
 	if len(b) > 4 && isDigit(b[0]) && isDigit(b[1]) && isDigit(b[2]) && b[3] == ' ' {
 		rc.hard, coded = b[0] == '5', true
@@ -182,6 +189,9 @@ func skipEcho(b []byte) ([]byte, bool) {
 		c, _ := cut(b, ": ") // what put the line on a web page took the echo for a tag
 		return c, true
 	}
+	if n := echo(b); n > 0 {
+		return b[n:], true
+	}
 	depth, quoted := 0, false
 	for i := 0; i < len(b); i++ {
 		c := b[i]
@@ -209,17 +219,36 @@ func skipEcho(b []byte) ([]byte, bool) {
 func within(b []byte, word string) bool { return index(b, word) >= 0 }
 
 func index(b []byte, word string) int {
-	for i := 0; i+len(word) <= len(b); i++ {
-		if b[i]|0x20 != word[0] {
+	i := 0
+	for first := uint64(word[0]) * ones; i+8 <= len(b); i += 8 {
+		z := zeros((load8(b, i) | ' '*ones) ^ first)
+		if z == 0 {
 			continue
 		}
-		j := 1
-		for j < len(word) && (b[i+j] == word[j] || isUpper(b[i+j]) && b[i+j]|0x20 == word[j]) {
-			j++
+		if i += bits.TrailingZeros64(z) / 8; i+len(word) > len(b) {
+			return -1
 		}
-		if j == len(word) {
+		if begins(b[i:], word) {
+			return i
+		}
+		i -= 7
+	}
+	for ; i+len(word) <= len(b); i++ {
+		if begins(b[i:], word) {
 			return i
 		}
 	}
 	return -1
+}
+
+func begins(b []byte, word string) bool {
+	if b[0]|0x20 != word[0] {
+		return false
+	}
+	for j := 1; j < len(word); j++ {
+		if b[j] != word[j] && !(isUpper(b[j]) && b[j]|0x20 == word[j]) {
+			return false
+		}
+	}
+	return true
 }

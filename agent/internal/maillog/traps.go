@@ -179,6 +179,23 @@ func (t *Traps) behind(b, mark []byte) bool {
 	}
 }
 
+// here is behind where b is what follows the first mark " to=<".
+func (t *Traps) here(b []byte) bool {
+	if t == nil {
+		return false
+	}
+	for {
+		if n := bytes.IndexByte(b[:min(len(b), maxRecipient+1)], '>'); n > 0 && t.match(b[:n]) {
+			return true
+		}
+		i := indexTo(b)
+		if i < 0 {
+			return false
+		}
+		b = b[i+len(" to=<"):]
+	}
+}
+
 // inList says whether one of the recipients of a list with blanks or commas between them is a trap.
 func (t *Traps) inList(b []byte) bool {
 	for len(b) > 0 && t != nil {
@@ -231,7 +248,6 @@ func upTo(b []byte) []byte {
 }
 
 var (
-	markFrom  = []byte("; from=<")
 	markTo    = []byte(" to=<")
 	markComma = []byte(",to=<")
 	markRcpt  = []byte("rejected RCPT <")
@@ -243,12 +259,8 @@ func (t *Traps) hits(b []byte) bool {
 	if t == nil {
 		return false
 	}
-	i := bytes.Index(b, markFrom)
-	if i < 0 {
-		return false
-	}
-	b = b[i+len(markFrom):]
-	return t.behind(b, markTo) && !automatic(upTo(b))
+	from, to, ok := envelope(b)
+	return ok && t.here(to) && !automatic(from)
 }
 
 // ---- accepted messages on their way
@@ -301,5 +313,5 @@ func (p *Parser) recipientHash(a []byte) uint64 {
 			break
 		}
 	}
-	return max(1, hash(p.seed^hash(p.seed, domain, true), local, true))
+	return max(1, hash(p.seed^p.domains.hash(p.seed, domain), local, true))
 }

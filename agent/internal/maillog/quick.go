@@ -1,0 +1,209 @@
+package maillog
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/bits"
+)
+
+// This file is the way of nearly all lines: what it cannot read goes the plain way (header.split, dotted, skipEcho) and it
+// never reads anything in another way than that. It looks at eight bytes at a time, because most of the time that a line takes is
+// spent on a processor that guesses wrong when a word ends.
+
+const ones, highs = 0x0101010101010101, 0x8080808080808080
+
+func load8(b []byte, at int) uint64 { return binary.LittleEndian.Uint64(b[at:]) }
+func load4(b []byte, at int) uint32 { return binary.LittleEndian.Uint32(b[at:]) }
+func load5(b []byte, at int) uint64 { return uint64(b[at]) | uint64(load4(b, at+1))<<8 }
+
+// zeros has the high bit of each byte that is zero, and maybe those of bytes above the lowest one that is.
+func zeros(w uint64) uint64 { return (w - ones) &^ w & highs }
+
+// others has the high bit of each byte that is no digit.
+func others(w uint64) uint64 {
+	w ^= '0' * ones
+	return (w&^highs + (0x80-10)*ones | w) & highs
+}
+
+// quick is split for lines with a stamp of RFC 3164 or 3339, the host of the line before, a tag that was seen of late and a
+// process id, or none. It is for what begins with none of the shapes that need a second look, and says no to them.
+func (p *Parser) quick(b []byte, h *header) bool {
+	n := len(b)
+	if n > 0 && b[n-1] == '\n' {
+		n--
+	}
+	c := &p.hosts
+	if n < 48 || !c.plain || b[n-1] == '\r' || b[n-1] == '\n' {
+		return false
+	}
+	b = b[:n:n]
+	w, v := load8(b, 0), load8(b, 8)
+	const (
+		blank3, blank6 = ' ' << 24, ' ' << 48
+		bsd0, bsd0mask = blank3 | blank6, 0xff<<24 | 0xff<<48
+		bsd1, bsd1mask = ':'<<8 | ':'<<32 | ' '<<56, 0xff<<8 | 0xff<<32 | 0xff<<56
+	)
+	switch {
+	case w&bsd0mask == bsd0 && v&bsd1mask == bsd1 && isUpper(b[0]):
+		n = 15
+		h.kind = stampBSD
+		if s := &p.stamps; w == s.words[0] && v == s.words[1] && h.ref == s.ref {
+			h.at = s.at
+		}
+	case b[4] == '-' && isDigit(b[0]) && zeros(w^' '*ones)|zeros(v^' '*ones) == 0:
+		// 2026-03-02T10:00:00[.ffffff](Z|+hh:mm)
+		for n = 16; ; n += 8 {
+			if z := zeros(load8(b, n) ^ ' '*ones); z != 0 {
+				n += bits.TrailingZeros64(z) / 8
+				break
+			}
+			if n == 32 {
+				return false
+			}
+		}
+		h.kind = stampISO
+	default:
+		return false
+	}
+	h.stamp = b[:n]
+	host := n + 1
+	if n = host + c.n; n+16 > len(b) || !c.at(b[host:]) {
+		return false
+	}
+	word := n + 1
+	end := word + bytes.IndexByte(b[word:], ' ') // of "tag[pid]:"
+	if end < word+4 || end+9 > len(b) || b[end-1] != ':' || b[end+1] == ' ' || b[end+1] == '[' || load8(b, end) == messageWord {
+		return false
+	}
+	tag := b[word : end-1]
+	if b[end-2] == ']' {
+		digits := bits.LeadingZeros64(others(load8(b, end-10))) / 8
+		i := end - 3 - digits
+		if digits == 0 || digits == 8 || i < word || b[i] != '[' {
+			return false
+		}
+		tag, h.pid = b[word:i], b[i+1:end-2]
+	}
+	var ok bool
+	if h.role, ok = p.tags.seen(tag); !ok {
+		return false
+	}
+	h.host, h.tag, h.msg, h.count, h.seen = b[host:n], tag, b[end+1:], 1, true
+	return true
+}
+
+// Words of eight bytes, as load8 has them.
+const (
+	messageWord = 'e'<<56 | 'g'<<48 | 'a'<<40 | 's'<<32 | 's'<<24 | 'e'<<16 | 'm'<<8 | ' ' // of "message repeated N times: [ msg]"
+	unknownHost = '['<<56 | 'n'<<48 | 'w'<<40 | 'o'<<32 | 'n'<<24 | 'k'<<16 | 'n'<<8 | 'u'
+	toWord      = '<'<<32 | '='<<24 | 'o'<<16 | 't'<<8 | ' ' // five of them
+	fromWord    = '<'<<56 | '='<<48 | 'm'<<40 | 'o'<<32 | 'r'<<24 | 'f'<<16 | ' '<<8 | ';'
+)
+
+// quad reads the dotted quad behind the first byte of b, as dotted does, without a guess at how long each number is. It
+// returns where it ends. What it does not read (0) is for dotted to judge.
+func quad(b []byte, out *[4]byte) int {
+	if len(b) < 9 {
+		return 0
+	}
+	lo, hi := load8(b, 1), uint64(0)
+	if len(b) >= 17 {
+		hi = load8(b, 9)
+	} else {
+		hi = load8(b, len(b)-8) >> ((8 * (17 - uint(len(b)))) & 63) &^ -(uint64(17-len(b)) >> 3) // nothing if they are eight
+	}
+	// A bit for each byte that is no digit, and the first one: four of them end the four numbers.
+	const gather = 0x0002040810204081
+	ends := others(lo)*gather>>55 | others(hi)*gather>>56<<9
+	ends &^= 1
+	n0 := bits.TrailingZeros64(ends)
+	ends &= ends - 1
+	n1 := bits.TrailingZeros64(ends)
+	ends &= ends - 1
+	n2 := bits.TrailingZeros64(ends)
+	ends &= ends - 1
+	n3 := bits.TrailingZeros64(ends)
+	if n1 < 4 || n3 > 16 || n3 > len(b) || b[n0] != '.' || b[n1] != '.' || b[n2] != '.' {
+		return 0
+	}
+	v0 := number(uint32(lo<<((40-8*uint(n0))&63)), n0)
+	v1 := number(load4(b, n1-4), n1-n0)
+	v2 := number(load4(b, n2-4), n2-n1)
+	v3 := number(load4(b, n3-4), n3-n2)
+	if v0|v1|v2|v3 > 255 {
+		return 0
+	}
+	out[0], out[1], out[2], out[3] = byte(v0), byte(v1), byte(v2), byte(v3)
+	return n3
+}
+
+// number is that of n-1 digits at the end of w; more than 255 if they are no number of a dotted quad.
+func number(w uint32, n int) uint32 {
+	d := w & 0x0f0f0f0f >> ((40 - 8*uint32(n)) & 31) << ((40 - 8*uint32(n)) & 31)
+	v := d>>24 + d>>16&15*10 + d>>8&15*100
+	if uint(n-2) > 2 || v < smallest[n&7] { // of more digits than it needs
+		return 1 << 10
+	}
+	return v
+}
+
+var smallest = [8]uint32{3: 10, 4: 100}
+
+// echo is how long "<what the client sent>: " at the start of b is if nothing in it means anything to skipEcho; else 0.
+func echo(b []byte) int {
+	if len(b) == 0 || b[0] != '<' {
+		return 0
+	}
+	for i := 1; i+8 <= len(b); i += 8 {
+		w := load8(b, i)
+		// < and > differ in one bit
+		if z := zeros((w|2*ones)^'>'*ones) | zeros(w^'"'*ones) | zeros(w^'\\'*ones); z != 0 {
+			if i += bits.TrailingZeros64(z) / 8; i+2 < len(b) && b[i] == '>' && b[i+1] == ':' && b[i+2] == ' ' {
+				return i + 3
+			}
+			return 0
+		}
+	}
+	return 0
+}
+
+// indexFrom is where "; from=<" stands first, -1 if nowhere.
+func indexFrom(b []byte) int {
+	for at := 0; ; at++ {
+		i := bytes.IndexByte(b[at:], ';')
+		if at += i; i < 0 || at+8 > len(b) {
+			return -1
+		}
+		if load8(b, at) == fromWord {
+			return at
+		}
+	}
+}
+
+// indexTo is where " to=<" stands first, -1 if nowhere.
+func indexTo(b []byte) int {
+	for at := 4; at < len(b); at++ {
+		i := bytes.IndexByte(b[at:], '<')
+		if i < 0 {
+			return -1
+		}
+		if at += i; load5(b, at-4) == toWord {
+			return at - 4
+		}
+	}
+	return -1
+}
+
+// angle is where < or > stands first, len(b) if nowhere. In what it is asked about they are near.
+func angle(b []byte) int {
+	i := 0
+	for ; i+8 <= len(b); i += 8 {
+		if z := zeros((load8(b, i) | 2*ones) ^ '>'*ones); z != 0 {
+			return i + bits.TrailingZeros64(z)/8
+		}
+	}
+	for i < len(b) && b[i]|2 != '>' {
+		i++
+	}
+	return i
+}
