@@ -78,6 +78,11 @@ var tables = []table{
 		note: "CPU time of the thread that receives, per packet, on a veth with native XDP; pass is up to the routing decision. The ratio is to cacheline.",
 	},
 	{
+		title: "The SYN of an innocent, asked before accepted or not", benchmark: "Hold", metric: "ns/pkt", rows: []string{"source"}, column: "hold",
+		base: map[string]string{"hold": "off"},
+		note: "A million blocked; net of the generator. new is a source above the budget, as in a flood, held one within it.",
+	},
+	{
 		title: "Writing the tables", benchmark: "Table", metric: "ns/entry", rows: []string{"size", "table"}, column: "op",
 		base: map[string]string{"table": "cacheline"},
 		note: "The ratio is to cacheline. insert is in bulk, set one by one; of hash only the latter exists here, and is called insert.",
