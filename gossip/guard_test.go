@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-msgpack/v2/codec"
 	"github.com/hashicorp/memberlist"
 )
 
@@ -446,6 +447,52 @@ func TestGoodByeAgain(t *testing.T) {
 	replay()
 	if s := a.member("b").State; s == Left {
 		t.Errorf("b is %s", s)
+	}
+}
+
+// TestJoinFlood: a key holder who makes members up by the thousand fills a bounded table, and throws out nobody who is there,
+// nor keeps them from coming back. New names must wait until those that nobody answers for were found out.
+func TestJoinFlood(t *testing.T) {
+	a := open(t, "a", testKey(1), nil)
+	b := open0(t, "b", a)
+	meet(t, a, b)
+	since := a.member("b").Since
+	flood := func(from int) {
+		for i := range 1000 {
+			var msg bytes.Buffer
+			err := codec.NewEncoder(&msg, &codec.MsgpackHandle{}).Encode(struct {
+				Incarnation uint32
+				Node        string
+				Addr        []byte
+				Port        uint16
+				Meta        []byte
+				Vsn         []uint8
+			}{1, fmt.Sprintf("ghost%d", from+i), []byte{127, 99, byte(i >> 8), byte(i)}, 7946, meta{session: session{1}, wire: Wire{1, 1}}.append(nil), []byte{1, 5, 2, 0, 0, 0}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.trans.packet(sealedPacket(testKey(1), 1, append([]byte{typeAlive}, msg.Bytes()...)), make([]byte, 0, maxPacket), netip.MustParseAddrPort("127.66.6.6:6666"))
+		}
+	}
+	flood(0)
+	until(t, "it has met ghosts", func() bool { return len(a.Members()) > 200 })
+	flood(1000)
+	if n := len(a.Members()); n > maxMembers {
+		t.Errorf("%d members", n)
+	}
+	if m := a.member("b"); m.State != Alive || !m.Since.Equal(since) {
+		t.Errorf("who was there: %+v", m)
+	}
+	if !a.Send("b", []byte("after")) {
+		t.Error("not sent")
+	}
+	until(t, "they talk", func() bool { return b.count("a: after") == 1 })
+	at := b.Addr().String()
+	b.Close()
+	b = open(t, "b", testKey(1), func(o *Options) { o.Bind, o.Peers = at, []string{a.Addr().String()} })
+	until(t, "it is heard again", func() bool { return b.Send("a", []byte("again")) && a.count("b: again") > 0 })
+	if n := len(a.Members()); n > maxMembers {
+		t.Errorf("%d members", n)
 	}
 }
 

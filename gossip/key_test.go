@@ -3,6 +3,7 @@ package gossip
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -190,6 +191,43 @@ func TestRotate(t *testing.T) {
 	until(t, "it is refused", func() bool { return a.Counters().Refused > 2 })
 	if len(stale.Peers()) != 0 {
 		t.Error("the old key still opens the door")
+	}
+}
+
+// TestRecordedBeforeRotation: what was recorded under a key that has gone opens nothing any more.
+func TestRecordedBeforeRotation(t *testing.T) {
+	var rec recorder
+	a := open(t, "a", testKey(1), func(o *Options) { o.tune.tap = rec.tap })
+	b := open0(t, "b", a)
+	meet(t, a, b)
+	for i := range 20 {
+		b.Send("a", fmt.Appendf(nil, "message %d", i))
+	}
+	until(t, "the messages came", func() bool { return a.count("b: message 19") == 1 })
+	recorded := rec.take()
+	recorded = recorded[:len(recorded):len(recorded)]
+	oldKey, _ := ParseKey(testKey(1))
+	for _, n := range []*node{a, b} {
+		if _, err := n.AddKey(testKey(50)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	key, _ := ParseKey(testKey(50))
+	for _, n := range []*node{a, b} {
+		until(t, n.Name()+" may use it", func() bool { return n.UseKey(keyID(key), false) == nil })
+	}
+	for _, n := range []*node{a, b} {
+		until(t, n.Name()+" may remove the old one", func() bool { return n.RemoveKey(keyID(oldKey), false) == nil })
+	}
+	before := a.Counters().Refused
+	for _, p := range recorded {
+		a.trans.packet(p, make([]byte, 0, maxPacket), netip.MustParseAddrPort("127.66.6.6:6666"))
+	}
+	if got := a.Counters().Refused - before; got != uint64(len(recorded)) {
+		t.Errorf("%d of %d recorded packets were refused", got, len(recorded))
+	}
+	if n := a.count("b: message 7"); n != 1 {
+		t.Errorf("it heard a message %d times", n)
 	}
 }
 

@@ -25,8 +25,12 @@ type EvidenceOptions struct {
 	Threshold float64       // points that block a source; 0: 100. No single node adds more than half of it.
 	HalfLife  time.Duration // of points; 0: 1 h. A register ends after two of them.
 	Floor     uint32        // points under which nothing is told; 0: 10
-	Max       int           // registers kept; 0: 200,000
+	Max       int           // registers kept; 0: 200,000. One other node may fill a quarter of them, all others three.
 }
+
+// maxAccepted is how many accepted messages of a source one node may report: as many as the scorer credits a source with
+// for its own mail. A node that vouches for attackers does so no further than that.
+const maxAccepted = 5000
 
 // evidencePackets bounds what is told in one Flush.
 const evidencePackets = 4
@@ -66,7 +70,8 @@ type evidence struct {
 	free   uint32
 	unused int
 	first  map[sourceKey]uint32
-	names  map[string]uint16
+	names  map[string]uint16 // from 1 on
+	held   map[uint16]int    // registers of each
 	queue  []sourceKey
 	queued map[sourceKey]bool
 
@@ -86,7 +91,7 @@ func (v *evidence) init(o EvidenceOptions) {
 	if o.Max == 0 {
 		o.Max = 200_000
 	}
-	v.o, v.first, v.names, v.queued = o, map[sourceKey]uint32{}, map[string]uint16{}, map[sourceKey]bool{}
+	v.o, v.first, v.names, v.held, v.queued = o, map[sourceKey]uint32{}, map[string]uint16{}, map[uint16]int{}, map[sourceKey]bool{}
 }
 
 func sourceOf(p netip.Prefix) (sourceKey, bool) {
@@ -131,6 +136,9 @@ func (v *evidence) put(k sourceKey, origin uint16, stamp uint64, bad, accepted u
 		r.stamp, r.bad, r.accepted = stamp, bad, accepted
 		return true, true
 	}
+	if used := len(v.recs) - v.unused; origin != 0 && (v.held[origin] >= v.o.Max/4 || used-v.held[0] >= v.o.Max/4*3) {
+		return false, false // nobody keeps the others, or this node, from being heard
+	}
 	i := v.free
 	switch {
 	case i != 0:
@@ -144,7 +152,28 @@ func (v *evidence) put(k sourceKey, origin uint16, stamp uint64, bad, accepted u
 	}
 	v.recs[i-1] = evidenceRec{source: k, stamp: stamp, bad: bad, accepted: accepted, next: v.first[k], origin: origin, used: true}
 	v.first[k] = i
+	v.held[origin]++
 	return true, true
+}
+
+// id is the number of a node, 0 if there are too many.
+func (v *evidence) id(origin string) uint16 {
+	if id := v.names[origin]; id != 0 {
+		return id
+	}
+	if len(v.names) >= maxLanes {
+		return 0
+	}
+	used := make(map[uint16]bool, len(v.names))
+	for _, id := range v.names {
+		used[id] = true
+	}
+	id := uint16(1)
+	for used[id] {
+		id++
+	}
+	v.names[origin] = id
+	return id
 }
 
 func (v *evidence) life() uint64 { return uint64(2 * v.o.HalfLife / time.Millisecond) }
@@ -173,10 +202,14 @@ func (v *evidence) sweep(now time.Time) {
 			}
 			v.recs[p-1].next = r.next
 		}
+		if v.held[r.origin]--; v.held[r.origin] == 0 {
+			delete(v.held, r.origin)
+		}
 		*r = evidenceRec{next: v.free}
 		v.free = me
 		v.unused++
 	}
+	maps.DeleteFunc(v.names, func(_ string, id uint16) bool { return v.held[id] == 0 })
 }
 
 // Share tells the others what this node has against a source, an IPv4 /32 or an IPv6 /64: its points, as they decayed
@@ -250,7 +283,7 @@ func (n *Node) Elsewhere(source netip.Prefix) (bad float64, accepted uint64) {
 		}
 		age := float64(at - min(at, r.stamp))
 		bad += min(float64(r.bad)*math.Exp2(-age/float64(v.o.HalfLife.Milliseconds())), v.o.Threshold/2)
-		accepted += uint64(r.accepted)
+		accepted += uint64(min(r.accepted, maxAccepted))
 	}
 	return bad, accepted
 }
@@ -343,14 +376,10 @@ func (n *Node) onEvidence(from string, r *reader, now time.Time) error {
 	v, at := &n.evidence, millis(now)
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	id, ok := v.names[origin]
-	if !ok {
-		if len(v.names) >= maxLanes {
-			v.dropped += uint64(len(list))
-			return nil
-		}
-		id = uint16(len(v.names) + 1)
-		v.names[origin] = id
+	id := v.id(origin)
+	if id == 0 {
+		v.dropped += uint64(len(list))
+		return nil
 	}
 	for _, it := range list {
 		if it.stamp+v.life() <= at || it.stamp > at+uint64(block.MaxAhead/time.Millisecond) {
