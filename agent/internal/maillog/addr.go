@@ -147,6 +147,9 @@ func client(b []byte) (a netip.Addr, rest []byte, ok bool) {
 		return bracketed(b[7:])
 	}
 	i := 0
+	for i+8 <= len(b) && i < 256 && class[b[i]]&class[b[i+1]]&class[b[i+2]]&class[b[i+3]]&class[b[i+4]]&class[b[i+5]]&class[b[i+6]]&class[b[i+7]]&aHost != 0 {
+		i += 8
+	}
 	for i < len(b) && isHost(b[i]) {
 		i++
 	}

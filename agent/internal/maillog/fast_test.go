@@ -203,7 +203,7 @@ func TestQuad(t *testing.T) {
 // TestWords: what is looked for eight bytes at a time is found where it is.
 func TestWords(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(11, 12))
-	pieces := []string{"<", ">", ">: ", "\"", "\\", "; from=<", " to=<", ",to=<", ";", "gREYlist", "grey", "g", "x", "quota", "Q", "user@example.org", "\x1c", "\x5e"}
+	pieces := []string{"<", ">", ">: ", "\"", "\\", "; from=<", " to=<", ",to=<", ";", "gREYlist", "grey", "g", "x", "quota", "Q", "user@example.org", "@", "A", "\xc0", "\x1c", "\x5e"}
 	for range 60_000 {
 		var b []byte
 		for range rnd.IntN(12) {
@@ -222,8 +222,12 @@ func TestWords(t *testing.T) {
 		if got := angle(b); got != want {
 			t.Fatalf("%q: %d, want %d", b, got, want)
 		}
+		if got, want := lastAt(b), bytes.LastIndexByte(b, '@'); got != want {
+			t.Fatalf("%q: %d, want %d", b, got, want)
+		}
+		small := make([]byte, len(b))
 		for _, word := range []string{"greylist", "quota", "user"} {
-			if got, want := index(b, word), bytes.Index(bytes.ToLower(b), []byte(word)); got != want {
+			if got, want := index(b, word), bytes.Index(small[:lower(small, b)], []byte(word)); got != want {
 				t.Fatalf("%q in %q: %d, want %d", word, b, got, want)
 			}
 		}

@@ -361,10 +361,27 @@ type stampCache struct {
 
 // An isoCache is the same for stamps with a zone, which say all that is to be known, but for the fraction.
 type isoCache struct {
-	text [19]byte
-	zone [6]byte
-	n    int // bytes of zone, 0: nothing is remembered
-	at   time.Time
+	text   [19]byte
+	zone   [6]byte
+	n      int // bytes of zone, 0: nothing is remembered
+	at     time.Time
+	minute time.Time // at without its seconds
+}
+
+// micro reads YYYY-MM-DDTHH:MM:SS.ffffff+hh:mm, as rsyslog writes it, in the minute and the zone of the last stamp.
+func (c *isoCache) micro(b []byte) (time.Time, bool) {
+	x, y := load8(b, 16), load8(b, 24) // :SS.ffff ff+hh:mm
+	const points = 0x80 | 0x80<<24
+	if c.n != 6 || load8(b, 0) != load8(c.text[:], 0) || load8(b, 8) != load8(c.text[:], 8) || string(b[26:32]) != string(c.zone[:]) ||
+		others(x) != points || x&0xff != ':' || b[19] != '.' || others(y)&0xffff != 0 || b[17] > '5' {
+		return time.Time{}, false
+	}
+	d := (x>>32 | y<<32) << 16 & (0x0f * ones) // the digits of the fraction behind two zeros
+	d = (d*10 + d>>8) & 0x00ff00ff00ff00ff
+	d = (d*100 + d>>16) & 0x0000ffff0000ffff
+	d = (d*10000 + d>>32) & 0xffffffff
+	sec := uint64(b[17]-'0')*10 + uint64(b[18]-'0')
+	return c.minute.Add(time.Duration(sec*1e9 + d*1e3)), true
 }
 
 // time converts the stamp of h.
@@ -454,6 +471,11 @@ func (p *Parser) isoTime(b []byte, ref time.Time) (time.Time, bool) {
 	if len(b) < 19 {
 		return ref, false
 	}
+	if len(b) == 32 {
+		if at, ok := p.isoStamps.micro(b); ok {
+			return at, true
+		}
+	}
 	n := 19
 	for n < len(b) && (b[n] == '.' || isDigit(b[n])) {
 		n++
@@ -505,7 +527,7 @@ func (p *Parser) isoTime(b []byte, ref time.Time) (time.Time, bool) {
 	}
 	at := time.Date(year, time.Month(month), day, hour, minute, sec, 0, time.UTC).Add(-time.Duration(offset) * time.Second)
 	if len(zone) <= len(c.zone) {
-		c.n, c.at = copy(c.zone[:], zone), at
+		c.n, c.at, c.minute = copy(c.zone[:], zone), at, at.Add(-time.Duration(sec)*time.Second)
 		copy(c.text[:], b)
 	}
 	return after(at, frac), true

@@ -81,7 +81,7 @@ func roleOf(tag []byte) role {
 }
 
 // tagCache remembers the roles of a few tags: a log has a dozen, and millions of lines with them.
-type tagCache [32]struct {
+type tagCache [64]struct {
 	n     uint8 // 0: empty
 	plain bool  // has no bracket, so that what follows one is no part of it
 	text  [30]byte
@@ -123,7 +123,10 @@ func (c *tagCache) seen(tag []byte) (role, bool) {
 
 func tagPlace(tag []byte) uint {
 	n := uint(len(tag))
-	return (n*5 + uint(tag[n-2]) + uint(tag[n-3])<<2) % uint(len(tagCache{}))
+	if n < 8 {
+		return (n*5 + uint(tag[n-2]) + uint(tag[n-3])<<2) % uint(len(tagCache{}))
+	}
+	return uint((binary.LittleEndian.Uint64(tag[n-8:]) ^ uint64(n)) * 0x9fb21c651e98df25 >> 58)
 }
 
 // hostCache is the last host and its hash.
@@ -132,24 +135,8 @@ type hostCache struct {
 	plain bool // cannot be a tag, nor how another shape begins
 	text  [48]byte
 	sum   uint64
-}
-
-// at says whether the host and a blank begin b, of which there must be 16 bytes more.
-func (c *hostCache) at(b []byte) bool {
-	n := c.n
-	if b[n] != ' ' {
-		return false
-	}
-	if n > 16 {
-		return string(b[:n]) == string(c.text[:n])
-	}
-	x, y := load8(b, 0)^load8(c.text[:], 0), load8(b, 8)^load8(c.text[:], 8)
-	if n < 8 {
-		x, y = x<<(64-8*uint(n)), 0
-	} else {
-		y <<= 128 - 8*uint(n)
-	}
-	return x|y == 0
+	// A host of up to 15 bytes and a blank, as load8 has them, and which bits those are.
+	words, masks [2]uint64
 }
 
 // hash is 0 where there is no host.
@@ -164,6 +151,15 @@ func (c *hostCache) hash(seed uint64, host []byte) uint64 {
 	if len(host) <= len(c.text) {
 		c.n, c.sum = copy(c.text[:], host), h
 		c.plain = host[0] != '<' && bytes.IndexByte(host, ':') < 0 && bytes.IndexByte(host, '(') < 0
+		if c.n < 16 {
+			var text, mask [16]byte
+			for i := range c.n + 1 {
+				mask[i] = 0xff
+			}
+			text[copy(text[:], host)] = ' '
+			c.words = [2]uint64{load8(text[:], 0), load8(text[:], 8)}
+			c.masks = [2]uint64{load8(mask[:], 0), load8(mask[:], 8)}
+		}
 	}
 	return h
 }
@@ -377,7 +373,7 @@ func (p *Parser) parse(h *header, e *Event) bool {
 	case Courier:
 		ok = p.courier(h, ev)
 	}
-	if !ok || !p.when(h, ev) {
+	if !ok || ev.Time.IsZero() && !p.when(h, ev) {
 		ev.Kind = None
 		return false
 	}

@@ -254,43 +254,48 @@ func (p *Parser) acted(q, b []byte, refused, content bool, e *Event) bool {
 	if e.Kind != UnknownRecipient && (e.Submission || p.traps == nil) {
 		return true
 	}
-	from, to, ok := envelope(reply)
+	from, to, rest, ok := envelope(reply)
 	if !ok {
 		return true
 	}
-	bounce := automatic(from)
+	bounce, at := automatic(from), lastAt(to)
 	if e.Kind == UnknownRecipient {
-		e.Automatic = bounce
-		e.User = p.recipientHash(upTo(to))
+		if e.Automatic = bounce; len(to) > 0 {
+			e.User = p.recipientHashAt(to, at)
+		}
 	}
-	if !e.Submission && !bounce && p.traps.here(to) {
+	if !e.Submission && !bounce && p.traps != nil && p.traps.either(to, at, rest) {
 		e.Kind = Trap // whatever was made of it: discard, hold and the like are what one does with a trap's mail
 	}
 	return true
 }
 
-// envelope reads "REPLY; from=<S>[,] to=<R>[,] proto=...": to is what follows its mark, none if it is not there.
-func envelope(reply []byte) (from, to []byte, ok bool) {
+// envelope reads "REPLY; from=<S>[,] to=<R>[,] proto=...". rest is what follows the mark of R.
+func envelope(reply []byte) (from, to, rest []byte, ok bool) {
 	i := indexFrom(reply)
 	if i < 0 {
-		return nil, nil, false
+		return nil, nil, nil, false
 	}
 	b := reply[i+len("; from=<"):]
 	if i = angle(b); i == len(b) {
-		return nil, nil, true
+		return nil, nil, nil, true
 	}
 	if b[i] == '<' { // inside S: it may be anything
 		from = upTo(b)
 	} else {
 		from, b = b[:i], b[i+1:]
-		if c, ok := cut(b, " to=<"); ok {
-			return from, c, true
-		}
 	}
-	if i = indexTo(b); i >= 0 {
-		to = b[i+len(" to=<"):]
+	if c, ok := cut(b, " to=<"); ok {
+		rest = c
+	} else if i = indexTo(b); i >= 0 {
+		rest = b[i+len(" to=<"):]
+	} else {
+		return from, nil, nil, true
 	}
-	return from, to, true
+	if i = angle(rest); i < len(rest) && rest[i] == '>' {
+		return from, rest[:i], rest[i:], true
+	}
+	return from, upTo(rest), rest, true
 }
 
 func refuses(act []byte) bool { return string(act) == "reject" || string(act) == "milter-reject" }

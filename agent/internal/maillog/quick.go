@@ -28,68 +28,83 @@ func others(w uint64) uint64 {
 // quick is split for lines with a stamp of RFC 3164 or 3339, the host of the line before, a tag that was seen of late and a
 // process id, or none. It is for what begins with none of the shapes that need a second look, and says no to them.
 func (p *Parser) quick(b []byte, h *header) bool {
-	n := len(b)
-	if n > 0 && b[n-1] == '\n' {
-		n--
-	}
 	c := &p.hosts
-	if n < 48 || !c.plain || b[n-1] == '\r' || b[n-1] == '\n' {
+	if len(b) < 48 || !c.plain {
 		return false
 	}
-	b = b[:n:n]
-	w, v := load8(b, 0), load8(b, 8)
+	if b[len(b)-1] == '\n' {
+		b = b[:len(b)-1]
+	}
+	if end := b[len(b)-1]; end == '\r' || end == '\n' {
+		return false
+	}
 	const (
-		blank3, blank6 = ' ' << 24, ' ' << 48
-		bsd0, bsd0mask = blank3 | blank6, 0xff<<24 | 0xff<<48
+		blanks         = ' ' * ones
+		bsd0, bsd0mask = ' '<<24 | ' '<<48, 0xff<<24 | 0xff<<48
 		bsd1, bsd1mask = ':'<<8 | ':'<<32 | ' '<<56, 0xff<<8 | 0xff<<32 | 0xff<<56
 	)
+	n := 15
+	w, v := load8(b, 0), load8(b, 8)
 	switch {
-	case w&bsd0mask == bsd0 && v&bsd1mask == bsd1 && isUpper(b[0]):
-		n = 15
+	case w&bsd0mask == bsd0 && v&bsd1mask == bsd1 && isUpper(byte(w)):
 		h.kind = stampBSD
 		if s := &p.stamps; w == s.words[0] && v == s.words[1] && h.ref == s.ref {
 			h.at = s.at
 		}
-	case b[4] == '-' && isDigit(b[0]) && zeros(w^' '*ones)|zeros(v^' '*ones) == 0:
+	case byte(w>>32) == '-' && isDigit(byte(w)) && zeros(w^blanks)|zeros(v^blanks) == 0:
 		// 2026-03-02T10:00:00[.ffffff](Z|+hh:mm)
-		for n = 16; ; n += 8 {
-			if z := zeros(load8(b, n) ^ ' '*ones); z != 0 {
-				n += bits.TrailingZeros64(z) / 8
-				break
-			}
-			if n == 32 {
-				return false
-			}
+		if n = 16 + blank(b[16:40]); n == 40 {
+			return false
 		}
 		h.kind = stampISO
 	default:
 		return false
 	}
 	h.stamp = b[:n]
-	host := n + 1
-	if n = host + c.n; n+16 > len(b) || !c.at(b[host:]) {
-		return false
-	}
-	word := n + 1
-	end := word + bytes.IndexByte(b[word:], ' ') // of "tag[pid]:"
-	if end < word+4 || end+9 > len(b) || b[end-1] != ':' || b[end+1] == ' ' || b[end+1] == '[' || load8(b, end) == messageWord {
-		return false
-	}
-	tag := b[word : end-1]
-	if b[end-2] == ']' {
-		digits := bits.LeadingZeros64(others(load8(b, end-10))) / 8
-		i := end - 3 - digits
-		if digits == 0 || digits == 8 || i < word || b[i] != '[' {
+	host := b[n+1:]
+	if n = c.n; n < 16 { // with the blank behind it
+		if len(host) < 16 || (load8(host, 0)^c.words[0])&c.masks[0]|(load8(host, 8)^c.words[1])&c.masks[1] != 0 {
 			return false
 		}
-		tag, h.pid = b[word:i], b[i+1:end-2]
+	} else if len(host) <= n || host[n] != ' ' || string(host[:n]) != string(c.text[:n]) {
+		return false
+	}
+	word := host[n+1:]
+	end := blank(word) // of "tag[pid]: "
+	if end < 10 || end+8 > len(word) || word[end-1] != ':' {
+		return false
+	}
+	if m := load8(word, end); m == messageWord || byte(m>>8) == ' ' || byte(m>>8) == '[' {
+		return false
+	}
+	tag := word[:end-1]
+	if word[end-2] == ']' {
+		i := end - 3 - bits.LeadingZeros64(others(load8(word, end-10)))/8
+		if i < end-10 || i == end-3 || word[i] != '[' {
+			return false
+		}
+		tag, h.pid = word[:i], word[i+1:end-2]
 	}
 	var ok bool
 	if h.role, ok = p.tags.seen(tag); !ok {
 		return false
 	}
-	h.host, h.tag, h.msg, h.count, h.seen = b[host:n], tag, b[end+1:], 1, true
+	h.host, h.tag, h.msg, h.count, h.seen = host[:n], tag, word[end+1:], 1, true
 	return true
+}
+
+// blank is where the first blank stands, len(b) if nowhere. In what it is asked about that is near.
+func blank(b []byte) int {
+	i := 0
+	for ; i+8 <= len(b); i += 8 {
+		if z := zeros(load8(b, i) ^ ' '*ones); z != 0 {
+			return i + bits.TrailingZeros64(z)/8
+		}
+	}
+	for i < len(b) && b[i] != ' ' {
+		i++
+	}
+	return i
 }
 
 // Words of eight bytes, as load8 has them.
@@ -204,6 +219,21 @@ func angle(b []byte) int {
 	}
 	for i < len(b) && b[i]|2 != '>' {
 		i++
+	}
+	return i
+}
+
+// lastAt is bytes.LastIndexByte(b, '@'), for addresses.
+func lastAt(b []byte) int {
+	i := len(b) - 8
+	for ; i >= 0; i -= 8 {
+		w := load8(b, i) ^ '@'*ones
+		// All zeros of it, and nothing else.
+		if z := ^((w&^highs + ^uint64(highs)) | w) & highs; z != 0 {
+			return i + 7 - bits.LeadingZeros64(z)/8
+		}
+	}
+	for i += 7; i >= 0 && b[i] != '@'; i-- {
 	}
 	return i
 }

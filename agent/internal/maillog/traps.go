@@ -96,13 +96,20 @@ func (t *Traps) match(a []byte) bool {
 	if t == nil {
 		return false
 	}
-	at := bytes.LastIndexByte(a, '@')
+	return t.matchAt(a, lastAt(a))
+}
+
+// matchAt is match for who knows where the last @ is.
+func (t *Traps) matchAt(a []byte, at int) bool {
 	if at <= 0 || len(a) > maxRecipient {
 		return false
 	}
-	local, domain := a[:at], bytes.TrimSuffix(a[at+1:], []byte("."))
-	if len(local) > 2 && local[0] == '"' && local[len(local)-1] == '"' {
-		local = local[1 : len(local)-1] // "honeypot"@ is honeypot@, RFC 5321 4.1.2
+	local, domain := a[:at], a[at+1:]
+	if n := len(domain); n > 0 && domain[n-1] == '.' {
+		domain = domain[:n-1]
+	}
+	if n := len(local); n > 2 && local[0] == '"' && local[n-1] == '"' {
+		local = local[1 : n-1] // "honeypot"@ is honeypot@, RFC 5321 4.1.2
 	}
 	c := local[0]
 	if isUpper(c) {
@@ -111,6 +118,10 @@ func (t *Traps) match(a []byte) bool {
 	if t.first[c>>6]>>(c&63)&1 == 0 && t.width>>(len(domain)%64)&1 == 0 {
 		return false
 	}
+	return t.inSet(local, domain)
+}
+
+func (t *Traps) inSet(local, domain []byte) bool {
 	// local@domain, and behind it room for a shorter local part with the same domain.
 	var buf, short [maxRecipient + 2]byte
 	n := lower(buf[:], local)
@@ -179,21 +190,13 @@ func (t *Traps) behind(b, mark []byte) bool {
 	}
 }
 
-// here is behind where b is what follows the first mark " to=<".
-func (t *Traps) here(b []byte) bool {
-	if t == nil {
-		return false
+// either says whether to, whose last @ is at at, is a trap, or what stands in rest behind any " to=<", as behind does it.
+func (t *Traps) either(to []byte, at int, rest []byte) bool {
+	if t.matchAt(to, at) {
+		return true
 	}
-	for {
-		if n := bytes.IndexByte(b[:min(len(b), maxRecipient+1)], '>'); n > 0 && t.match(b[:n]) {
-			return true
-		}
-		i := indexTo(b)
-		if i < 0 {
-			return false
-		}
-		b = b[i+len(" to=<"):]
-	}
+	i := indexTo(rest)
+	return i >= 0 && t.behind(rest[i:], markTo)
 }
 
 // inList says whether one of the recipients of a list with blanks or commas between them is a trap.
@@ -259,8 +262,8 @@ func (t *Traps) hits(b []byte) bool {
 	if t == nil {
 		return false
 	}
-	from, to, ok := envelope(b)
-	return ok && t.here(to) && !automatic(from)
+	from, to, rest, ok := envelope(b)
+	return ok && !automatic(from) && t.either(to, lastAt(to), rest)
 }
 
 // ---- accepted messages on their way
@@ -303,15 +306,27 @@ func (p *Parser) recipientHash(a []byte) uint64 {
 	if len(a) == 0 {
 		return 0
 	}
+	return p.recipientHashAt(a, lastAt(a))
+}
+
+// recipientHashAt is that for who knows where the last @ is; a is not empty.
+func (p *Parser) recipientHashAt(a []byte, at int) uint64 {
 	local, domain := a, []byte(nil)
-	if i := bytes.LastIndexByte(a, '@'); i >= 0 {
-		local, domain = a[:i], a[i:]
+	if at >= 0 {
+		local, domain = a[:at], a[at:]
 	}
-	for i, c := range local {
-		if i > 0 && (c == '+' || c == '-') {
-			local = local[:i]
-			break
-		}
+	if n := delimiter(local); n > 0 {
+		local = local[:n]
 	}
 	return max(1, hash(p.seed^p.domains.hash(p.seed, domain), local, true))
+}
+
+// delimiter is where + or - stands first in a local part, but for its first byte; 0 if nowhere.
+func delimiter(local []byte) int {
+	for i := 1; i < len(local); i++ {
+		if c := local[i]; c == '+' || c == '-' {
+			return i
+		}
+	}
+	return 0
 }
