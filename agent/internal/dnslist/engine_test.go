@@ -715,3 +715,53 @@ func TestMemory(t *testing.T) {
 		t.Errorf("%d sources", len(e.sources.m))
 	}
 }
+
+// FuzzSpent: whatever stands in the state file as the queries of the day, a list has no more for it, and not for good less.
+func FuzzSpent(f *testing.F) {
+	for _, s := range []string{
+		"", "{", "null", `{"bl.example.net":{"day":19675,"used":[5,6],"before":[1,2]}}`, `{"bl.example.net":{"day":19675,"used":[-5,6]}}`,
+		`{"bl.example.net":{"day":19675,"used":[1073741823,1073741823],"before":[1073741823,1073741823]}}`, `{"bl.example.net":{"day":19675,"before":[1073741824]}}`, `{"x":{"day":1e300}}`,
+	} {
+		f.Add([]byte(s))
+	}
+	l, err := ParseSite(site)
+	if err != nil {
+		f.Fatal(err)
+	}
+	l.Daily = 100
+	f.Fuzz(func(t *testing.T, b []byte) {
+		now := time.Unix(1_700_000_000, 0) // of day 19675
+		e := NewEngine(Options{Lists: []List{l}, Saved: b, Resolver: &fakeDNS{}, Now: func() time.Time { return now }})
+		z := (*e.zones.Load())[0]
+		for i := range z.fam {
+			z.fam[i].state = OK
+		}
+		took := func() (all, before int) {
+			for fam := range 2 {
+				for range 200 {
+					now = now.Add(time.Second)
+					if z.spare(fam) {
+						before++
+					}
+					if wait, ok := z.take(fam, false); ok && wait == 0 {
+						all++
+					}
+				}
+			}
+			return all, before
+		}
+		if left := e.Status().Zones[0].Left; left < 0 || left > 100 {
+			t.Fatalf("%q: %d are left", b, left)
+		}
+		if all, before := took(); all > 100 || before > 50 {
+			t.Fatalf("%q: %d questions of 100, %d of 50", b, all, before)
+		}
+		now = now.Add(24 * time.Hour)
+		if all, before := took(); all != 100 || before == 0 {
+			t.Fatalf("%q: %d questions of the next day's 100, %d before", b, all, before)
+		}
+		if _, ok := e.Save(); !ok {
+			t.Fatal("it cannot be saved")
+		}
+	})
+}

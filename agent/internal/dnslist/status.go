@@ -47,7 +47,7 @@ func (e *Engine) Status() Status {
 		}
 		left := z.Daily
 		if z.day == e.o.Now().Unix()/86400 {
-			left -= z.used[0] + z.used[1]
+			left = max(0, left-z.used[0]-z.used[1])
 		}
 		s.Zones = append(s.Zones, ZoneStatus{
 			Zone: z.Name, IPv4: fam(&z.fam[0]), IPv6: fam(&z.fam[1]), Asked: z.asked, Listed: z.listed, Welcomed: z.welcomed,

@@ -194,7 +194,8 @@ func New(o Options) (*Watch, error) {
 
 // forgetLocked drops what is older than a year.
 func (w *Watch) forgetLocked(now time.Time) {
-	w.events = slices.DeleteFunc(w.events, func(e Event) bool { return now.Sub(e.Time) > keep })
+	// A clock that was wrong must not keep its events for good, nor a good part of them away.
+	w.events = slices.DeleteFunc(w.events, func(e Event) bool { return now.Sub(e.Time) > keep || e.Time.Sub(now) > keep })
 	if n := len(w.events) - maxEvents; n > 0 {
 		w.events = slices.Delete(w.events, 0, n)
 	}

@@ -185,3 +185,52 @@ func TestWatch(t *testing.T) {
 		}
 	})
 }
+
+// FuzzSaved: whatever stands in the state file, a Watch comes of it that asks, within its bounds, and can be saved again.
+func FuzzSaved(f *testing.F) {
+	now := time.Unix(1_700_000_000, 0)
+	own := netip.MustParseAddr("198.51.100.25")
+	o := Options{Own: prefixes("198.51.100.25/32", "2001:db8:25::/64"), Now: func() time.Time { return now }, Log: slog.New(slog.DiscardHandler)}
+	w, err := New(o)
+	if err != nil {
+		f.Fatal(err)
+	}
+	code := []netip.Addr{netip.MustParseAddr("127.0.0.2")}
+	w.take(w.own[0], []dnslist.Answer{{Zone: "a.test", Says: dnslist.Listed, Codes: code}, {Zone: "b.test", Says: dnslist.Clean}})
+	b, ok := w.Save()
+	if !ok {
+		f.Fatal("nothing to save")
+	}
+	f.Add(b)
+	for _, s := range []string{
+		"", "{", "null", `{"version":9}`, `{"version":1,"own":[{"address":"198.51.100.25","asked":"9999-12-31T23:59:59Z","next":"9999-12-31T23:59:59-12:00","lists":[{"list":"a.test","says":"x"},{"list":"a.test"}]}]}`,
+		`{"version":1,"events":[{"address":"198.51.100.25","time":"9999-12-31T23:59:59-12:00"},{"address":"::ffff:1.2.3.4","what":"\u001b[2J","codes":["::"]}]}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		o := o
+		o.Saved = b
+		w, err := New(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o, at := w.due(); o == nil || at.Sub(now) > 2*every {
+			t.Fatalf("asked next at %s", at)
+		}
+		for _, e := range w.Events(netip.Addr{}, 1<<30) {
+			if d := now.Sub(e.Time).Abs(); d > keep || !e.Address.IsValid() {
+				t.Fatalf("%+v", e)
+			}
+		}
+		before := len(w.Events(own, 1<<30))
+		w.take(w.own[0], []dnslist.Answer{{Zone: "a.test", Says: dnslist.Listed, Codes: code}})
+		w.take(w.own[0], []dnslist.Answer{{Zone: "a.test", Says: dnslist.Clean}})
+		if n := len(w.Events(own, 1<<30)) - before; n < 1 || n > 2 || len(w.own[0].Lists) != 1 {
+			t.Fatalf("%d events of a listing and its end: %+v", n, w.own[0])
+		}
+		if _, ok := w.Save(); !ok {
+			t.Fatal("it cannot be saved")
+		}
+	})
+}

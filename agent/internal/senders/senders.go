@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"go4.org/netipx"
 
 	"github.com/mxshield/mxshield/agent/internal/resolve"
 )
@@ -155,11 +156,7 @@ func New(o Options) *Set {
 		e := &expanded{Sender: snd, name: name}
 		if was, ok := saved.Senders[snd.Rule]; ok && !was.At.After(o.Now()) {
 			e.at, e.fewer, e.next = was.At, was.Fewer, was.At.Add(refreshEvery)
-			for _, p := range was.Ranges { // the file may have been edited
-				if p.IsValid() && p == p.Masked() && !p.Addr().Is4In6() && !tooWide(p) && len(e.ranges) < maxRanges {
-					e.ranges = append(e.ranges, p)
-				}
-			}
+			e.ranges = believable(was.Ranges)
 		}
 		s.spf = append(s.spf, e)
 	}
@@ -171,6 +168,26 @@ func New(o Options) *Set {
 		}
 	}
 	return s
+}
+
+// believable is what of saved ranges could have come from Expand: the file may have been edited. Neighbours of the widest that is
+// believed stand there as one, so it is the whole that must not be too large.
+func believable(list []netip.Prefix) []netip.Prefix {
+	var b netipx.IPSetBuilder
+	for _, p := range list[:min(len(list), maxRanges)] {
+		if v4, v6 := size([]netip.Prefix{p}); p.IsValid() && p == p.Masked() && !p.Addr().Is4In6() && v4 <= most4 && v6 <= most6 {
+			b.AddPrefix(p)
+		}
+	}
+	set, err := b.IPSet()
+	if err != nil {
+		return nil
+	}
+	list = set.Prefixes()
+	if v4, v6 := size(list); v4 > most4 || v6 > most6 || len(list) > maxRanges {
+		return nil
+	}
+	return list
 }
 
 const fileVersion = 1

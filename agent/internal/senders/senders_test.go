@@ -271,3 +271,52 @@ func TestDomains(t *testing.T) {
 		t.Errorf("%d addresses are remembered", n)
 	}
 }
+
+// FuzzSaved: whatever stands in the state file, no more is allowed than an SPF record could, nobody by a rule that is not in the
+// config, and it can be saved again.
+func FuzzSaved(f *testing.F) {
+	now := time.Unix(1_700_000_000, 0)
+	o := Options{Senders: []Sender{{Rule: "spf:a.test"}, {Rule: "domain:b.test"}}, Now: func() time.Time { return now }, Log: slog.New(slog.DiscardHandler)}
+	s := New(o)
+	s.take(s.spf[0], Expansion{Ranges: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/48")}}, nil)
+	s.Learn(netip.MustParseAddr("198.51.100.9"), &resolve.Names{State: resolve.StateVerified, Verified: []string{"x.b.test"}})
+	b, ok := s.Save()
+	if !ok {
+		f.Fatal("nothing to save")
+	}
+	f.Add(b)
+	for _, s := range []string{
+		"", "{", "null", `{"version":2}`, `{"version":1,"senders":{"spf:a.test":{"at":"2023-11-01T00:00:00Z","ranges":["0.0.0.0/0","::/0","10.0.0.1/8","::ffff:1.2.3.0/120",""]},"spf:c.test":{"ranges":["192.0.2.0/24"]}}}`,
+		`{"version":1,"senders":{"spf:a.test":{"at":"9999-12-31T23:59:59-12:00","fewer":-5}},"proved":{"198.51.100.9":{"rule":"domain:b.test","until":"9999-12-31T23:59:59Z"},"":{"rule":"domain:"},"::ffff:1.2.3.4":{"rule":"domain:b.test","until":"2023-11-14T23:00:00Z"}}}`,
+		`{"version":1,"senders":{"spf:a.test":{"at":"2023-11-01T00:00:00Z","ranges":["192.0.2.128/25","192.0.2.0/24","16.0.0.0/12","16.16.0.0/12","192.0.2.0/26"]}}}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		o := o
+		o.Saved = b
+		s := New(o)
+		var spf []netip.Prefix
+		for _, r := range s.Ranges() {
+			p := r.Prefix
+			switch {
+			case !p.IsValid() || p != p.Masked() || p.Addr().Is4In6():
+				t.Fatalf("%+v", r)
+			case r.Rule == "spf:a.test":
+				spf = append(spf, p)
+			case r.Rule != "domain:b.test" || p != network(p.Addr()):
+				t.Fatalf("%+v", r)
+			}
+			if rule, ok := s.Covers(p.Addr()); !ok || rule != r.Rule && rule != "domain:b.test" {
+				t.Fatalf("%s is in %s, and covered by %q", p, r.Rule, rule)
+			}
+		}
+		if v4, v6 := size(spf); v4 > most4 || v6 > most6 || len(spf) > maxRanges {
+			t.Fatalf("%v", spf)
+		}
+		s.take(s.spf[0], Expansion{Ranges: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}, nil)
+		if _, ok := s.Save(); !ok {
+			t.Fatal("it cannot be saved")
+		}
+	})
+}

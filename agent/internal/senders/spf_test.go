@@ -312,6 +312,62 @@ func TestOracle(t *testing.T) {
 	}
 }
 
+// TestOracleShapes compares on a thousand addresses at the edges of each well-formed record of the world above. What an evaluator
+// takes and we do not believe (+all, what is too wide) or cannot list (macros), is not among them.
+func TestOracleShapes(t *testing.T) {
+	text := world + "dmacro.test. TXT \"v=spf1 a:%{d} mx:%{D} -all\"\ndmacro.test. A 203.0.113.77\ndmacro.test. MX 10 mx2.other.test.\n"
+	text += "twelve.test. TXT \"v=spf1"
+	for i := range 12 {
+		text += fmt.Sprintf(" include:t%d.test", i)
+	}
+	text += " ?all\"\n"
+	for i := range 12 {
+		text += fmt.Sprintf("t%d.test. TXT \"v=spf1 -ip4:192.0.2.%d ip4:192.0.2.%d/31 ~all\"\n", i, 4*i+1, 4*i)
+	}
+	z := newZone(t, text)
+	for _, domain := range []string{
+		"plain.test", "split.test", "other.test", "nets.test", "big.test", "redir.test", "unused.test", "minus.test", "minusinc.test", "late.test", "dmacro.test", "twelve.test",
+	} {
+		seed := rand.Uint64()
+		r := rand.New(rand.NewPCG(seed, 1))
+		got, err := Expand(t.Context(), z, domain)
+		if err != nil || len(got.Notes) > 0 || len(got.Ranges) == 0 {
+			t.Errorf("%s: %v %+v", domain, err, got)
+			continue
+		}
+		pass := 0
+		for range 1000 {
+			// Near the first or the last address of a range, or inside it.
+			p := got.Ranges[r.IntN(len(got.Ranges))]
+			b := p.Addr().AsSlice()
+			for i := p.Bits(); i < 8*len(b); i++ {
+				if r.IntN(4) == 0 {
+					b[i/8] ^= 1 << (7 - i%8)
+				}
+			}
+			a, _ := netip.AddrFromSlice(b)
+			for range r.IntN(4) {
+				if a = a.Next(); r.IntN(2) == 0 {
+					a = p.Addr().Prev()
+				}
+			}
+			res, err := spf.CheckHostWithSender(a.AsSlice(), "x.test", "u@"+domain, spf.WithResolver(oracle{z}), spf.OverrideLookupLimit(1000), spf.OverrideVoidLookupLimit(1000))
+			if res == spf.PermError || res == spf.TempError {
+				t.Fatalf("%s, the oracle: %v %v", domain, res, err)
+			}
+			if mine := slices.ContainsFunc(got.Ranges, func(p netip.Prefix) bool { return p.Contains(a) }); mine != (res == spf.Pass) {
+				t.Fatalf("%s, seed %d: %s listed %v, the oracle says %s (%v)", domain, seed, a, mine, res, got.Ranges)
+			}
+			if res == spf.Pass {
+				pass++
+			}
+		}
+		if pass < 100 || pass > 990 {
+			t.Errorf("%s: %d of 1000 pass: the test shows little", domain, pass)
+		}
+	}
+}
+
 func pick6(r *rand.Rand) int { return []int{48, 64, 126, 127, 128}[r.IntN(5)] }
 
 // FuzzRecord gives the expander any record: it must end within its bounds and list nothing that is too wide.

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Bounds of what is read of Postfix's domains.
@@ -30,10 +32,11 @@ func MailDomains(ctx context.Context, opts DiscoverOptions) (domains, notes []st
 }
 
 func parseDomains(value string) (domains, notes []string) {
+	known := map[string]bool{}
 	add := func(name string) {
 		name = strings.ToLower(strings.TrimSuffix(name, "."))
-		if isDomain(name) && !slices.Contains(domains, name) && len(domains) < maxDomains {
-			domains = append(domains, name)
+		if len(domains) < maxDomains && isDomain(name) && !known[name] {
+			domains, known[name] = append(domains, name), true
 		}
 	}
 	for _, word := range strings.FieldsFunc(value, func(r rune) bool { return strings.ContainsRune(" \t\r\n,", r) }) {
@@ -63,7 +66,7 @@ func domainsOf(kind, path string) (list []string, err error) {
 	if !slices.Contains([]string{"hash", "btree", "lmdb", "cdb", "dbm", "sdbm", "texthash"}, kind) || !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("a table of type %.20q cannot be read", kind)
 	}
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO would be waited for
 	if err != nil {
 		return nil, err
 	}
@@ -75,12 +78,16 @@ func domainsOf(kind, path string) (list []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for line := range strings.Lines(string(b)) {
+	return firstWords(string(b)), nil
+}
+
+func firstWords(text string) (list []string) {
+	for line := range strings.Lines(text) {
 		if w := strings.Fields(line); len(w) > 0 && !strings.HasPrefix(w[0], "#") && !strings.HasPrefix(line, " ") && !strings.HasPrefix(line, "\t") {
 			list = append(list, w[0])
 		}
 	}
-	return list, nil
+	return list
 }
 
 // isDomain says whether a name can have an MX; it is lower case.

@@ -39,3 +39,40 @@ echo 'mysql:/etc/postfix/domains.cf, texthash:`+dir+`/missing static:all'`)
 		t.Errorf("%d domains", len(domains))
 	}
 }
+
+// FuzzDomains: whatever stands in Postfix's parameters and tables, only names come out that can have an MX, each once, and not
+// many.
+func FuzzDomains(f *testing.F) {
+	for _, s := range []string{
+		"example.org, example.net mail.example.com localhost.localdomain !example.com $myhostname", "# comment\nexample.org OK\n  more.example.org\nexample.net.\tx\n\n@example.com y",
+		"hash:relative btree:/nonexistent/table proxy:hash:/etc/x /dev/null", "xn--bcher-kva.example \xff.example -.- a..b", strings.Repeat("a.b ", 3000),
+	} {
+		f.Add(s)
+	}
+	path := filepath.Join(f.TempDir(), "table")
+	f.Fuzz(func(t *testing.T, s string) {
+		check := func(list []string, text string) {
+			if len(list) > maxDomains {
+				t.Fatalf("%d domains", len(list))
+			}
+			text = strings.ToLower(text)
+			for i, d := range list {
+				if !isDomain(d) || slices.Contains(list[:i], d) || !strings.Contains(text, d) {
+					t.Fatalf("%q of %q", d, text)
+				}
+			}
+		}
+		if !strings.Contains(s, "/") { // the fuzzer is to read no files
+			list, _ := parseDomains(s)
+			check(list, s)
+		}
+		if err := os.WriteFile(path, []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		list, notes := parseDomains("texthash:" + path)
+		check(list, s)
+		if len(notes) > 0 {
+			t.Fatal(notes)
+		}
+	})
+}
