@@ -125,7 +125,7 @@ func (d *daemon) resumeHeld() {
 	defer d.mu.Unlock()
 	for i := range list[:min(len(list), maxHeld)] {
 		h := &list[i]
-		if h.Source.IsValid() && h.Verdict.Prefix.IsValid() && h.Verdict.Source.IsValid() && h.Verdict.Until.After(now) {
+		if h.Source.IsValid() && h.Verdict.Prefix.IsValid() && h.Verdict.Source.IsValid() && h.Verdict.Cause != block.Manual && h.Verdict.Until.After(now) {
 			d.judgeLocked(&h.Verdict, h.Source, now)
 		}
 	}

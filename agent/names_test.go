@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"github.com/mxshield/mxshield/agent/internal/resolve"
 	"github.com/mxshield/mxshield/agent/internal/senders"
 	"github.com/mxshield/mxshield/agent/internal/store"
+	"github.com/mxshield/mxshield/agent/internal/verdict"
 )
 
 // names is a DNS server on loopback. What it has nothing about does not exist; about silent addresses it says nothing.
@@ -329,4 +331,34 @@ func TestNamesWithoutLists(t *testing.T) {
 	if acc, ok := d.scorer.Lookup(netip.MustParseAddr("198.18.0.9"), time.Now()); ok && acc.Evidence.Score > 0 {
 		t.Errorf("%+v", acc)
 	}
+}
+
+// FuzzHeld: whatever stands in the state file as verdicts that wait, what comes of it is an automatic block as any other, or none.
+func FuzzHeld(f *testing.F) {
+	v := verdict.Verdict{Prefix: netip.MustParsePrefix("198.18.0.1/32"), Source: netip.MustParsePrefix("198.18.0.1/32"), Cause: block.Dictionary, Scope: block.ScopeMX, Since: time.Now(), Until: time.Now().Add(72 * time.Hour)}
+	b, err := json.Marshal([]held{{v, v.Prefix.Addr()}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	for _, was := range []string{`"198.18.0.1/32"`, `"198.18.0.1"`, `"mx"`, `"dictionary"`} {
+		for _, is := range []string{`""`, `"0.0.0.0/0"`, `"127.0.0.0/8"`, `"::ffff:198.18.0.1"`, `"all"`, `"manual"`, `null`, `7`} {
+			f.Add([]byte(strings.ReplaceAll(string(b), was, is)))
+		}
+	}
+	f.Add([]byte("["))
+	f.Add([]byte(`[{},{"verdict":{"Prefix":"::/0","Source":"::/0","Until":"9999-12-31T23:59:59Z"},"source":"::1"}]`))
+	d := bareDaemon(f, nil)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d.table = block.New(block.Options{Origin: "test"})
+		d.pending, d.batch = map[string][]byte{heldKey: b}, store.Batch{}
+		d.resumeHeld()
+		list, _ := d.table.List(block.Query{All: true}, time.Now())
+		for _, e := range list {
+			p := e.Prefix
+			if e.Kind != block.Block || e.Cause == block.Manual || time.Until(e.Until) > 169*time.Hour || p.Bits() < map[bool]int{true: 24, false: 48}[p.Addr().Is4()] || p.Addr().IsLoopback() {
+				t.Fatalf("%q makes %+v", b, e.Entry)
+			}
+		}
+	})
 }
