@@ -46,7 +46,7 @@ func (d *daemon) figures() control.Status {
 		EventsByMTA: map[string]map[string]uint64{}, Made: map[string]uint64{}, Metrics: d.metricsAt(),
 		Ports:  control.Ports{MX: d.cfg.MXPorts, Submission: d.cfg.SubmissionPorts},
 		Blocks: d.table.Count(now), Senders: d.senderStatus(),
-		Never:   slices.DeleteFunc(d.table.Never(), func(n block.Never) bool { return n.Sender && !isOwnMX(n) }),
+		Never:   slices.DeleteFunc(d.table.Never(), byName),
 		Publish: d.publishStatus(),
 		State:   control.State{Path: d.store.Path(), Bytes: d.store.Size()}, Limits: limits(d.cfg), Hold: d.holdStatus(),
 	}
@@ -130,6 +130,11 @@ func (d *daemon) figures() control.Status {
 		s.Warnings = append(s.Warnings, warnings[k])
 	}
 	return s
+}
+
+// byName says whether a rule is one of an allow by name, of which a few names have thousands.
+func byName(n block.Never) bool {
+	return n.Sender && (strings.HasPrefix(n.Rule, "spf:") || strings.HasPrefix(n.Rule, "domain:"))
 }
 
 // List answers list.
@@ -327,6 +332,9 @@ func whyWords(w *control.Why, node string, now time.Time) string {
 		ports := "the mx ports"
 		if d.Scope == block.ScopeAll {
 			ports = "the mx and submission ports"
+		}
+		if d.Never != nil && d.Never.Ports != 0 {
+			ports += ", but not on the rest because of " + d.Never.Rule + ","
 		}
 		in := ""
 		if d.By.Prefix != w.Prefix {

@@ -910,6 +910,34 @@ func TestClusterUpgrade(t *testing.T) {
 	}
 }
 
+// TestClusterLogins: where many people log in from, an attack on another node closes the MX port here, and nothing
+// else.
+func TestClusterLogins(t *testing.T) {
+	c := newCrew(t)
+	a, b := c.add(""), c.add("")
+	const nat = "198.18.0.1"
+	line := func(format string, args ...any) string {
+		return time.Now().UTC().Format("2006-01-02T15:04:05.000000Z") + " mx postfix/submission/smtpd[7]: " + fmt.Sprintf(format, args...) + "\n"
+	}
+	for i := range 12 {
+		b.write(line("5%09X: client=unknown[%s], sasl_method=PLAIN, sasl_username=user%d@example.org", i, nat, i))
+	}
+	b.await("spares their logins", func() bool {
+		return slices.ContainsFunc(b.status().Never, func(n block.Never) bool { return n.Prefix.Contains(netip.MustParseAddr(nat)) && n.Ports != 0 })
+	})
+	for i := range 12 {
+		a.write(line("warning: unknown[%s]: SASL LOGIN authentication failed: UGFzc3dvcmQ6, sasl_username=other%d@example.org", nat, i))
+	}
+	a.decides(nat, block.RuleBlock)
+	b.decides(nat, block.RuleBlock)
+	if d := a.why(nat).Decision; d.Scope != block.ScopeAll || d.By.Cause != block.AuthBrute {
+		t.Errorf("%+v", d)
+	}
+	if w := b.why(nat); w.Decision.Scope != block.ScopeMX || !strings.Contains(w.Words, "not on the rest because of the many people that log in from it") {
+		t.Errorf("%+v", w)
+	}
+}
+
 // TestClusterFlood: a node that floods bogus blocks, hosts with welcome mail among them, is suspended by those who had
 // that mail; their mail flows, and one command cleans up everywhere. 300,000 blocks with MXSHIELD_TEST_LONG=1.
 func TestClusterFlood(t *testing.T) {

@@ -198,8 +198,12 @@ func (d *daemon) sparedRules() (list []block.Never) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for p, why := range d.scorer.Spared(time.Now()) {
-		list = append(list, block.Never{Prefix: p, Rule: why, Sender: true})
+	for _, s := range d.scorer.Spared(time.Now()) {
+		n := block.Never{Prefix: s.Prefix, Rule: s.Why, Sender: true}
+		if s.Logins {
+			n.Ports = block.ScopeSubmission
+		}
+		list = append(list, n)
 	}
 	return list
 }

@@ -24,7 +24,7 @@ func (d *daemon) ends(local netip.AddrPort, peer netip.Addr) bool {
 	}
 	scope := block.ScopeMX
 	if slices.Contains(d.cfg.SubmissionPorts, local.Port()) {
-		scope = block.ScopeAll &^ block.ScopeMX
+		scope = block.ScopeSubmission
 	}
 	decision := d.table.Decide(netip.PrefixFrom(peer, peer.BitLen()), time.Now())
 	return decision.Drop && decision.Scope&scope != 0

@@ -127,6 +127,12 @@ func (t *Table) verdictLocked(k pkey, at uint32) outcome {
 	if n, ok := t.never.sender(k); ok {
 		return outcome{rule: RuleSender, never: n, by: auto.by} // by: what would drop without the allow
 	}
+	if n, ok := t.never.ports(k); ok && auto.by != 0 {
+		auto.never = n
+		if auto.scope &^= n.Ports; auto.scope == 0 {
+			return outcome{rule: RuleSender, never: n, by: auto.by}
+		}
+	}
 	switch {
 	case auto.by != 0:
 		return auto

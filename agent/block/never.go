@@ -17,6 +17,8 @@ type Never struct {
 	// Sender marks an allow by name (spf:, domain:). It keeps automatic blocks away, and a person can still block
 	// one bad host of a big sender.
 	Sender bool `json:"sender,omitempty"`
+	// Ports narrows an allow by name to some ports: those stay open, and automatic blocks close the rest. Zero: all.
+	Ports Scope `json:"ports,omitzero"`
 }
 
 // BuiltinNever returns the ranges that are never the address of a stranger's mail server: loopback, link-local,
@@ -46,8 +48,9 @@ func BuiltinNever(private bool) []Never {
 type neverSet struct {
 	rules map[pkey]Never
 	keys  []pkey // of rules, by address
-	// Those that lie in no other rule, by family and address: they do not overlap. The senders' are apart.
-	wide, senders [2][]pkey
+	// Those that lie in no other rule, by family and address: they do not overlap. The senders' are apart, and those of
+	// them for some ports.
+	wide, senders, some [2][]pkey
 }
 
 func newNeverSet(list []Never) *neverSet {
@@ -68,7 +71,10 @@ func newNeverSet(list []Never) *neverSet {
 	slices.SortFunc(s.keys, comparePkey)
 	for _, k := range s.keys { // of two with the same address the wider one comes first
 		w := &s.wide[family(k)]
-		if s.rules[k].Sender {
+		switch n := s.rules[k]; {
+		case n.Sender && n.Ports != 0:
+			w = &s.some[family(k)]
+		case n.Sender:
 			w = &s.senders[family(k)]
 		}
 		if n := len(*w); n == 0 || !(*w)[n-1].covers(k) {
@@ -104,7 +110,7 @@ func (s *neverSet) eachInside(k pkey, visit func(pkey)) {
 // inside returns the rules that lie inside k and stay open in a block of it: a manual one closes the senders'.
 func (s *neverSet) inside(k pkey, manual bool) (list []Never) {
 	s.eachInside(k, func(o pkey) {
-		if n := s.rules[o]; !manual || !n.Sender {
+		if n := s.rules[o]; n.Ports == 0 && (!manual || !n.Sender) {
 			list = append(list, n)
 		}
 	})
@@ -116,6 +122,9 @@ func (s *neverSet) around(k pkey) (Never, bool) { return s.find(s.wide[family(k)
 
 // sender returns the widest allow by name that covers k.
 func (s *neverSet) sender(k pkey) (Never, bool) { return s.find(s.senders[family(k)], k) }
+
+// ports returns the allow by name that keeps some ports of k open.
+func (s *neverSet) ports(k pkey) (Never, bool) { return s.find(s.some[family(k)], k) }
 
 func (s *neverSet) find(wide []pkey, k pkey) (Never, bool) {
 	i, exact := slices.BinarySearchFunc(wide, k, comparePkey)

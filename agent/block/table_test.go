@@ -287,6 +287,54 @@ func TestSenders(t *testing.T) {
 	}
 }
 
+// TestSomePorts: an allow by name for some ports keeps those open, and a person can still close them.
+func TestSomePorts(t *testing.T) {
+	tab, s := newTable(t)
+	nat := netip.MustParseAddr("198.51.100.9")
+	rule := Never{Prefix: pfx("198.51.100.9"), Rule: "people log in", Sender: true, Ports: ScopeSubmission}
+	if err := tab.SetNever([]Never{rule}, t0); err != nil {
+		t.Fatal(err)
+	}
+	r := apply(t, tab, auto("198.51.100.9", AuthBrute, time.Hour, t0), t0)
+	d := tab.Decide(pfx("198.51.100.9"), t0)
+	if !d.Drop || d.Scope != ScopeMX || d.By == nil || d.By.Scope != ScopeAll || d.Never == nil || *d.Never != rule || r.Unenforced != "" || s.scope(nat, t0) != ScopeMX {
+		t.Errorf("%+v, the kernel holds %v", d, s.set)
+	}
+	// Inside a blocked network too, and not beside it.
+	net := auto("198.51.100.0/24", AuthBrute, time.Hour, t0)
+	if r = apply(t, tab, net, t0); len(r.Open) != 0 || s.scope(nat, t0) != ScopeMX || s.scope(nat.Next(), t0) != ScopeAll {
+		t.Errorf("open %v, the kernel holds %v", r.Open, s.set)
+	}
+	apply(t, tab, manual("198.51.100.9", time.Time{}), t0)
+	if s.scope(nat, t0) != ScopeAll {
+		t.Errorf("by hand: the kernel holds %v", s.set)
+	}
+	// The rule goes, the block stands; and comes again, and is for all ports.
+	tab, s = newTable(t)
+	apply(t, tab, net, t0)
+	for _, c := range []struct {
+		ports Scope
+		want  Scope
+	}{{ScopeMX, ScopeSubmission}, {ScopeSubmission, ScopeMX}, {ScopeAll, ScopeNone}, {0, ScopeNone}} {
+		rule.Ports = c.ports
+		if err := tab.SetNever([]Never{rule}, t0); err != nil {
+			t.Fatal(err)
+		}
+		if s.scope(nat, t0) != c.want || s.scope(nat.Next(), t0) != ScopeAll {
+			t.Errorf("ports %s: the kernel holds %v", c.ports, s.set)
+		}
+		if d := tab.Decide(pfx("198.51.100.9"), t0); d.Drop != (c.want != ScopeNone) || !d.Drop && d.Rule != RuleSender {
+			t.Errorf("ports %s: %+v", c.ports, d)
+		}
+		if err := tab.SetNever(nil, t0); err != nil {
+			t.Fatal(err)
+		}
+		if s.scope(nat, t0) != ScopeAll {
+			t.Errorf("without the rule the kernel holds %v", s.set)
+		}
+	}
+}
+
 func TestFamiliesAreApart(t *testing.T) {
 	tab, s := newTable(t)
 	apply(t, tab, Entry{Prefix: netip.MustParsePrefix("::/32"), Kind: Clear, Until: t0.Add(time.Hour)}, t0)
@@ -670,12 +718,17 @@ func TestHolesFirst(t *testing.T) {
 
 // model decides by the words of DESIGN section 6, over a plain list.
 func model(entries []Entry, never []Never, a netip.Addr, now time.Time) Scope {
-	sender := false
+	sender, open := false, Never{}
 	for _, n := range never {
-		if n.Prefix.Contains(a) && !n.Sender {
+		switch {
+		case !n.Prefix.Contains(a):
+		case !n.Sender:
 			return ScopeNone
+		case n.Ports == 0:
+			sender = true
+		case open.Ports == 0 || n.Prefix.Bits() < open.Prefix.Bits():
+			open = n
 		}
-		sender = sender || n.Prefix.Contains(a)
 	}
 	latest := map[string]Entry{}
 	for _, e := range entries {
@@ -722,7 +775,7 @@ func model(entries []Entry, never []Never, a netip.Addr, now time.Time) Scope {
 	if sender {
 		return ScopeNone
 	}
-	return scope
+	return scope &^ open.Ports
 }
 
 // drawEntry makes entries in a tiny space, so that they meet.
@@ -774,7 +827,11 @@ func TestDecisionAndSinkAgainstModel(t *testing.T) {
 				never = nil
 				for _, p := range []string{"198.51.100.1/32", "198.51.100.0/28", "2001:db8:1:1::1/128", "2001:db8:1::/48"} {
 					if rapid.Bool().Draw(t, p) {
-						never = append(never, Never{Prefix: netip.MustParsePrefix(p), Rule: "test", Sender: rapid.Bool().Draw(t, "sender")})
+						n := Never{Prefix: netip.MustParsePrefix(p), Rule: "test", Sender: rapid.Bool().Draw(t, "sender")}
+						if n.Sender {
+							n.Ports = rapid.SampledFrom([]Scope{0, ScopeMX, ScopeSubmission}).Draw(t, "ports")
+						}
+						never = append(never, n)
 					}
 				}
 				if err := tab.SetNever(never, now); err != nil {

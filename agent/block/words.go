@@ -92,11 +92,13 @@ const (
 	ScopeNone Scope = 0
 	// ScopeMX closes the ports of the mx group (25).
 	ScopeMX Scope = 1
+	// ScopeSubmission closes the submission group (465, 587). No block has it alone; allows by name may keep just these open.
+	ScopeSubmission Scope = 2
 	// ScopeAll closes the mx and the submission groups.
 	ScopeAll Scope = 3
 )
 
-var scopeNames = [...]string{ScopeNone: "none", ScopeMX: "mx", ScopeAll: "all"}
+var scopeNames = [...]string{ScopeNone: "none", ScopeMX: "mx", ScopeSubmission: "submission", ScopeAll: "all"}
 
 func (s Scope) String() string { return name(scopeNames[:], uint8(s)) }
 

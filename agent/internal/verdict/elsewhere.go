@@ -159,23 +159,39 @@ func (s *Scorer) Senders() (n int) {
 	return n
 }
 
-// Spared returns the sources that are never blocked automatically at now, because mail would be blocked with them, and why
-// in a few words.
-func (s *Scorer) Spared(now time.Time) map[netip.Prefix]string {
+// A Spare is a source that is never blocked automatically, because mail or logins of others would be blocked with it.
+type Spare struct {
+	Prefix netip.Prefix
+	Why    string // in a few words
+	Logins bool   // only the submission ports stay open to it
+}
+
+// Spared returns those that are spared at now for what they bring, but for the MXs of our own domains, of which the caller
+// knows.
+func (s *Scorer) Spared(now time.Time) (list []Spare) {
 	at := unix(now)
-	list := map[netip.Prefix]string{}
+	seen := map[key]bool{}
 	for _, set := range s.crowds.sets {
 		for i := range set {
-			if set[i].key != (key{}) && set[i].mail() {
-				list[s.prefix(set[i].key)] = "the mail of many senders that comes from it"
+			if c := &set[i]; c.key != (key{}) && c.mail() {
+				seen[c.key] = true
+				list = append(list, Spare{s.prefix(c.key), "the mail of many senders that comes from it", false})
 			}
 		}
 	}
 	for i := range s.share.hours {
 		h := &s.share.hours[i]
 		for _, k := range h.keys[:h.n] {
-			if p := s.prefix(k); list[p] == "" && s.share.of(k, at).great() {
-				list[p] = "its share of the accepted mail, a tenth or more in the last 24 h"
+			if !seen[k] && s.share.of(k, at).great() {
+				seen[k] = true
+				list = append(list, Spare{s.prefix(k), "its share of the accepted mail, a tenth or more in the last 24 h", false})
+			}
+		}
+	}
+	for _, set := range s.crowds.sets {
+		for i := range set {
+			if c := &set[i]; c.key != (key{}) && c.logins() && !seen[c.key] {
+				list = append(list, Spare{s.prefix(c.key), "the many people that log in from it", true})
 			}
 		}
 	}
