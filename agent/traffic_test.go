@@ -85,7 +85,7 @@ func TestTraffic(t *testing.T) {
 					}
 				}
 				if len(r.notices) != len(crowds) {
-					t.Errorf("%d notices, want one of each of %v", len(r.notices), crowds)
+					t.Errorf("%+v, want one of each of %v", r.notices, crowds)
 				}
 				wide := map[netip.Prefix]bool{}
 				for p := range r.blocked {
@@ -98,7 +98,7 @@ func TestTraffic(t *testing.T) {
 						t.Errorf("%s is not blocked as a whole: %v", p, wide)
 					}
 				}
-				if honest := len(roles) - attackerRoles(l); honest < 42 {
+				if honest := len(roles) - attackerRoles(l); honest < 56 {
 					t.Errorf("only %d honest roles", honest)
 				}
 				t.Logf("%d lines, %d hosts of %d roles; %d of %d attackers found by %d blocks", len(l.Lines), len(l.Truth.Hosts), len(roles), found, attackers, len(r.blocks))
@@ -109,7 +109,7 @@ func TestTraffic(t *testing.T) {
 
 // crowds are the hosts that are attacked through, and said to be spared.
 var crowds = []string{
-	"2001:db8:600d:1::/64", "2001:db8:600d:3::/64", "2001:db8:600d:4::/64",
+	"2001:db8:600d:1::/64", "2001:db8:600d:3::/64",
 	"203.0.113.40/32", "203.0.113.41/32", "203.0.113.42/32", "203.0.113.43/32",
 }
 

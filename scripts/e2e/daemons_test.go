@@ -287,7 +287,7 @@ func (d *daemon) story(t *testing.T) {
 	wg.Go(func() { lab.Dictionary(ctx, net, heavy[0], mx, guess) })
 	wg.Go(func() { lab.Dictionary(ctx, net, six[1], mx6, guess) })
 	// Of a session with several failures a quiet Dovecot names only the last user, and the same name again counts little.
-	brute := lab.SASLOptions{Talk: plain, Attempts: 14, PerSession: 2}
+	brute := lab.SASLOptions{Talk: plain, Attempts: 20, PerSession: 2}
 	switch {
 	case d.mailbox:
 		wg.Go(func() { lab.MailboxBrute(ctx, net, heavy[1], mailbox(143), brute) })

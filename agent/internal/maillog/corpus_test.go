@@ -50,6 +50,9 @@ func describe(e *Event, ok bool) string {
 	if e.Automatic {
 		s += " automatic"
 	}
+	if e.Midway {
+		s += " midway"
+	}
 	if e.User != 0 {
 		s += fmt.Sprintf(" user=%016x", e.User)
 	}

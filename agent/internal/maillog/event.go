@@ -138,8 +138,10 @@ type Event struct {
 	Automatic bool
 	// Temporary says that Postfix refused it for now (4xx) and that it is to be tried again.
 	Temporary bool
+	// Midway says that another recipient of the same message was accepted before. Only Postfix tells.
+	Midway bool
 	// User is a 64-bit seeded hash of whom the event is about, 0 if the line does not say: the user name of a login, the
-	// recipient of a Recipient or an UnknownRecipient, the domain of the sender of a Delivered. The name itself is the
+	// recipient of a Recipient, an UnknownRecipient or (Postfix) a RelayDenied, the domain of the sender of a Delivered. The name itself is the
 	// attacker's text and goes no further than this.
 	User uint64
 }
@@ -147,6 +149,6 @@ type Event struct {
 // copy makes e a copy of o, field by field: o was written so a moment ago, and a processor waits for what it reads in larger
 // pieces than it wrote.
 func (e *Event) copy(o *Event) {
-	e.Kind, e.Source, e.Time, e.Count, e.User = o.Kind, o.Source, o.Time, o.Count, o.User
-	e.Submission, e.Automatic, e.Temporary = o.Submission, o.Automatic, o.Temporary
+	e.Kind, e.Source, e.Time, e.Count, e.MTA, e.User = o.Kind, o.Source, o.Time, o.Count, o.MTA, o.User
+	e.Submission, e.Automatic, e.Temporary, e.Midway = o.Submission, o.Automatic, o.Temporary, o.Midway
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"testing"
 	"time"
 )
@@ -234,5 +235,19 @@ func TestWords(t *testing.T) {
 		if n := echo(b); n > 0 && (!bytes.HasSuffix(b[:n], []byte(">: ")) || bytes.ContainsAny(b[1:n-3], "<>\"\\")) {
 			t.Fatalf("%q: %d", b, n)
 		}
+	}
+}
+
+// TestEventCopy: copy knows all fields.
+func TestEventCopy(t *testing.T) {
+	want := Event{Kind: Connect, Source: client1, Time: corpusRef, Count: 2, MTA: Exim, Submission: true, Automatic: true, Temporary: true, Midway: true, User: 3}
+	for v, i := reflect.ValueOf(want), 0; i < v.NumField(); i++ {
+		if v.Field(i).IsZero() {
+			t.Errorf("fill in %s", v.Type().Field(i).Name)
+		}
+	}
+	var got Event
+	if got.copy(&want); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 }

@@ -251,7 +251,7 @@ func (p *Parser) acted(q, b []byte, refused, content bool, e *Event) bool {
 		}
 		e.Kind = classify(reply, content)
 	}
-	if e.Kind != UnknownRecipient && (e.Submission || p.traps == nil) {
+	if e.Kind != UnknownRecipient && e.Kind != RelayDenied && (e.Submission || p.traps == nil) {
 		return true
 	}
 	from, to, rest, ok := envelope(reply)
@@ -259,8 +259,12 @@ func (p *Parser) acted(q, b []byte, refused, content bool, e *Event) bool {
 		return true
 	}
 	bounce, at := automatic(from), lastAt(to)
-	if e.Kind == UnknownRecipient {
-		if e.Automatic = bounce; len(to) > 0 {
+	switch e.Kind {
+	case UnknownRecipient:
+		e.Automatic, e.Midway = bounce, !content && len(q) > 0 && string(q) != "NOQUEUE"
+		fallthrough
+	case RelayDenied:
+		if len(to) > 0 {
 			e.User = p.recipientHashAt(to, at)
 		}
 	}

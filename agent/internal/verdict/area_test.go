@@ -44,7 +44,7 @@ func TestAreas(t *testing.T) {
 	}{
 		{"snowshoe /24, three unknown recipients each", host24, 128, "198.18.5.0/24", maillog.UnknownRecipient, 3, block.ScopeMX},
 		{"/24 that relays", host24, 128, "198.18.5.0/24", maillog.RelayDenied, 1, block.ScopeMX},
-		{"/24 that guesses", host24, 128, "198.18.5.0/24", maillog.AuthFailure, 2, block.ScopeAll},
+		{"/24 that guesses", host24, 128, "198.18.5.0/24", maillog.AuthFailure, 3, block.ScopeAll},
 		{"/64s of a /56", net56, 16, "2001:db8:7:100::/56", maillog.UnknownRecipient, 3, block.ScopeMX},
 		{"/56s of a /48", net48, 16, "2001:db8:8::/48", maillog.UnknownRecipient, 3, block.ScopeMX},
 	} {

@@ -68,6 +68,20 @@ func TestBuyingCredit(t *testing.T) {
 			// Slower than seven an hour needs no credit at all.
 			return guesses(bought(50, 2*time.Hour), 20000, 4*time.Minute, func(int) {})
 		}},
+		{"a message to the same recipient, behind which are 18 guesses", 20, 60, func() int {
+			st := fresh()
+			for i := range 5000 {
+				st.event(maillog.Event{Kind: maillog.UnknownRecipient, Source: src, Count: 1, User: stirred(i + 1000), Midway: true})
+				if len(st.verdicts) > 0 {
+					return i + 1
+				}
+				if i%18 == 17 {
+					st.deliver(7)
+					st.wait(5 * time.Second)
+				}
+			}
+			return 5000
+		}},
 		{"a message to the same recipient per guess", 30, 65, func() int {
 			st := fresh()
 			return guesses(st, 5000, time.Second, func(int) { st.deliver(7) })

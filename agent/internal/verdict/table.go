@@ -42,7 +42,7 @@ const (
 	flagBurst  = 1 << 2 // a burst is on
 	flagAll    = 1 << 3 // the block closes the submission ports too
 	flagStored = 1 << 4 // the store has this source
-	flagKnown  = 1 << 5 // got credit in an earlier hour than it was last active
+	flagKnown  = 1 << 5 // got credit in an earlier quarter of an hour than it was last active
 	flagHeld   = 1 << 6 // waits for its block: until is the end of the wait
 	flagTwice  = 1 << 7 // got credit in two different hours
 

@@ -44,9 +44,10 @@
 // What a spammer can buy, in unknown recipients before the block (TestBuyingCredit):
 //
 //	nothing                                                   10
-//	a message before the attack, in an earlier hour          102, ten thresholds: see known senders
+//	a message before the attack, a quarter of an hour        102, ten thresholds: see known senders
 //	50 messages before                                       150, of which 50 are paid for and used up
 //	the same, and then slowly, 15 an hour                     63; without credit 3 an hour go unnoticed: see patience
+//	one message to the same recipient, 18 guesses behind it   34
 //	one message to the same recipient per guess               61; two: 70; it takes ten, each of them in somebody's mailbox
 //	one to one of 20 known recipients per guess               96
 //	one to one of 400 known recipients per two guesses       250
@@ -61,7 +62,7 @@
 // guessed. But a list host or provider meets one now and then, because somebody signed it up or guessed it, and its
 // block costs its other users' mail: a known sender pays 100 accepted messages for each hit (1% of its mail) as long as it
 // has them. If it has not it is blocked: with fewer than 10 messages at once, else after the wait of a known sender. So 100
-// messages accepted in an earlier hour buy a spammer one hit. Whoever writes a domain that gets mail among the traps by
+// messages accepted before buy a spammer one hit. Whoever writes a domain that gets mail among the traps by
 // mistake trips the breaker after ten known senders. What is no hit at all (bounces, callbacks, our own users) package maillog says.
 // A trap is to be kept secret: who knows it can sign it up for newsletters of others.
 //
@@ -83,16 +84,33 @@
 //
 // # The password guard
 //
-// The first failure of a login name counts in full, further ones of the same name a tenth. A failure without a
-// name (older Postfix logs none) counts an eighth; from the fourth in a row with at most ten seconds
-// between them, a half: a saved wrong password comes every few minutes for ever, perhaps twice at once, a guesser does
-// not wait. Successful logins are credit for failures just as messages are for the rest. The auth part alone must
+// The first failure of a login name counts in full, that of the first three names a half: somebody who sets up a new phone
+// tries joe, joe@example.org, joe.user and so on, and a family has three phones. A name that logs in after all is taken back.
+// Further failures of the same name count a hundredth if no more than six come in a row, then a quarter; 45 seconds
+// without any end a row. A saved wrong password comes every minute or every few for ever, at four connections at once, and a person
+// mistypes it three times, and up to four names may have so many each; a guesser does not wait. The bad cases: a program that tries the same wrong password every five
+// seconds, which cannot be told from a guesser, is blocked after two minutes; a guesser who tries one name no more than
+// five times a minute is not, which is what limits on logins (anvil's, Dovecot's delays) are for.
+//
+// A failure without a name (older Postfix logs none) counts an eighth; from the fourth in a row with at most ten seconds
+// between them, a half: that is a saved wrong password every three minutes, perhaps twice at once. More often it is blocked,
+// since without names it may be any number of them.
+//
+// Successful logins are credit for failures just as messages are for the rest. The auth part alone must
 // reach the threshold before the submission ports are closed (cause auth_brute, scope all).
+//
+// # The same again, and among good ones
+//
+// So with recipients: one that was unknown before counts a twentieth, from the third time on, of a source that tries few
+// (four of 64 bits), if it comes after a pause and no more than two come in a row: what is sent every five minutes to a mailbox
+// that was deleted is no guess. One of a message that has a good recipient already counts two fifths, as far as the log tells
+// (Postfix): the teacher who writes to sixty pupils, of whom fifteen have left, has credit for the others only when the message
+// is in. So a spammer whose each message has one good recipient in front has some 35 guesses.
 //
 // # Known senders, and our own faults
 //
-// A source is a known sender if mail of it was accepted (for failed logins: if somebody logged in) in an earlier clock
-// hour. It is not blocked when it reaches the threshold, but at its next offence three minutes later, or as soon as it
+// A source is a known sender if mail of it was accepted (for failed logins: if somebody logged in) in an earlier quarter of
+// an hour by the clock. It is not blocked when it reaches the threshold, but at its next offence three minutes later, or as soon as it
 // has ten times the threshold. Those minutes are for finding out whether the fault is ours, before anybody is blocked for it:
 //
 //   - An outage: within one to two minutes, or 15 to 30 at a small site, at least 8 different known senders were refused
@@ -108,7 +126,7 @@
 //
 // Both are in Notices. A sender without any history who offends in the first minute of an outage is still blocked: he
 // cannot be told from an attacker. At a site with fewer than eight known senders in half an hour no outage can be seen, nor in
-// the first hour of a new agent, which knows nobody.
+// the first quarter of an hour of a new agent, which knows nobody.
 //
 // # Patience
 //
@@ -120,7 +138,9 @@
 //
 // What Postfix refused for now (4xx) honest servers try again, for days. A sender, HELO name or host that was refused so
 // counts a tenth: its DNS may be down for an hour. So does a recipient that was refused to the same source before, as long as
-// they are not many (half of 64 bits), for those who have set unknown_local_recipient_reject_code to 450.
+// they are not many (half of 64 bits), for those who have set unknown_local_recipient_reject_code to 450; and one that we do
+// not relay to (454, Postfix's default), if no more than three come in a row without four minutes between them: the domain has
+// left us, and its MX record has not.
 //
 // The MTA's own limits (rate_limit) count once a second: a provider that opens a hundred connections at once is refused
 // fifty times before the first message is through, a flood goes on.
@@ -240,6 +260,7 @@ const (
 	known          = 1.5  // offences that one recipient reached inside a burst outweighs
 	knows          = 150  // distinct recipients from which on repeated ones are believed
 	forgiven       = 20   // points of protocol_abuse and flood per message accepted inside a burst
+	knownAfter     = 900  // seconds of the spans of which an earlier one makes a known sender
 	ahead          = 300  // seconds that an event may be ahead of now
 	maxCount       = 1e5  // events one line may stand for
 	asked          = 0.1  // what an unknown recipient of a bounce or callback counts
@@ -248,10 +269,23 @@ const (
 	patientMail    = 80   // different unknown recipients in a day that block without a score
 	patientNames   = 20   // bits of names, about 24 of them, that do so
 
-	sameName  = 0.1
-	noName    = 1.0 / 8
-	noNameRun = 0.5
-	quick     = 10 // seconds
+	midway       = 0.4  // what an unknown recipient of a message counts that has a good one
+	missedBefore = 0.05 // what a recipient counts that was unknown before
+	missedFew    = 4    // ... of so few
+	twoInARow    = 2    // ... if no more than these come in a row
+
+	firstNames  = 3    // login names that fail
+	firstName   = 0.5  // ... and count so much
+	sameName    = 0.01 // what a further failure of a name counts
+	sameNameRun = 0.25 // ... and from the seventh in a row on
+	inARow      = 6
+	maxPhones   = 4  // names that may have so many each
+	pause       = 45 // seconds that end a row
+	relayRow    = 3  // the same for what we do not relay
+	relayPause  = 240
+	noName      = 1.0 / 8
+	noNameRun   = 0.5
+	quick       = 10 // seconds
 )
 
 // causes says what a kind speaks for. Kinds not named here are protocol abuse if the config gives them a weight.
@@ -570,6 +604,9 @@ func (s *Scorer) observe(e *maillog.Event, now time.Time, v *Verdict) bool {
 		if r.flags&flagKnown != 0 && r.has() {
 			r.flags |= flagTwice
 		}
+		if class == 1 {
+			r.mistyped(e.User)
+		}
 		s.credit(r, k, float64(n), late)
 		return false
 	}
@@ -593,22 +630,27 @@ func (s *Scorer) observe(e *maillog.Event, now time.Time, v *Verdict) bool {
 	switch {
 	case bounce:
 		worth *= asked
-	case e.Temporary && s.again(slot, h, e):
+	case e.Temporary && s.again(slot, h, r, e, n, gap):
 		worth *= retried
 	case k == maillog.RateLimit && known && gap == 0 && s.raw(r) > 0:
 		s.evidence.add(slot, h, k, n, 0)
 		return false
+	case k == maillog.UnknownRecipient && s.before(slot, h, r, e, n, gap):
+		worth *= missedBefore
+	}
+	if e.Midway && k == maillog.UnknownRecipient {
+		worth *= midway
 	}
 	if s.raw(r) < min(s.calm, weight*float64(n)*worth/4) { // small weights must add up too
 		s.begin(slot, r)
 	}
 	c := s.evidence.add(slot, h, k, n, at)
 	before := s.score(r, c, w).sum()
-	if c != nil && !bounce && k == maillog.UnknownRecipient && e.User != 0 {
+	if c != nil && !bounce && (k == maillog.UnknownRecipient || k == maillog.RelayDenied) && e.User != 0 {
 		c.missed |= 1 << (e.User >> 58)
 	}
 	if k == maillog.AuthFailure {
-		r.fails += float32(r.guess(e.User, n, gap <= quick) * worth)
+		r.fails += float32(r.guess(e.User, n, gap) * worth)
 	} else {
 		count := float64(n) * worth
 		if k == maillog.Trap {
@@ -621,15 +663,39 @@ func (s *Scorer) observe(e *maillog.Event, now time.Time, v *Verdict) bool {
 
 // again says that what was refused for now was refused before: the same recipient, or one whose own fault it is until it is
 // mended (its DNS is down, say).
-func (s *Scorer) again(slot int, h uint64, e *maillog.Event) bool {
+func (s *Scorer) again(slot int, h uint64, r *record, e *maillog.Event, n int, gap int64) bool {
 	switch e.Kind {
 	case maillog.SenderReject, maillog.HeloReject, maillog.NoRDNS:
 		return true
-	case maillog.UnknownRecipient:
+	case maillog.UnknownRecipient, maillog.RelayDenied:
 		c := s.evidence.get(slot, h)
-		return c != nil && e.User != 0 && c.missed>>(e.User>>58)&1 == 1 && bits.OnesCount64(c.missed) < 32
+		same := c != nil && e.User != 0 && c.missed>>(e.User>>58)&1 == 1 && bits.OnesCount64(c.missed) < 32
+		if e.Kind == maillog.RelayDenied { // a prober tries the same one too, and does not wait as a queue does
+			return same && r.inRow(n, gap, relayPause) < relayRow
+		}
+		return same
 	}
 	return false
+}
+
+// before says that a source that tries few recipients there are not has tried this one before, and does not hammer at it: a
+// cron job or a monitor whose mailbox was deleted, a mail that is sent again each day.
+func (s *Scorer) before(slot int, h uint64, r *record, e *maillog.Event, n int, gap int64) bool {
+	c := s.evidence.get(slot, h)
+	if c == nil || e.User == 0 || c.missed>>(e.User>>58)&1 == 0 {
+		return false
+	}
+	// Two recipients may share a bit, but half of many do not.
+	different := bits.OnesCount64(c.missed)
+	if different > missedFew || int(c.n[evidenceSlot[maillog.UnknownRecipient]-1]) < 2*different {
+		return false
+	}
+	run := r.inRow(n, gap, pause)
+	if run == 0 && gap < pause { // no pause yet
+		r.setRow(twoInARow)
+		return false
+	}
+	return run < twoInARow
 }
 
 // times returns when an event was and when it is taken in.
@@ -643,9 +709,9 @@ func times(e *maillog.Event, now time.Time) (at, nowSec uint32) {
 	return nowSec, nowSec
 }
 
-// meet notes that a source with credit is active in a later hour than it got some of it.
+// meet notes that a source with credit is active in a later quarter of an hour than it got some of it.
 func (r *record) meet(at uint32) {
-	if r.flags&flagKnown == 0 && r.has() && at/3600 > r.at/3600 {
+	if r.flags&flagKnown == 0 && r.has() && at/knownAfter > r.at/knownAfter {
 		r.flags |= flagKnown
 	}
 }
@@ -653,7 +719,7 @@ func (r *record) meet(at uint32) {
 // has says whether there is credit for a message or login, or what a few weeks left of it.
 func (r *record) has() bool { return r.accepted >= 0.1 || r.logins >= 0.1 }
 
-// known says that mail of the source was accepted (for failed logins: that somebody logged in) in an earlier hour.
+// known says that mail of the source was accepted (for failed logins: that somebody logged in) in an earlier quarter of an hour.
 func (r *record) known(k maillog.Kind) bool {
 	credit := r.accepted
 	if k == maillog.AuthFailure {
@@ -1063,27 +1129,68 @@ func (s *Scorer) reset(slot int) bool {
 	return true
 }
 
-// guess returns how much n failures of one name count. The upper 8 bits of names count quick failures in a row
-// without a name; the other 56 have one bit per name that failed.
-func (r *record) guess(user uint64, n int, soon bool) float64 {
-	const nameBits = 56
+// nameBits is how many bits of names stand for names that failed. The upper 8 count what came quickly in a row: failures
+// of names that failed before, or without a name, or unknown recipients that were tried before.
+const nameBits = 56
+
+// inRow counts n more and returns how many were in the row before them. A pause ends a row.
+func (r *record) inRow(n int, gap, pause int64) int {
+	run := int(r.names >> nameBits)
+	if gap >= pause {
+		run = 0
+	}
+	r.setRow(run + n)
+	return run
+}
+
+func (r *record) setRow(n int) {
+	r.names = r.names<<8>>8 | uint64(min(n, math.MaxUint8))<<nameBits
+}
+
+// nameBit is the bit of a login name.
+func nameBit(user uint64) uint64 {
+	hi, _ := bits.Mul64(user, nameBits)
+	return 1 << hi
+}
+
+// guess returns how much n failures of one name count, gap seconds after what the source did before.
+func (r *record) guess(user uint64, n int, gap int64) (worth float64) {
 	if user == 0 {
 		run := int(r.names >> nameBits)
-		if !soon {
+		if gap > quick {
 			run = 0
 		}
 		slow := min(n, max(0, 3-run))
-		run = min(run+n, math.MaxUint8)
-		r.names = r.names<<8>>8 | uint64(run)<<nameBits
+		r.setRow(run + n)
 		return float64(slow)*noName + float64(n-slow)*noNameRun
 	}
-	hi, _ := bits.Mul64(user, nameBits)
-	bit := uint64(1) << hi
-	if r.names&bit != 0 {
-		return float64(n) * sameName
+	if bit := nameBit(user); r.names&bit == 0 {
+		worth = 1
+		if bits.OnesCount64(r.names<<8) < firstNames {
+			worth = firstName
+		}
+		r.names |= bit
+		if n--; n == 0 {
+			return worth
+		}
 	}
-	r.names |= bit
-	return 1 + float64(n-1)*sameName
+	names := min(bits.OnesCount64(r.names<<8), maxPhones) // each has its own
+	few := min(n, max(0, inARow*names-r.inRow(n, gap, pause)))
+	return worth + float64(few)*sameName + float64(n-few)*sameNameRun
+}
+
+// mistyped takes a name back that failed and then logged in.
+func (r *record) mistyped(user uint64) {
+	bit := nameBit(user)
+	if user == 0 || r.names<<8>>8&bit == 0 {
+		return
+	}
+	worth := float32(1)
+	if bits.OnesCount64(r.names<<8) <= firstNames {
+		worth = firstName
+	}
+	r.fails = max(0, r.fails-worth)
+	r.names &^= bit
 }
 
 // distinct estimates the number of names from how many of the 56 bits are still free (linear counting).

@@ -102,6 +102,18 @@ func TestAttackers(t *testing.T) {
 		{"one line that stands for 30", block.Dictionary, func(st *story) {
 			st.event(maillog.Event{Kind: maillog.UnknownRecipient, Source: src, Count: 30})
 		}},
+		{"one recipient, hammered", block.Dictionary, func(st *story) {
+			for range 11 {
+				st.event(maillog.Event{Kind: maillog.UnknownRecipient, Source: src, Count: 1, User: spread(5)})
+				st.wait(2 * time.Second)
+			}
+		}},
+		{"one name, a password every ten seconds", block.AuthBrute, func(st *story) {
+			for range 30 {
+				st.login(1, false)
+				st.wait(10 * time.Second)
+			}
+		}},
 		{"relay prober", block.RelayProbe, func(st *story) { st.do(maillog.RelayDenied, 5, time.Minute) }},
 		{"login names from a list", block.AuthBrute, func(st *story) {
 			for i := range uint64(12) {
@@ -236,6 +248,53 @@ func TestHonest(t *testing.T) {
 				st.wait(time.Second)
 				st.login(0, false)
 				st.wait(5 * time.Minute)
+			}
+		}},
+		{"wrong saved password every minute for a day", func(st *story) {
+			for range 1440 {
+				st.login(7, false)
+				st.wait(time.Minute)
+			}
+		}},
+		{"... at four connections", func(st *story) {
+			for range 1440 {
+				for range 4 {
+					st.login(7, false)
+				}
+				st.wait(time.Minute)
+			}
+		}},
+		{"a new phone, five names and then the right one", func(st *story) {
+			for i := range uint64(5) {
+				st.login(i+1, false)
+				st.wait(10 * time.Second)
+			}
+			st.login(9, true)
+		}},
+		{"thirty people mistype once each, none was here before", func(st *story) {
+			for i := range uint64(30) {
+				st.login(i+1, false)
+				st.wait(10 * time.Second)
+				st.login(i+1, true)
+				st.wait(10 * time.Second)
+			}
+		}},
+		{"cron job to a deleted mailbox, every five minutes for a day", func(st *story) {
+			for range 288 {
+				st.event(maillog.Event{Kind: maillog.UnknownRecipient, Source: src, Count: 1, User: spread(5)})
+				st.wait(5 * time.Minute)
+			}
+		}},
+		{"one message to forty, fifteen of them gone", func(st *story) {
+			for i := range uint64(15) {
+				st.event(maillog.Event{Kind: maillog.UnknownRecipient, Source: src, Count: 1, User: spread(100 + i), Midway: true})
+			}
+			st.do(maillog.Delivered, 1, time.Second)
+			for i := range 25 {
+				st.event(maillog.Event{Kind: maillog.Recipient, Source: src, Count: 1, User: stirred(i)})
+			}
+			for i := range uint64(15) {
+				st.event(maillog.Event{Kind: maillog.UnknownRecipient, Source: src, Count: 1, User: spread(100 + i), Midway: true})
 			}
 		}},
 		{"somebody tries four passwords", func(st *story) {

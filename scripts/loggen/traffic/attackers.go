@@ -158,6 +158,27 @@ func (m *maker) attackers() {
 		w.send("s@example.com", fmt.Sprintf("u7+%d@example.org", i))
 		w.about(5 * time.Second)
 	}
+	w = m.host("198.51.100.8", "spammer, one good recipient in front of eighteen guesses in each message", true)
+	w.at = m.random(4 * time.Hour)
+	for range 30 {
+		q := w.id()
+		w.log("smtpd", "%s: client=%s", q, w.client())
+		for range 18 {
+			n := m.rnd.IntN(1e6)
+			w.h.Refused++
+			w.log("smtpd", "%s: reject: RCPT from %s: 550 5.1.1 <g%d@example.org>: Recipient address rejected: User unknown in virtual mailbox table; from=<s@example.com> to=<g%d@example.org> proto=ESMTP helo=<h>", q, w.client(), n, n)
+		}
+		w.log("qmgr", "%s: from=<s@example.com>, size=2000, nrcpt=1 (queue active)", q)
+		w.log("lmtp", "%s: to=<u7@example.org>, relay=mx1[private/dovecot-lmtp], delay=0.1, dsn=2.0.0, status=sent (250 2.0.0 Saved)", q)
+		w.log("qmgr", "%s: removed", q)
+		w.about(10 * time.Second)
+	}
+	w = m.host("198.51.100.9", "guesses one password, every ten seconds", true)
+	w.at = m.random(4 * time.Hour)
+	for range 100 {
+		w.login(9, false)
+		w.about(10 * time.Second)
+	}
 	// Nobody of these reaches a threshold of his own.
 	start := m.random(4 * time.Hour)
 	for i := range 160 {

@@ -79,6 +79,7 @@ func New(o Options) (*Log, error) {
 		m.crowds()
 		m.troubles()
 		m.retries()
+		m.everyday()
 		m.attackers()
 		m.patient()
 		for i := 0; len(m.lines) < o.Lines || i < 4*len(attacks); i++ {
