@@ -20,9 +20,9 @@ type List struct {
 
 	key      string
 	errors   []errorCode
-	one      bool // 127.0.0.1 is an answer, not an error
-	noClean  bool // it has no address that is surely not listed
-	noListed bool // it has no test entry
+	answers  Pattern // what is an error elsewhere, and an answer here
+	noClean  bool    // it has no address that is surely not listed
+	noListed bool    // it has no test entry
 	needsKey bool
 	hint     string // for refusals
 	page     string // about an address, which stands for {}
@@ -51,6 +51,8 @@ const publicHint = "ask through a resolver of your own (unbound, bind) that does
 
 // Errors of any list. Spamhaus: docs.spamhaus.com, return codes; the others do as it does.
 var commonErrors = []errorCode{
+	{mustPattern("127.255.255.250"), "the list says that the key is disabled (127.255.255.250)", "look into your account with the list"},
+	{mustPattern("127.255.255.251"), "the list says that the key belongs to another account (127.255.255.251)", "look into your account with the list"},
 	{mustPattern("127.255.255.252"), "the list says that the zone name is wrong (127.255.255.252)", "check the zone's spelling and the key"},
 	{mustPattern("127.255.255.254"), "the list refuses public and open resolvers, and those without reverse name (127.255.255.254)", publicHint},
 	{mustPattern("127.255.255.255"), "the list says: too many queries, or not registered (127.255.255.255)", "ask fewer, register, or use a registered key"},
@@ -58,9 +60,8 @@ var commonErrors = []errorCode{
 	{mustPattern("127.0.0.255"), "the list says: over the limit (127.0.0.255)", "register with the list, or use fewer queries"},
 	{mustPattern("127.0.1.255"), "the list says that it is for names, not for addresses (127.0.1.255)", "take the zone out: it is no list of addresses"},
 	{mustPattern("127.0.2.255"), "the list says that it is for names, not for addresses (127.0.2.255)", "take the zone out: it is no list of addresses"},
+	{mustPattern("127.0.0.1"), "the list answers 127.0.0.1, by which lists say that a query was blocked", publicHint},
 }
-
-var blockedQuery = errorCode{mustPattern("127.0.0.1"), "the list answers 127.0.0.1, by which lists say that a query was blocked", publicHint}
 
 func code(pattern string, points float64, words string) Code {
 	return Code{Pattern: mustPattern(pattern), Points: points, Words: words}
@@ -91,19 +92,23 @@ var presets = []List{
 		code("127.0.0.[13..16]", 0, "Mailspike neutral"),
 		code("127.0.0.17", -10, "Mailspike fair"), code("127.0.0.18", -20, "Mailspike good"), code("127.0.0.19", -30, "Mailspike very good"), code("127.0.0.20", -40, "Mailspike excellent"),
 	}},
-	// Only the classes on which published tables agree.
+	// The last octet is the class (dronebl.org/classes). Those count on whose meaning all published tables agree; 1 is the class
+	// of tests, and 255 what has none: no errors.
 	{Zone: "dnsbl.dronebl.org", page: "https://dronebl.org/lookup?ip={}", Codes: []Code{
 		code("127.0.0.3", 40, "IRC drone"), code("127.0.0.8", 50, "SOCKS proxy"), code("127.0.0.9", 50, "HTTP proxy"), code("127.0.0.13", 45, "brute force"),
-	}},
+		code("127.0.0.6", 0, "spambot or worm"), code("127.0.0.7", 0, "DDoS drone"), code("127.0.0.[15..16]", 0, "compromised router or worm"),
+		code("127.0.0.17", 0, "botnet, experimental"), code("127.0.0.19", 0, "abused VPN"), code("127.0.0.[2;4..5;10..12;14;18]", 0, "another class"),
+		code("127.0.0.1", 0, "test"), code("127.0.0.255", 0, "no class"),
+	}, answers: mustPattern("127.0.0.[1;255]")},
 	// 127.0.category.trust
 	{Zone: "list.dnswl.org", Codes: []Code{
 		code("127.0.[2..15].0", 0, "DNSWL none"), code("127.0.[2..15].1", -20, "DNSWL low"), code("127.0.[2..15].2", -60, "DNSWL medium"), code("127.0.[2..15].3", -100, "DNSWL high"),
 	}},
 	{Zone: "hostkarma.junkemailfilter.com", page: "https://ipadmin.junkemailfilter.com/remove.php?ip={}", Codes: []Code{
 		code("127.0.0.1", -20, "white"), code("127.0.0.2", 40, "black"), code("127.0.0.3", 0, "yellow"), code("127.0.0.4", 15, "brown"), code("127.0.0.5", 0, "no blacklist"),
-	}, one: true, noClean: true},
+	}, answers: mustPattern("127.0.0.1"), noClean: true},
 	// The last octet of this one is a bit mask, of that one a score.
-	{Zone: "bl.score.senderscore.com", page: "https://senderscore.org/", Codes: []Code{code("127.0.0.[1..254]", 30, "Sender Score blocklist")}, one: true, noClean: true, hint: "register at senderscore.org"},
+	{Zone: "bl.score.senderscore.com", page: "https://senderscore.org/", Codes: []Code{code("127.0.0.[1..254]", 30, "Sender Score blocklist")}, answers: mustPattern("127.0.0.1"), noClean: true, hint: "register at senderscore.org"},
 	{Zone: "score.senderscore.com", page: "https://senderscore.org/", Codes: []Code{
 		code("127.0.4.[0..9]", 40, "score below 10"), code("127.0.4.[10..29]", 15, "score below 30"), code("127.0.4.[30..79]", 0, "score"), code("127.0.4.[80..89]", -10, "score above 80"), code("127.0.4.[90..100]", -20, "score above 90"),
 	}, noListed: true, noClean: true, hint: "register at senderscore.org"},
@@ -142,9 +147,6 @@ func NewList(zone string) (List, error) {
 		l.Name, l.Rate, l.Daily, l.Codes = z, DefaultRate, DefaultDaily, slices.Clone(l.Codes)
 	}
 	l.errors = commonErrors
-	if !l.one {
-		l.errors = append(slices.Clip(l.errors), blockedQuery)
-	}
 	return l, nil
 }
 
@@ -153,6 +155,9 @@ func (l *List) NeedsKey() bool { return l.needsKey }
 
 // ErrorCode says whether an answer is an error by this list's table, whatever its codes say.
 func (l *List) ErrorCode(a netip.Addr) (reason, hint string, ok bool) {
+	if l.answers.Match(a) {
+		return "", "", false
+	}
 	for i := range l.errors {
 		if e := &l.errors[i]; e.pattern.Match(a) {
 			hint = e.hint
