@@ -112,6 +112,14 @@ func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) 
 			faults = append(faults, err)
 		}
 	}
+	if h := cfg.DNS.OwnHook; h != "" {
+		path, err := safeProgram(h)
+		if err != nil {
+			faults = append(faults, fmt.Errorf("dns.own_hook: %w", err))
+		} else {
+			p("own hook", "%s", path)
+		}
+	}
 	if c := cfg.Cluster; c != nil {
 		key := "no key, loopback only"
 		if c.KeyFile != "" {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -104,12 +105,9 @@ func (d *daemon) keepReputation(ctx context.Context) {
 // runHook runs a program with the event as its arguments: what, address, list, codes, words. There is no shell, nothing of it comes
 // from outside but the codes, and it has little time.
 func runHook(ctx context.Context, path, node string, e reputation.Event) error {
-	fi, err := os.Stat(path)
+	path, err := safeProgram(path)
 	if err != nil {
 		return err
-	}
-	if !fi.Mode().IsRegular() || fi.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("%s is no program, or others than its owner can write to it: chmod 755", path)
 	}
 	ctx, cancel := context.WithTimeout(ctx, hookTime)
 	defer cancel()
@@ -135,6 +133,33 @@ func runHook(ctx context.Context, path, node string, e reputation.Event) error {
 		return err
 	}
 	return nil
+}
+
+// safeProgram follows links to a program, and checks that nobody but root and this user can change it, or put another one in
+// its place: it will have all our rights.
+func safeProgram(path string) (string, error) {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", err
+	}
+	for at := path; ; at = filepath.Dir(at) {
+		fi, err := os.Lstat(at)
+		if err != nil {
+			return "", err
+		}
+		st, ok := fi.Sys().(*syscall.Stat_t)
+		loose := fi.Mode().Perm()&0o022 != 0
+		switch {
+		case at == path && (!fi.Mode().IsRegular() || fi.Mode().Perm()&0o111 == 0):
+			return "", fmt.Errorf("%s is no program: chmod 755", at)
+		case ok && st.Uid != 0 && int(st.Uid) != os.Geteuid():
+			return "", fmt.Errorf("%s belongs to user %d, who could make it do anything: chown root", at, st.Uid)
+		case at == path && loose, loose && fi.Mode()&os.ModeSticky == 0:
+			return "", fmt.Errorf("others than its owner can write to %s: chmod 755", at)
+		case at == filepath.Dir(at):
+			return path, nil
+		}
+	}
 }
 
 // capped keeps the first 200 bytes that are written to it.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -91,15 +92,34 @@ func TestHook(t *testing.T) {
 		}
 		return ""
 	}
-	open := script(t, "true")
-	if err := os.Chmod(open, 0o777); err != nil {
-		t.Fatal(err)
+	changed := func(path string, err error) string {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	open, data, other := script(t, "true"), script(t, "true"), script(t, "true")
+	changed(open, os.Chmod(open, 0o777))
+	changed(data, os.Chmod(data, 0o644))
+	replaced := filepath.Join(t.TempDir(), "open", "hook")
+	changed(replaced, errors.Join(os.Mkdir(filepath.Dir(replaced), 0o755), os.WriteFile(replaced, []byte("#!/bin/sh\n"), 0o755), os.Chmod(filepath.Dir(replaced), 0o777)))
+	link := filepath.Join(t.TempDir(), "hook")
+	changed(link, os.Symlink(replaced, link))
+	elsewhere := filepath.Join(t.TempDir(), "good")
+	changed(elsewhere, os.Symlink(script(t, "true"), elsewhere))
+	if os.Geteuid() == 0 {
+		changed(other, os.Chown(other, 12345, 0))
+	} else {
+		other = open
 	}
 	for path, want := range map[string]string{
 		script(t, "true"):                                               "",
 		script(t, "yes | head -c 1000000; exit 3"):                      "exit status 3",
 		script(t, `test $# = 5 && test -z "$4$5" && test "$HOME" = ""`): "",
-		open: "others than its owner", "/nowhere/hook": "no such file", t.TempDir(): "no program",
+		script(t, `test "$(env | cut -d= -f1 | grep -vE '^(PWD|SHLVL|_|OLDPWD)$' | sort | tr '\n' ' ')" = "LC_ALL MXSHIELD_NODE PATH "`): "",
+		open: "others than its owner", "/nowhere/hook": "no such file", t.TempDir(): "no program", data: "no program",
+		replaced: "others than its owner", link: "others than its owner", elsewhere: "", other: map[bool]string{true: "belongs to user 12345", false: "others than"}[os.Geteuid() == 0],
 	} {
 		if got := run(path); want == "" && got != "" || !strings.Contains(got, want) || len(got) > 500 {
 			t.Errorf("%s: %.500q, want %q", path, got, want)
