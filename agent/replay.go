@@ -37,7 +37,7 @@ const trustedList = 35
 // unknownYear dates stamps without a year that come through a pipe: replay is the same on every day it is run.
 const unknownYear = 2000
 
-// replay runs log files through parser, scorer and block table with the config at hand, and says whom it would have
+// replay runs log files through parser, scorer and never-block rules with the config at hand, and says whom it would have
 // blocked. It asks no DNS, reads no state, touches no kernel, and gives the same answer for the same files.
 type replay struct {
 	opts   replayOptions
@@ -56,7 +56,7 @@ type replay struct {
 	full, empty chan []maillog.Event
 
 	scorer  *verdict.Scorer
-	table   *block.Table
+	table   *block.Table // has the never-block rules and nothing else
 	weights [maillog.NumKinds]float64
 	now     time.Time // of the newest event
 	blocks  []*replayBlock
@@ -64,6 +64,10 @@ type replay struct {
 	spared  map[netip.Prefix]string // never-block rule that kept a verdict from having an effect
 	wide    bool                    // there is a block of more than a source
 	near    [nearBits / 64]uint64
+	last    struct { // the source that was last looked for among the blocked
+		addr  netip.Addr
+		block *replayBlock
+	}
 	notices []verdict.Notice
 }
 
@@ -132,7 +136,7 @@ const replayMemory = 64 << 20
 func (r *replay) run() error {
 	began := time.Now()
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(replayMemory))
-	defer debug.SetGCPercent(debug.SetGCPercent(25))
+	defer debug.SetGCPercent(debug.SetGCPercent(200))
 	judged := r.judge()
 	err := r.read()
 	judged()
@@ -148,7 +152,7 @@ func (r *replay) run() error {
 // Reading and parsing are one half of the work, judging is the other: each has a goroutine, and events go from one to the
 // other in their order, so many at a time.
 const (
-	batchEvents = 512
+	batchEvents = 1024
 	batches     = 4
 )
 
@@ -215,10 +219,8 @@ func (r *replay) event(e *maillog.Event) {
 	if !ok {
 		return
 	}
-	ent := block.Entry{Prefix: v.Prefix, Kind: block.Block, Cause: v.Cause, Scope: v.Scope, Since: v.Since, Until: v.Until}
-	var never *block.NeverError
-	if _, err := r.table.Apply(ent, at); errors.As(err, &never) {
-		r.spared[v.Prefix] = never.By.Rule
+	if never, ok := r.table.Refuses(v.Prefix); ok {
+		r.spared[v.Prefix] = never.Rule
 		return
 	}
 	b := &replayBlock{
@@ -235,7 +237,7 @@ func (r *replay) event(e *maillog.Event) {
 	if v.Prefix != v.Source {
 		r.wide = true
 	}
-	r.table.Drain()
+	r.last.addr = netip.Addr{}
 }
 
 // blockOf finds the block of a source: its own, or that of the /24, /56 or /48 around it.
@@ -243,6 +245,13 @@ func (r *replay) blockOf(a netip.Addr) *replayBlock {
 	if x := near(a); r.near[x/64]>>(x%64)&1 == 0 {
 		return nil
 	}
+	if a != r.last.addr {
+		r.last.addr, r.last.block = a, r.findBlock(a)
+	}
+	return r.last.block
+}
+
+func (r *replay) findBlock(a netip.Addr) *replayBlock {
 	b := r.blocked[r.prefix(a)]
 	if b != nil || !r.wide {
 		return b

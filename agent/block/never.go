@@ -126,6 +126,14 @@ func (s *neverSet) sender(k pkey) (Never, bool) { return s.find(s.senders[family
 // ports returns the allow by name that keeps some ports of k open.
 func (s *neverSet) ports(k pkey) (Never, bool) { return s.find(s.some[family(k)], k) }
 
+// keeps is either: what keeps an automatic block away.
+func (s *neverSet) keeps(k pkey) (Never, bool) {
+	if by, ok := s.around(k); ok {
+		return by, true
+	}
+	return s.sender(k)
+}
+
 func (s *neverSet) find(wide []pkey, k pkey) (Never, bool) {
 	i, exact := slices.BinarySearchFunc(wide, k, comparePkey)
 	if !exact {

@@ -432,6 +432,13 @@ func (t *Table) Holds(e *Entry) bool {
 	return ok
 }
 
+// Refuses says which never-block rule keeps an automatic block of p away.
+func (t *Table) Refuses(p netip.Prefix) (Never, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.never.keeps(keyOf(p))
+}
+
 // SetNever replaces the never-block rules and brings the Sink in line with them.
 func (t *Table) SetNever(list []Never, now time.Time) error {
 	t.mu.Lock()

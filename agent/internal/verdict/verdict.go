@@ -879,7 +879,11 @@ func (s *Scorer) reached(points float64) bool { return points >= s.cfg.Threshold
 
 // judge decides after an offence that raised the score from before.
 func (s *Scorer) judge(slot int, key key, r *record, c *counts, k maillog.Kind, before float64, at, nowSec uint32, now time.Time, v *Verdict) bool {
-	p := s.score(r, c, s.away[key])
+	var w *away
+	if len(s.away) > 0 {
+		w = s.away[key]
+	}
+	p := s.score(r, c, w)
 	mail, auth := p.mail, p.auth
 	if (mail+auth)*offending < s.cfg.Threshold {
 		return false
