@@ -350,7 +350,7 @@ func TestAdmissionRandom(t *testing.T) {
 		select {
 		case a := <-events:
 			told = append(told, a)
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("%d of %d first SYNs were told", len(told), len(l.model.told))
 		}
 	}

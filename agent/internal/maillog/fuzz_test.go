@@ -210,6 +210,9 @@ func TestLinear(t *testing.T) {
 				return best
 			}
 			small, big := cost(1<<16), cost(1<<20)
+			for try := 0; big > 160*small+20*time.Millisecond && try < 20; try++ { // the machine may have been busy
+				big = min(big, cost(1<<20))
+			}
 			if big > 160*small+20*time.Millisecond {
 				t.Errorf("%s%s...: 64 KB in %v, 1 MB in %v", start, fill, small, big)
 			}
