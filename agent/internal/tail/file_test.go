@@ -342,6 +342,43 @@ func TestFileKinds(t *testing.T) {
 	r.want("four", "five")
 }
 
+// TestFileReplaced: at the path of the log comes to be something that is no file. It is not touched, status says what it is,
+// and the log is read on when it is there again.
+func TestFileReplaced(t *testing.T) {
+	for name, c := range map[string]struct {
+		put  func(path string) error
+		says string
+	}{
+		"directory":           {func(p string) error { return os.Mkdir(p, 0o755) }, "is a directory"},
+		"pipe":                {func(p string) error { return syscall.Mkfifo(p, 0o600) }, "is a named pipe"},
+		"link to a device":    {func(p string) error { return os.Symlink("/dev/zero", p) }, "device"},
+		"link to a directory": {func(p string) error { return os.Symlink("/", p) }, "is a directory"},
+		"link to itself":      {func(p string) error { return os.Symlink(filepath.Base(p), p) }, "too many levels"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "mail.log")
+			appendTo(t, path, "one\n")
+			r := startAt(t, quick(path), nil)
+			r.want("one")
+			must(t, os.Rename(path, path+".1"))
+			appendTo(t, path+".1", "two\n")
+			must(t, c.put(path))
+			r.waitStatus("failed", func(s Status) bool { return s.State == Failed && strings.Contains(s.LastError, c.says) })
+			r.want("one", "two") // the old file is read on
+			must(t, os.Remove(path))
+			appendTo(t, path, "three\n")
+			r.want("one", "two", "three")
+			r.waitStatus("following", func(s Status) bool { return s.State == Following })
+			// A link that leads to a file is the file.
+			real := filepath.Join(t.TempDir(), "real.log")
+			must(t, os.Rename(path, path+".2"))
+			must(t, os.Symlink(real, path))
+			appendTo(t, real, "four\n")
+			r.want("one", "two", "three", "four")
+		})
+	}
+}
+
 func TestFilePermission(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to become another user")
@@ -379,6 +416,26 @@ func TestFilePermission(t *testing.T) {
 		t.Errorf("child said:\n%s", s)
 	}
 	must(t, os.Chmod(path, 0o644)) // and now it works, without a restart
+	said := func(what string) {
+		t.Helper()
+		for deadline := time.Now().Add(patience); !strings.Contains(out.String(), what); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("the child never said %q:\n%s", what, out.String())
+			}
+		}
+	}
+	said("read one\n")
+	// Lost while it is open, and with a new file that may not be read.
+	must(t, os.Chmod(path, 0o600))
+	appendTo(t, path, "two\n")
+	said("read two\n")
+	must(t, os.Rename(path, path+".1"))
+	appendTo(t, path, "three\n")
+	must(t, os.Chmod(path, 0o600))
+	said("denied again: ")
+	appendTo(t, path, "four\n")
+	must(t, os.Chmod(path, 0o644))
+	said("read three four\n")
 	stdin.Close()
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("child: %v\n%s", err, out.String())
@@ -394,8 +451,15 @@ func TestDeniedChild(t *testing.T) {
 	r := startAt(t, quick(path), nil)
 	s := r.waitStatus("failed", func(s Status) bool { return s.State == Failed })
 	fmt.Printf("denied: %s\n", s.LastError)
-	io.Copy(io.Discard, os.Stdin)
 	r.want("one")
+	fmt.Println("read one")
+	r.want("one", "two")
+	fmt.Println("read two")
+	s = r.waitStatus("failed", func(s Status) bool { return s.State == Failed })
+	fmt.Printf("denied again: %s\n", s.LastError)
+	r.want("one", "two", "three", "four")
+	fmt.Println("read three four")
+	io.Copy(io.Discard, os.Stdin)
 }
 
 func TestFileLongLine(t *testing.T) {

@@ -205,7 +205,8 @@ func (r *reader) args() []string {
 	args := append(slices.Clone(r.j.opts.Command), "--follow", "--no-tail", "--output=json", "--no-pager",
 		"--output-fields="+journalFields)
 	if r.mark.Cursor != "" {
-		args = append(args, "--after-cursor="+r.mark.Cursor)
+		// Not --after-cursor: that passes over the first record blindly, also when the cursor's is gone and it is another.
+		args = append(args, "--cursor="+r.mark.Cursor)
 	} else {
 		since := r.mark.Time + 1
 		args = append(args, fmt.Sprintf("--since=@%d.%06d", since/1e6, since%1e6))
@@ -281,8 +282,11 @@ func (r *reader) settled(c *child) {
 }
 
 func (r *reader) add(ctx context.Context, e entry) error {
-	r.records++
 	rec := e.record
+	if rec.cursor != "" && rec.cursor == r.mark.Cursor {
+		return nil // the one that the mark is behind
+	}
+	r.records++
 	switch {
 	case e.err != nil && rec.cursor == "":
 		r.j.board.update(func(s *Status) { s.Truncated++ })

@@ -284,6 +284,42 @@ func TestJournal(t *testing.T) {
 	t.Logf("%d lines, %d suppressed", len(r.lines), r.in.Status().Suppressed)
 }
 
+// TestJournalRotated: the journal is rotated while it is followed, and emptied while nobody reads, the record of the cursor
+// included. What is still there and newer is read, once.
+func TestJournalRotated(t *testing.T) {
+	d := startJournald(t)
+	root := d.sender(0)
+	control := func(args ...string) {
+		t.Helper()
+		args = d.inside(append([]string{"journalctl"}, args...)...)
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
+		}
+	}
+	in := NewJournal([]string{"postfix@-.service"}, JournalOptions{Command: d.inside("journalctl"), Trusted: []uint32{0}, Backoff: 10 * time.Millisecond})
+	root.syslog("one")
+	r := startAt(t, in, nil)
+	r.wantMessages("one")
+	control("--sync", "--rotate")
+	root.syslog("two")
+	r.wantMessages("one", "two")
+	control("--rotate", "--vacuum-files=1")
+	root.syslog("three")
+	r.wantMessages("one", "two", "three")
+	r.stop()
+
+	root.syslog("gone before anybody read it")
+	control("--sync", "--rotate")
+	control("--vacuum-time=1us")
+	root.syslog("four")
+	root.syslog("five")
+	r = startAt(t, in, r.mark)
+	r.wantMessages("four", "five")
+	root.syslog("six")
+	r.wantMessages("four", "five", "six")
+	r.waitStatus("following", func(s Status) bool { return s.State == Following })
+}
+
 // killChildren kills this process's children of that name and says how many there were.
 func killChildren(t *testing.T, name string) int {
 	t.Helper()
@@ -316,8 +352,8 @@ func TestJournalFake(t *testing.T) {
 	command := fake(t, `echo "$*" >> `+args+`
 head -c 100000 /dev/zero | tr '\0' x >&2; echo "the end" >&2
 case "$*" in
-*--after-cursor=s=2*) trap '' TERM; while :; do sleep 1; done;;
-*--after-cursor=*) echo '`+two+`'; exit 3;;
+*--cursor=s=2*) echo '`+two+`'; trap '' TERM; while :; do sleep 1; done;;
+*--cursor=*) echo '`+one+`'; echo '`+two+`'; exit 3;;
 *) echo '`+one+`'; echo '{"broken'; echo '`+"-- No entries --"+`'; exit 3;;
 esac`)
 	in := NewJournal([]string{"postfix.service"}, JournalOptions{Command: []string{command}, Trusted: []uint32{0}, Backoff: time.Millisecond})
@@ -332,7 +368,7 @@ esac`)
 	b, err := os.ReadFile(args)
 	must(t, err)
 	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	if len(lines) != 3 || !strings.Contains(lines[0], "--since=@") || !strings.Contains(lines[1], "--after-cursor="+someCursor) ||
+	if len(lines) != 3 || !strings.Contains(lines[0], "--since=@") || !strings.Contains(lines[1], "--cursor="+someCursor) ||
 		!strings.Contains(lines[2], "--unit=postfix.service") {
 		t.Errorf("called with\n%s", b)
 	}

@@ -287,6 +287,7 @@ func (r *datagrams) read(ctx context.Context) error {
 		if now := time.Now(); r.s.network == "unixgram" && now.Sub(looked) >= r.s.opts.Retry {
 			if ino, err := inodeOf(r.s.address); errors.Is(err, fs.ErrNotExist) || err == nil && ino != r.ino {
 				r.s.opts.Log.Warn("the syslog socket was removed; making it anew", "input", r.s.ID())
+				r.drain(ctx)
 				return nil
 			}
 			looked = now
@@ -320,6 +321,25 @@ func (r *datagrams) read(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// drain takes what still waits in a socket that is given up. Senders that have it open are refused from now on, and will look
+// for the new one.
+func (r *datagrams) drain(ctx context.Context) {
+	if unix.Shutdown(r.fd, unix.SHUT_RD) != nil {
+		return
+	}
+	for {
+		// At its end the socket may also give empty datagrams for ever, which nobody has sent.
+		if _, oobn, _, _, err := unix.Recvmsg(r.fd, nil, r.oob, unix.MSG_DONTWAIT|unix.MSG_PEEK); err == nil && oobn == 0 {
+			_ = r.flush(ctx)
+			return
+		}
+		_, err := r.receive()
+		if (err != nil || !r.room(maxLine)) && r.flush(ctx) != nil || err != nil {
+			return
+		}
+	}
 }
 
 // pollIn waits until fd can be read (or has ended), for at most d.
@@ -381,6 +401,9 @@ func (r *datagrams) control(oob []byte) (uid uint32, ok bool) {
 		}
 		switch m.Header.Type {
 		case unix.SCM_CREDENTIALS:
+			if len(m.Data) < unix.SizeofUcred {
+				continue
+			}
 			if c, err := unix.ParseUnixCredentials(m); err == nil {
 				uid, ok = c.Uid, true
 			}

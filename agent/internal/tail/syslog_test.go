@@ -3,6 +3,7 @@ package tail
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -20,14 +21,19 @@ import (
 // sendAs sends datagrams to a socket as another user, who is let in by a socket open to all.
 func sendAs(t *testing.T, uid int, path string, texts ...string) {
 	t.Helper()
+	if out, err := senderAs(t, uid, path, strings.Join(texts, "\n")).CombinedOutput(); err != nil {
+		t.Fatalf("sender: %v, %s", err, out)
+	}
+}
+
+func senderAs(t *testing.T, uid int, path, text string) *exec.Cmd {
+	t.Helper()
 	self, err := os.Executable()
 	must(t, err)
 	cmd := exec.Command(self, "-test.run=^TestDatagramSender$")
 	cmd.Env = append(os.Environ(), "TAIL_TEST_SOCKET="+path, fmt.Sprintf("TAIL_TEST_UID=%d", uid))
-	cmd.Stdin = strings.NewReader(strings.Join(texts, "\n"))
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("sender: %v, %s", err, out)
-	}
+	cmd.Stdin = strings.NewReader(text)
+	return cmd
 }
 
 // TestDatagramSender is the process behind sendAs.
@@ -160,6 +166,83 @@ func TestSyslogSendersWait(t *testing.T) {
 		r.take()
 	}
 	same(t, r.lines, numbered(0, n))
+}
+
+// TestSyslogRemoved: what waits in the socket when its path goes is not lost, for a sender that has it open.
+func TestSyslogRemoved(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	r := startAt(t, NewSyslog("unixgram", path, SyslogOptions{Trusted: []uint32{uint32(os.Getuid())}, Retry: time.Millisecond}), nil)
+	r.take()
+	r.waitStatus("listening", func(Status) bool { return exists(path) })
+	sent := 0
+	for range 20 {
+		c, err := net.Dial("unixgram", path)
+		must(t, err)
+		for i := range 9 { // nobody takes the batch: they wait in the socket
+			if i == 5 {
+				must(t, os.Remove(path))
+			}
+			must(t, c.SetWriteDeadline(time.Now().Add(time.Second)))
+			if _, err := c.Write([]byte(numberedLine(sent))); err != nil { // it was closed already
+				break
+			}
+			if sent++; i == 0 { // the socket is ready
+				for len(r.lines) < sent {
+					r.take()
+				}
+			}
+		}
+		r.waitStatus("listening again", func(Status) bool {
+			must(t, c.SetWriteDeadline(time.Now().Add(time.Second)))
+			_, err := c.Write(nil)
+			return (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOTCONN)) && exists(path)
+		})
+		c.Close()
+	}
+	for len(r.lines) < sent {
+		r.take()
+	}
+	same(t, r.lines, numbered(0, sent))
+}
+
+// TestSyslogFlood: users who may write to the socket, but are not trusted, flood it. They are counted, no line of theirs
+// comes through, and none of a trusted sender's is lost.
+func TestSyslogFlood(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to send as other users")
+	}
+	path := filepath.Join(openDir(t), "log")
+	r := startAt(t, NewSyslog("unixgram", path, SyslogOptions{Trusted: []uint32{0}}), nil)
+	r.take()
+	r.waitStatus("listening", func(s Status) bool { return s.State == Following })
+	must(t, os.Chmod(path, 0o666))
+	const flood, senders, n = 20_000, 2, 1000
+	forged := strings.TrimSuffix(strings.Repeat("<22>Jan 31 12:00:00 mx1 postfix/smtpd[1]: connect from unknown[192.0.2.1]\n", flood), "\n")
+	flooded := make(chan error, senders)
+	for range senders {
+		cmd := senderAs(t, 65534, path, forged)
+		go func() { flooded <- cmd.Run() }()
+	}
+	go func() {
+		c, err := net.Dial("unixgram", path)
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		for i := range n {
+			if _, err := c.Write([]byte(numberedLine(i))); err != nil {
+				return
+			}
+		}
+	}()
+	for len(r.lines) < n {
+		r.take()
+	}
+	same(t, r.lines, numbered(0, n))
+	r.waitStatus("all are counted", func(s Status) bool { return s.Untrusted == senders*flood })
+	for range senders {
+		must(t, <-flooded)
+	}
 }
 
 func TestSyslogInTheWay(t *testing.T) {
