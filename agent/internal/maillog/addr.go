@@ -146,13 +146,7 @@ func client(b []byte) (a netip.Addr, rest []byte, ok bool) {
 	if len(b) > 8 && load8(b, 0) == unknownHost {
 		return bracketed(b[7:])
 	}
-	i := 0
-	for i+8 <= len(b) && i < 256 && class[b[i]]&class[b[i+1]]&class[b[i+2]]&class[b[i+3]]&class[b[i+4]]&class[b[i+5]]&class[b[i+6]]&class[b[i+7]]&aHost != 0 {
-		i += 8
-	}
-	for i < len(b) && isHost(b[i]) {
-		i++
-	}
+	i := run(b, aHost, 256)
 	if i == 0 || i > 255 {
 		return a, nil, false
 	}
@@ -205,11 +199,11 @@ var class = func() (t [256]uint8) {
 	for c := range t {
 		switch {
 		case '0' <= c && c <= '9':
-			t[c] = aDigit | aHost | aHex
+			t[c] = aDigit | anAlnum | aHost | aHex
 		case 'a' <= c|0x20 && c|0x20 <= 'f':
-			t[c] = aLetter | aHost | aHex
+			t[c] = aLetter | anAlnum | aHost | aHex
 		case 'a' <= c|0x20 && c|0x20 <= 'z':
-			t[c] = aLetter | aHost
+			t[c] = aLetter | anAlnum | aHost
 		case c == '.' || c == '-' || c == '_':
 			t[c] = aHost
 		case c == '<' || c == '>' || c == '"' || c == '\\':
@@ -228,15 +222,33 @@ const (
 	anUpper
 	aHex
 	aHost
+	anAlnum
 	inEcho // means something inside an echo, see skipEcho
 )
 
 func isDigit(c byte) bool { return c-'0' < 10 }
 func isUpper(c byte) bool { return class[c]&anUpper != 0 }
 func isAlpha(c byte) bool { return class[c]&aLetter != 0 }
-func isAlnum(c byte) bool { return class[c]&(aLetter|aDigit) != 0 }
+func isAlnum(c byte) bool { return class[c]&anAlnum != 0 }
 func isHost(c byte) bool  { return class[c]&aHost != 0 }
 func isHex(c byte) bool   { return class[c]&aHex != 0 }
+
+// run is how many bytes of a class begin b, up to most.
+func run(b []byte, of uint8, most int) int {
+	b = b[:min(len(b), most)]
+	n := 0
+	for n+8 <= len(b) {
+		c := (*[8]byte)(b[n:])
+		if class[c[0]]&class[c[1]]&class[c[2]]&class[c[3]]&class[c[4]]&class[c[5]]&class[c[6]]&class[c[7]]&of == 0 {
+			break
+		}
+		n += 8
+	}
+	for n < len(b) && class[b[n]]&of != 0 {
+		n++
+	}
+	return n
+}
 
 func unhex(c byte) int {
 	if isDigit(c) {

@@ -140,10 +140,8 @@ func messageID(m []byte) int {
 		if len(m) <= n[2] || m[n[0]] != '-' || m[n[1]] != '-' || m[n[2]] != ' ' {
 			continue
 		}
-		for i, c := range m[:n[2]] {
-			if i != n[0] && i != n[1] && !isAlnum(c) {
-				return 0
-			}
+		if run(m, anAlnum, n[0]) != n[0] || run(m[n[0]+1:], anAlnum, n[1]-n[0]-1) != n[1]-n[0]-1 || run(m[n[1]+1:], anAlnum, n[2]-n[1]-1) != n[2]-n[1]-1 {
+			return 0
 		}
 		return n[2] + 1
 	}
@@ -153,10 +151,7 @@ func messageID(m []byte) int {
 // hostText reads HOSTTEXT up to and with the port. What stands in front of the bracket must be a name, a helo, or both.
 func (h *header) hostText(b []byte, e *Event) (rest []byte, ok bool) {
 	helo := false
-	n := 0
-	for n < len(b) && n < 256 && isHost(b[n]) {
-		n++
-	}
+	n := run(b, aHost, 256)
 	if n > 0 {
 		if b, ok = cut(b[n:], " "); !ok {
 			return nil, false
@@ -210,6 +205,7 @@ func skipHelo(b []byte) ([]byte, bool) {
 		}
 		n++
 	} else {
+		n = run(b, aHost, 512)
 		for n < len(b) && n < 512 && b[n] != '(' && b[n] != ')' && b[n] != '[' && b[n] != ']' {
 			n++
 		}
@@ -240,6 +236,9 @@ func eximFields(b []byte, e *Event) (rest []byte, sender bool) {
 			sender = true
 			quoted := false
 			i := 1
+			if n := special(c, 1); n < len(c) && c[n] == '>' {
+				i = n // and nothing in it has a meaning
+			}
 			for ; i < len(c) && (quoted || c[i] != '>'); i++ {
 				if c[i] == '"' {
 					quoted = !quoted
@@ -326,17 +325,17 @@ func (p *Parser) eximRefused(h *header, b []byte, e *Event) bool {
 		return false
 	}
 	if e.Kind == UnknownRecipient {
-		if _, s, ok := bytes.Cut(b, []byte(" F=<")); ok {
+		if s, ok := behind(b, markSender); ok {
 			e.Automatic = automatic(upTo(s))
 		}
-		if _, r, ok := bytes.Cut(b, markRcpt); ok {
+		if r, ok := behind(b, markRcpt); ok {
 			e.User = p.recipientHash(upTo(r))
 		}
 	}
 	if p.traps == nil || e.Submission || !p.traps.behind(b, markRcpt) {
 		return true
 	}
-	if _, s, ok := bytes.Cut(b, []byte(" F=<")); ok && !automatic(upTo(s)) {
+	if s, ok := behind(b, markSender); ok && !automatic(upTo(s)) {
 		e.Kind = Trap
 	}
 	return true

@@ -242,10 +242,9 @@ func stampLen(b []byte) int {
 	if len(b) < 20 || b[4] != '-' || b[7] != '-' || b[10] != ' ' || b[13] != ':' || b[16] != ':' {
 		return 0
 	}
-	for _, i := range [...]int{0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18} {
-		if !isDigit(b[i]) {
-			return 0
-		}
+	const third, fifth, sixth, eighth = 0x80 << 16, 0x80 << 32, 0x80 << 40, 0x80 << 56 // all others are digits
+	if others(load8(b, 0)) != fifth|eighth || others(load8(b, 8)) != third|sixth || others(load8(b, 11)) != third|sixth {
+		return 0
 	}
 	n := 19
 	for n < len(b) && n < 30 && (b[n] == '.' || isDigit(b[n])) {
@@ -366,6 +365,11 @@ type isoCache struct {
 	n      int // bytes of zone, 0: nothing is remembered
 	at     time.Time
 	minute time.Time // at without its seconds
+	// The same for stamps without a zone, of which only the minute is remembered.
+	local struct {
+		text   [2]uint64
+		minute time.Time
+	}
 }
 
 // micro reads YYYY-MM-DDTHH:MM:SS.ffffff+hh:mm, as rsyslog writes it, in the minute and the zone of the last stamp.
@@ -485,6 +489,12 @@ func (p *Parser) isoTime(b []byte, ref time.Time) (time.Time, bool) {
 		return ref, false
 	}
 	c := &p.isoStamps
+	if n == len(b) {
+		sec, ok := two(b[17:])
+		if l := &c.local; ok && sec < 60 && b[16] == ':' && load8(b, 0) == l.text[0] && load8(b, 8) == l.text[1] && l.minute.Location() == ref.Location() {
+			return l.minute.Add(time.Duration(sec)*time.Second + frac), true
+		}
+	}
 	if c.n > 0 && string(b[:19]) == string(c.text[:]) && string(b[n:]) == string(c.zone[:c.n]) {
 		return after(c.at, frac), true
 	}
@@ -509,7 +519,12 @@ func (p *Parser) isoTime(b []byte, ref time.Time) (time.Time, bool) {
 		z = z[1:]
 	}
 	if len(z) == 0 {
-		return time.Date(year, time.Month(month), day, hour, minute, sec, int(frac), ref.Location()), true
+		at := time.Date(year, time.Month(month), day, hour, minute, sec, int(frac), ref.Location())
+		if n == len(b) {
+			c.local.text = [2]uint64{load8(b, 0), load8(b, 8)}
+			c.local.minute = at.Add(-time.Duration(sec)*time.Second - frac)
+		}
+		return at, true
 	}
 	offset := 0
 	if !(len(z) == 1 && z[0] == 'Z') {

@@ -199,10 +199,7 @@ func command(b []byte) int {
 
 // queueID reads "NOQUEUE: " or "Q: ".
 func queueID(b []byte) (q, rest []byte, ok bool) {
-	n := 0
-	for n < len(b) && n < 24 && isAlnum(b[n]) {
-		n++
-	}
+	n := run(b, anAlnum, 24)
 	if n < 5 || n+2 >= len(b) || b[n] != ':' || b[n+1] != ' ' {
 		return nil, nil, false
 	}

@@ -169,17 +169,38 @@ func echo(b []byte) int {
 	if len(b) == 0 || b[0] != '<' {
 		return 0
 	}
-	for i := 1; i+8 <= len(b); i += 8 {
+	if i := special(b, 1); i+2 < len(b) && b[i] == '>' && b[i+1] == ':' && b[i+2] == ' ' {
+		return i + 3
+	}
+	return 0
+}
+
+// special is where, at or behind i, a byte stands that means something inside brackets: <>"\. It is len(b) if there is none,
+// or if it is one of the last seven.
+func special(b []byte, i int) int {
+	for ; i+8 <= len(b); i += 8 {
 		w := load8(b, i)
 		// < and > differ in one bit
 		if z := zeros((w|2*ones)^'>'*ones) | zeros(w^'"'*ones) | zeros(w^'\\'*ones); z != 0 {
-			if i += bits.TrailingZeros64(z) / 8; i+2 < len(b) && b[i] == '>' && b[i+1] == ':' && b[i+2] == ' ' {
-				return i + 3
-			}
-			return 0
+			return i + bits.TrailingZeros64(z)/8
 		}
 	}
-	return 0
+	return len(b)
+}
+
+// behind returns what follows the first mark, which ends in <.
+func behind(b, mark []byte) ([]byte, bool) {
+	n := len(mark)
+	for at := n - 1; at < len(b); at++ {
+		i := bytes.IndexByte(b[at:], '<')
+		if i < 0 {
+			return nil, false
+		}
+		if at += i; string(b[at+1-n:at+1]) == string(mark) {
+			return b[at+1:], true
+		}
+	}
+	return nil, false
 }
 
 // indexFrom is where "; from=<" stands first, -1 if nowhere.

@@ -88,11 +88,14 @@ func zoneLen(b []byte) int {
 // No message of Exim's own has that in its second word, unless an administrator writes a client's text behind a word of
 // his own (logwrite).
 func hostAndTag(b []byte) bool {
-	n := 0
+	if messageID(b) > 0 {
+		return false
+	}
+	n := run(b, aHost, 256)
 	for n < len(b) && n < 256 && (isHost(b[n]) || b[n] == ':') {
 		n++
 	}
-	if n == 0 || n == len(b) || b[n] != ' ' || messageID(b) > 0 {
+	if n == 0 || n == len(b) || b[n] != ' ' {
 		return false
 	}
 	word, _, ok := cutSpace(b[n+1:])

@@ -179,11 +179,10 @@ func (t *Traps) behind(b, mark []byte) bool {
 		return false
 	}
 	for {
-		i := bytes.Index(b, mark)
-		if i < 0 {
+		var ok bool
+		if b, ok = behind(b, mark); !ok {
 			return false
 		}
-		b = b[i+len(mark):]
 		if n := bytes.IndexByte(b[:min(len(b), maxRecipient+1)], '>'); n > 0 && t.match(b[:n]) {
 			return true
 		}
@@ -251,10 +250,11 @@ func upTo(b []byte) []byte {
 }
 
 var (
-	markTo    = []byte(" to=<")
-	markComma = []byte(",to=<")
-	markRcpt  = []byte("rejected RCPT <")
-	markFor   = []byte(" for ")
+	markTo     = []byte(" to=<")
+	markComma  = []byte(",to=<")
+	markRcpt   = []byte("rejected RCPT <")
+	markSender = []byte(" F=<")
+	markFor    = []byte(" for ")
 )
 
 // hits says whether "REPLY; from=<S>[,] to=<R>[,] proto=..." of Postfix is about a trap.
