@@ -71,6 +71,16 @@ func level(b []byte) ([]byte, bool) {
 	return b, false
 }
 
+// info cuts "Info: " off, the level of all that is read. Behind others (Error, Warning, Debug) stands text of libraries, with a
+// client's certificate or server name in it.
+func info(b []byte) ([]byte, bool) {
+	c, other := level(b)
+	if d, ok := cut(b, "Info: "); ok {
+		return d, true
+	}
+	return c, !other
+}
+
 func (p *Parser) dovecot(h *header, e *Event) bool {
 	m := h.msg
 	if len(h.tag) > 0 && string(h.tag) != "dovecot" {
@@ -80,18 +90,21 @@ func (p *Parser) dovecot(h *header, e *Event) bool {
 		}
 		switch string(h.tag) {
 		case "auth", "auth-worker", "dovecot-auth":
-			m, _ = level(m)
-			return p.dovecotAuth(h, m, e)
+			m, ok := info(m)
+			return ok && p.dovecotAuth(h, m, e)
 		}
 		e.Submission = string(h.tag) == "submission-login"
-		m, _ = level(m)
-		return p.dovecotLogin(m, e)
+		m, ok := info(m)
+		return ok && p.dovecotLogin(m, e)
 	}
 	if len(m) < 8 {
 		return false
 	}
 	if h.mta == Dovecot {
-		m, _ = level(m)
+		var ok bool
+		if m, ok = info(m); !ok || len(m) == 0 {
+			return false
+		}
 	}
 	switch m[0] {
 	case 'a':
@@ -114,32 +127,32 @@ func (p *Parser) dovecot(h *header, e *Event) bool {
 			} else if b, ok = cut(b, ": "); !ok {
 				return false
 			}
-			b, _ = level(b)
-			return p.dovecotAuth(h, b, e)
+			b, ok = info(b)
+			return ok && p.dovecotAuth(h, b, e)
 		}
 	case 'p':
 		if has(m, "pam_") {
 			return p.pamFailure(h, m, e)
 		}
 		if b, ok := cut(m, "pop3-login: "); ok {
-			b, _ = level(b)
-			return p.dovecotLogin(b, e)
+			b, ok = info(b)
+			return ok && p.dovecotLogin(b, e)
 		}
 	case 'i':
 		if b, ok := cut(m, "imap-login: "); ok {
-			b, _ = level(b)
-			return p.dovecotLogin(b, e)
+			b, ok = info(b)
+			return ok && p.dovecotLogin(b, e)
 		}
 	case 'm':
 		if b, ok := cut(m, "managesieve-login: "); ok {
-			b, _ = level(b)
-			return p.dovecotLogin(b, e)
+			b, ok = info(b)
+			return ok && p.dovecotLogin(b, e)
 		}
 	case 's':
 		if b, ok := cut(m, "submission-login: "); ok {
 			e.Submission = true
-			b, _ = level(b)
-			return p.dovecotLogin(b, e)
+			b, ok = info(b)
+			return ok && p.dovecotLogin(b, e)
 		}
 	}
 	return false
@@ -161,8 +174,12 @@ func (p *Parser) dovecotLogin(b []byte, e *Event) bool {
 	if n < 0 {
 		n = len(c)
 	}
-	if !has(c[n:], ", lip=") && (last(b[:i], " rip=") >= 0 || !loginEnd(c[n:])) {
+	first := bytes.Index(b, []byte(" rip="))
+	if !has(c[n:], ", lip=") && (first != i || !loginEnd(c[n:])) {
 		return false
+	}
+	if first != i && bytes.Contains(b[first:i], []byte(", TLS")) {
+		return false // what TLS has to complain of should not hold one
 	}
 	a, ok := parseAddr(c[:n])
 	if !ok {
@@ -285,7 +302,10 @@ func (p *Parser) dovecotAuth(h *header, b []byte, e *Event) bool {
 	if found != 1 {
 		return false
 	}
-	why, _ = level(why)
+	why, ok := info(why)
+	if !ok {
+		return false
+	}
 	if string(driver) == "auth" || string(driver) == "auth-worker" { // 2.4: what asked is named behind
 		i := bytes.Index(why[:min(len(why), 40)], []byte(": "))
 		if i < 0 {

@@ -690,8 +690,9 @@ func eximEnds(b []byte, words string) bool {
 // client's may follow. The place is certain if `" H=` stands in the line once, and the line is so short that the true one
 // cannot have been cut off.
 //
-// Else it is the last, if from there to the end of the line there is nothing but a few plain words of Exim's: a client
-// that writes `" H=` into its helo has more than that behind it, the end of the helo and its own address.
+// Else it is the last, if from there to the end of the line there is nothing but the usual words of Exim's: a client
+// that writes `" H=` into its helo has more than that behind it, the end of the helo and its own address. Other words may
+// repeat what the client wrote ("malformed address: X may not follow Y").
 func (h *header) afterText(b []byte, e *Event) bool {
 	const mark = `" H=`
 	if !has(b, `"`) {
@@ -711,10 +712,17 @@ func (h *header) afterText(b []byte, e *Event) bool {
 		}
 		b = c[i:]
 	}
-	for _, c := range b {
-		ok = ok && (isAlnum(c) || c == ' ' || c == '-' || c == '/')
+	if !ok || len(b) == 0 || b[0] != ' ' {
+		return false
 	}
-	return ok && len(b) > 8 && len(b) < 80
+	if b = b[1:]; string(b) == "unrecognized command" || string(b) == "AUTH command used when not advertised" {
+		return true
+	}
+	n := 0
+	for n < len(b) && (isAlnum(b[n]) || b[n] == '-' || b[n] == '_') {
+		n++
+	}
+	return string(b[n:]) == " authentication mechanism not supported"
 }
 
 // uncut says that a line is so short that nothing of it is missing.

@@ -148,9 +148,12 @@ func nameAndAddress(b []byte, e *Event) (rest []byte, ok bool) {
 
 // firstRelay reads RELAY where the client's text follows. An ident that has got blanks and brackets past Sendmail could
 // imitate the address and what follows it, but then "@NAME [IP]" would come later.
+//
+// "ADDRESS... TEXT" is what Sendmail says of an address that it cannot take. It should stand in angle brackets, but a line that
+// may be one is none of these.
 func firstRelay(b []byte, e *Event) (rest []byte, ok bool) {
 	rest, ok = relay(b, e)
-	if !ok || len(rest) > whole {
+	if !ok || len(rest) > whole || bytes.Contains(rest, []byte("... ")) {
 		return nil, false
 	}
 	if i := bytes.IndexByte(rest, '@'); i >= 0 {
