@@ -88,11 +88,8 @@ func (s *Shield) SetHoldBudget(perSecond int) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return os.ErrClosed
-	}
-	if !s.opts.Hold {
-		return errNoHold
+	if err := s.holdingLocked(); err != nil {
+		return err
 	}
 	if perSecond == 0 {
 		perSecond = defaultHoldBudget
@@ -263,11 +260,8 @@ func (s *Shield) jiffiesLocked() (uint64, error) {
 func (s *Shield) HoldAlive(v4, v6 time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return os.ErrClosed
-	}
-	if !s.opts.Hold {
-		return errNoHold
+	if err := s.holdingLocked(); err != nil {
+		return err
 	}
 	now, err := s.jiffiesLocked()
 	if err != nil {
@@ -286,16 +280,24 @@ func (s *Shield) HoldAlive(v4, v6 time.Time) error {
 
 var errNoHold = errors.New("this shield was opened without Hold")
 
+// holdingLocked says why nothing can be said about the hold.
+func (s *Shield) holdingLocked() error {
+	switch {
+	case s.closed:
+		return os.ErrClosed
+	case !s.opts.Hold:
+		return errNoHold
+	}
+	return nil
+}
+
 // Release lets the next SYN of a held source pass, without waiting for the 0.9 s to be over. One that is not held stays
 // as it is. Safe for concurrent use.
 func (s *Shield) Release(a netip.Addr) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return os.ErrClosed
-	}
-	if !s.opts.Hold {
-		return errNoHold
+	if err := s.holdingLocked(); err != nil {
+		return err
 	}
 	m, key := s.gen.maps[shieldMapSeen], sourceOf(a)
 	var v shieldSeenValue
@@ -314,11 +316,8 @@ func (s *Shield) Release(a netip.Addr) error {
 func (s *Shield) Forget(a netip.Addr) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return os.ErrClosed
-	}
-	if !s.opts.Hold {
-		return errNoHold
+	if err := s.holdingLocked(); err != nil {
+		return err
 	}
 	key := sourceOf(a)
 	if err := s.gen.maps[shieldMapSeen].Delete(&key); !errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -341,11 +340,8 @@ func (s *Shield) Known(list []netip.Addr) error {
 func (s *Shield) known(list []netip.Addr) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return os.ErrClosed
-	}
-	if !s.opts.Hold {
-		return errNoHold
+	if err := s.holdingLocked(); err != nil {
+		return err
 	}
 	now, err := s.jiffiesLocked()
 	if err != nil {
