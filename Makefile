@@ -31,9 +31,13 @@ go:
 # Files that root makes in the checkout go back to the user who called sudo.
 give_back = @if [ -n "$$SUDO_UID" ]; then chown -R "$$SUDO_UID:$$SUDO_GID" $(1); fi
 
+# What status and peers show; without git it is (devel).
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+ldflags = -ldflags '-X main.built=$(VERSION)'
+
 build: go ## build bin/mxshield-agent and bin/mxshieldctl
-	CGO_ENABLED=0 "$(GO)" build -trimpath -o bin/mxshield-agent ./agent
-	CGO_ENABLED=0 "$(GO)" build -trimpath -o bin/mxshieldctl ./ctl
+	CGO_ENABLED=0 "$(GO)" build -trimpath $(ldflags) -o bin/mxshield-agent ./agent
+	CGO_ENABLED=0 "$(GO)" build -trimpath $(ldflags) -o bin/mxshieldctl ./ctl
 	$(call give_back,bin)
 
 demo: build ## show it: 200 attackers, one honest sender, a cluster of three real mail hosts, all in private namespaces (root)
@@ -86,9 +90,10 @@ fuzz: go ## run every fuzzer for FUZZTIME (5m) each
 	scripts/fuzz.sh $(FUZZTIME)
 
 install: build ## install into PREFIX (/usr/local); starts nothing
-	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)/etc/mxshield
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)/etc/mxshield $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 	install -m 0755 bin/mxshield-agent $(DESTDIR)$(PREFIX)/sbin/mxshield-agent
 	install -m 0755 bin/mxshieldctl $(DESTDIR)$(PREFIX)/bin/mxshieldctl
+	bin/mxshieldctl completion >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/mxshieldctl
 	sed 's|@PREFIX@|$(PREFIX)|g' scripts/mxshield-agent.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/mxshield-agent.service
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/mxshield-agent.service
 	test -e $(DESTDIR)/etc/mxshield/mxshield.yaml || install -m 0644 scripts/mxshield.yaml $(DESTDIR)/etc/mxshield/mxshield.yaml

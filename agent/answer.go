@@ -182,6 +182,8 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 		w.Known = evidenceOf(source, &a.Evidence, d.samples.Get(source))
 		if e := w.Evidence; e != nil && e.Last.Equal(w.Known.Last) && maps.Equal(e.Counts, w.Known.Counts) {
 			w.Known = nil // nothing has come since the block: saying it twice helps nobody
+		} else if w.Known.Score == 0 && w.Known.Accepted == 0 && len(w.Known.Counts) == 0 {
+			w.Known = nil // it was unblocked
 		}
 		if a.Wide.IsValid() && !w.Decision.Drop {
 			w.Warnings = append(w.Warnings, "the scorer asked for a block of "+a.Wide.String()+", in which it lies")
@@ -190,7 +192,7 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 			w.Warnings = append(w.Warnings, "no automatic block is made: "+a.Spared)
 		}
 		if !a.Held.IsZero() && !w.Decision.Drop {
-			w.Warnings = append(w.Warnings, "its mail was accepted before, so it is blocked only if it goes on like this after "+a.Held.Local().Format("15:04:05"))
+			w.Warnings = append(w.Warnings, "its mail was accepted before, so it is blocked only if it goes on like this after "+dayTime(a.Held))
 		}
 	}
 	off := d.off
@@ -202,7 +204,11 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 		inside, n := d.table.Inside(p, 5, now)
 		w.Entries = append(w.Entries, inside...)
 		if n > 0 {
-			w.Words = fmt.Sprintf("%d blocks stand inside %s (mxshieldctl list %s); the rest of it: %s", n, p, p, w.Words)
+			stand := fmt.Sprintf("%d blocks stand", n)
+			if n == 1 {
+				stand = "1 block stands"
+			}
+			w.Words = fmt.Sprintf("%s inside %s (mxshieldctl list %s); the rest of it: %s", stand, p, p, w.Words)
 		}
 	}
 	if w.Decision.Unenforced != "" {
@@ -215,7 +221,11 @@ func (d *daemon) Why(p netip.Prefix) (control.Why, error) {
 		w.Warnings = append(w.Warnings, "dry run: its packets pass")
 	}
 	if w.Decision.Drop {
-		w.Unblock = "mxshieldctl unblock " + short(p) + ": its packets pass at once, its score starts at 0, and no automatic block is made for an hour (--hold)"
+		everywhere := ""
+		if d.replica != nil {
+			everywhere = " on all nodes"
+		}
+		w.Unblock = "mxshieldctl unblock " + short(p) + ": its packets pass at once" + everywhere + ", its score starts at 0, and no automatic block is made for an hour (--hold)"
 	}
 	return w, nil
 }
@@ -297,6 +307,17 @@ func short(p netip.Prefix) string {
 	return p.String()
 }
 
+// dayTime says when something was or will be, for people who compare it with their logs.
+func dayTime(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05 MST") }
+
+// left says a time that is left, to the minute if it is hours.
+func left(d time.Duration) string {
+	if d > time.Hour {
+		return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
+	}
+	return d.Round(time.Second).String()
+}
+
 // whyWords says the decision as a sentence. Of what was decided on another node than this one it names that.
 func whyWords(w *control.Why, node string, now time.Time) string {
 	d, who := &w.Decision, short(w.Prefix)
@@ -306,7 +327,6 @@ func whyWords(w *control.Why, node string, now time.Time) string {
 		}
 		return fmt.Sprintf(" on node %.64s", e.Origin)
 	}
-	at := func(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 	known := "nothing is known against it"
 	if w.Known != nil {
 		known = fmt.Sprintf("its score is %.0f of %.0f (%s)", w.Known.Score, w.Known.Threshold, w.Known.Words)
@@ -316,7 +336,7 @@ func whyWords(w *control.Why, node string, now time.Time) string {
 	case block.RuleBlock, block.RuleManualBlock:
 		end := "without end"
 		if !d.Until.IsZero() {
-			end = fmt.Sprintf("until %s (%s left)", at(d.Until), d.Until.Sub(now).Round(time.Second))
+			end = fmt.Sprintf("until %s (%s left)", dayTime(d.Until), left(d.Until.Sub(now)))
 		}
 		why := d.By.Cause.String()
 		if w.Evidence != nil {
@@ -340,7 +360,7 @@ func whyWords(w *control.Why, node string, now time.Time) string {
 		if d.By.Prefix != w.Prefix {
 			in = " as part of " + d.By.Prefix.String()
 		}
-		return fmt.Sprintf("%s is BLOCKED%s on %s since %s, %s; %s", who, in, ports, at(d.By.Since), end, why)
+		return fmt.Sprintf("%s is BLOCKED%s on %s since %s, %s; %s", who, in, ports, dayTime(d.By.Since), end, why)
 	case block.RuleNever, block.RuleConfig:
 		return fmt.Sprintf("%s is not blocked and never will be: %s (%s)%s", who, d.Never.Rule, d.Never.Prefix, notUs)
 	case block.RuleSender:
@@ -352,13 +372,13 @@ func whyWords(w *control.Why, node string, now time.Time) string {
 		}
 		return fmt.Sprintf("%s%s is not blocked: allowed by %s (%s)%s", who, would, d.Never.Rule, d.Never.Prefix, notUs)
 	case block.RuleManualAllow:
-		return fmt.Sprintf("%s is not blocked: %s is allowed%s since %s%s", who, d.By.Prefix, on(d.By), at(d.By.Since), notUs)
+		return fmt.Sprintf("%s is not blocked: %s is allowed%s since %s%s", who, d.By.Prefix, on(d.By), dayTime(d.By.Since), notUs)
 	case block.RuleCleared:
 		hold := "the hold against automatic blocks is over"
 		if d.Clear.Until.After(now) {
-			hold = "held against automatic blocks until " + at(d.Clear.Until)
+			hold = "held against automatic blocks until " + dayTime(d.Clear.Until)
 		}
-		return fmt.Sprintf("%s is not blocked: it was unblocked%s at %s, %s; %s%s", who, on(d.Clear), at(d.Clear.Since), hold, known, notUs)
+		return fmt.Sprintf("%s is not blocked: it was unblocked%s at %s, %s; %s%s", who, on(d.Clear), dayTime(d.Clear.Since), hold, known, notUs)
 	}
 	return fmt.Sprintf("%s is not blocked: %s%s", who, known, notUs)
 }
@@ -369,7 +389,14 @@ func (d *daemon) audit(who, action string, p netip.Prefix, detail string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.batch.Audit = append(d.batch.Audit, store.Audit{Time: time.Now().UTC(), Who: who, Action: action, Prefix: p, Detail: detail})
-	d.log.Info("by hand", "action", action, "prefix", p, "who", who, "detail", detail)
+	args := []any{"action", action, "who", who}
+	if p.IsValid() {
+		args = append(args, "prefix", p)
+	}
+	if detail != "" {
+		args = append(args, "detail", detail)
+	}
+	d.log.Info("by hand", args...)
 }
 
 // written commits, tells the other nodes meanwhile, and says so if it could not be done: the change holds, but might not survive.
@@ -451,8 +478,9 @@ func (d *daemon) Disallow(who string, p netip.Prefix) (block.Result, error) {
 		}
 	}
 	found := false
-	for _, e := range d.table.About(p) {
-		found = found || e.Kind == block.Allow && e.Prefix == p && (e.Until.IsZero() || e.Until.After(now))
+	standing, _ := d.table.List(block.Query{Kinds: []block.Kind{block.Allow}, Within: p}, now)
+	for _, e := range standing {
+		found = found || e.Prefix == p
 	}
 	if !found {
 		return block.Result{}, &control.Error{Status: http.StatusNotFound, Text: fmt.Sprintf("%s is not allowed, so nothing was removed", p), Hint: "allow list shows what is; the prefix must be the same"}

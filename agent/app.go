@@ -151,7 +151,13 @@ func journalStyle(groups []string, a slog.Attr) slog.Attr {
 	return a
 }
 
+// built is the version, which the Makefile sets.
+var built string
+
 func version() string {
+	if built != "" {
+		return built
+	}
 	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
 		return b.Main.Version
 	}

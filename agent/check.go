@@ -148,7 +148,7 @@ func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) 
 	p("socket", "%s", cfg.Socket)
 	p("pins", "%s", cfg.Pins)
 	if m, err := control.ReadMarker(filepath.Dir(cfg.State)); err == nil && m != nil {
-		p("OFF", "since %s by %s: the agent would stay detached until `mxshieldctl on`", m.Since.Local().Format("2006-01-02 15:04:05"), m.By)
+		p("OFF", "since %s by %s: the agent would stay detached until `mxshieldctl on`", dayTime(m.Since), m.By)
 	}
 	return errors.Join(faults...)
 }

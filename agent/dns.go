@@ -231,7 +231,7 @@ func (d *daemon) dnsStatus(s *control.Status, warnings map[string]string) {
 				continue
 			}
 			x.Reason, x.Hint = f.Reason, f.Hint
-			warnings[fmt.Sprintf("list %s %d", z.Zone, i)] = fmt.Sprintf("the DNS list %s is suspended since %s: %s%s; it is tested again at %s", z.Zone, f.Since.Local().Format("2006-01-02 15:04:05"), f.Reason, inBrackets(f.Hint), f.Next.Local().Format("15:04:05"))
+			warnings[fmt.Sprintf("list %s %d", z.Zone, i)] = fmt.Sprintf("the DNS list %s is suspended since %s: %s%s; it is tested again at %s", z.Zone, dayTime(f.Since), f.Reason, inBrackets(f.Hint), dayTime(f.Next))
 		}
 		st.Lists = append(st.Lists, x)
 	}

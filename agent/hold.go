@@ -454,7 +454,7 @@ func (d *daemon) whyHeld(p netip.Prefix) string {
 	if a == nil {
 		return ""
 	}
-	s := fmt.Sprintf("asked about at %s, before it was accepted", a.at.Local().Format("2006-01-02 15:04:05"))
+	s := fmt.Sprintf("asked about at %s, before it was accepted", dayTime(a.at))
 	if a.took > 0 {
 		s += fmt.Sprintf(" (%d ms)", a.took.Milliseconds())
 	}

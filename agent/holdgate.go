@@ -111,7 +111,7 @@ func (g *holdGate) open(now time.Time) (why string) {
 	g.pass(now)
 	switch left := g.closed.Sub(now); {
 	case left > 0 && left <= pauseMost:
-		return fmt.Sprintf("a flood of new sources, %.0f a second and more; it is tried again at %s", g.budget/2, g.closed.Local().Format("15:04:05"))
+		return fmt.Sprintf("a flood of new sources, %.0f a second and more; it is tried again at %s", g.budget/2, dayTime(g.closed))
 	case g.spent:
 		return fmt.Sprintf("%d sources were held, which is enough for a day", bpf.DailyHolds)
 	}

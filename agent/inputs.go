@@ -30,11 +30,12 @@ func (d *daemon) openInputs(ctx context.Context, marks map[string][]byte) {
 	if err != nil {
 		d.warn("input", "looking for the MTA's log", err)
 	}
-	d.log.Info("input", "why", found.Why)
 	for i, w := range found.Warnings {
 		d.warn(fmt.Sprintf("input %d", i), w, nil)
 	}
-	d.inputs = append(d.inputs, found.Open(fo, jo))
+	in := found.Open(fo, jo)
+	d.log.Info("found the MTA's log", "input", in.ID(), "why", found.Why)
+	d.inputs = append(d.inputs, in)
 }
 
 func openInput(l config.Log, fo tail.FileOptions, jo tail.JournalOptions, marks map[string][]byte) tail.Input {

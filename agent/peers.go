@@ -123,7 +123,7 @@ func (d *daemon) clusterWarnings(p *control.Peers, st *replica.Stats, warnings m
 		case string(gossip.Incompatible):
 			by["incompatible"] = append(by["incompatible"], fmt.Sprintf("%s (agent %.64s, wire %d to %d)", m.Name, m.Version, m.WireMin, m.WireMax))
 		case string(gossip.Failed):
-			by["failed"] = append(by["failed"], m.Name+" since "+m.Since.Local().Format("2006-01-02 15:04:05"))
+			by["failed"] = append(by["failed"], m.Name+" since "+dayTime(m.Since))
 		default:
 			if m.Problem != "" {
 				by["problem"] = append(by["problem"], fmt.Sprintf("%s: %.200s", m.Name, m.Problem))

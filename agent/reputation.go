@@ -223,7 +223,7 @@ func (d *daemon) ownStatus(s *control.Status, warnings map[string]string) {
 			}
 			st.Lists[l.List]++
 			if more++; more <= maxOwnWarn {
-				warnings["own "+o.Address.String()+" "+l.List] = fmt.Sprintf("the own address %s is listed by %s%s since %s at the latest", o.Address, l.List, inBrackets(l.Answer.Words), l.Since.Local().Format("2006-01-02 15:04:05"))
+				warnings["own "+o.Address.String()+" "+l.List] = fmt.Sprintf("the own address %s is listed by %s%s since %s at the latest", o.Address, l.List, inBrackets(l.Answer.Words), dayTime(l.Since))
 			}
 		}
 	}

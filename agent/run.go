@@ -843,7 +843,7 @@ func (d *daemon) compact() {
 		return
 	}
 	if n > 0 {
-		d.log.Info("compacted the state file", "removed", n)
+		d.log.Debug("compacted the state file", "removed", n)
 	}
 }
 

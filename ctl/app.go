@@ -34,11 +34,13 @@ type ctl struct {
 	err    io.Writer
 	client *control.Client
 	json   bool
+	// resolve returns the addresses of a host's name.
+	resolve func(ctx context.Context, name string) ([]string, error)
 }
 
 // run is the whole program but for the process: tests call it too.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	c := &ctl{out: stdout, err: stderr}
+	c := &ctl{out: stdout, err: stderr, resolve: lookUp}
 	app := c.app()
 	args, err := flagsFirst(app, args)
 	if err == nil {
@@ -78,21 +80,20 @@ func (c *ctl) app() *cli.App {
 		Writer: c.out, ErrWriter: c.err,
 		EnableBashCompletion: true,
 		ExitErrHandler:       func(*cli.Context, error) {}, // exits stand in main alone
-		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
-			return &usageError{err.Error(), "mxshieldctl help shows the commands"}
+		OnUsageError: func(x *cli.Context, err error, _ bool) error {
+			return &usageError{err.Error(), helpOf(x)}
 		},
-		CommandNotFound: nil,
 		Before: func(x *cli.Context) error {
 			c.client = control.NewClient(x.String("socket"), x.Duration("timeout"))
 			return nil
 		},
 		Action: func(x *cli.Context) error {
 			if x.NArg() > 0 {
-				return &usageError{fmt.Sprintf("%q is no command", x.Args().First()), "mxshieldctl help shows the commands"}
+				return noCommand(x, x.App.Commands)
 			}
 			return cli.ShowAppHelp(x)
 		},
-		Commands: slices.Concat(c.statusCommands(), c.listCommands(), c.lookupCommands(), c.topCommands(), c.blockCommands(), c.allowCommands(), c.clusterCommands(), c.rescueCommands()),
+		Commands: slices.Concat(c.statusCommands(), c.listCommands(), c.lookupCommands(), c.topCommands(), c.blockCommands(), c.allowCommands(), c.clusterCommands(), c.rescueCommands(), c.completionCommands()),
 	}
 	for _, cmd := range app.Commands {
 		c.prepare(app, cmd, output)
@@ -107,6 +108,12 @@ func (c *ctl) prepare(app *cli.App, cmd *cli.Command, output cli.Flag) {
 		c.prepare(app, sub, output)
 	}
 	if cmd.Action == nil {
+		cmd.Action = func(x *cli.Context) error {
+			if x.NArg() > 0 {
+				return noCommand(x, cmd.Subcommands)
+			}
+			return cli.ShowSubcommandHelp(x)
+		}
 		return
 	}
 	cmd.Flags = append(cmd.Flags, output)
@@ -133,7 +140,7 @@ func (c *ctl) prepare(app *cli.App, cmd *cli.Command, output cli.Flag) {
 // flagsFirst moves flags in front of the arguments of their command: people write `block 192.0.2.7 --for 3h`, and
 // the library stops looking for flags at the first argument. What follows `--` stays as it is.
 func flagsFirst(app *cli.App, args []string) ([]string, error) {
-	if len(args) == 0 {
+	if len(args) == 0 || args[len(args)-1] == "--generate-bash-completion" { // which must stay the last
 		return args, nil
 	}
 	out := []string{args[0]}
@@ -149,7 +156,7 @@ func flagsFirst(app *cli.App, args []string) ([]string, error) {
 			name, _, joined := strings.Cut(strings.TrimLeft(a, "-"), "=")
 			if takesValue(flags, name) && !joined {
 				if i+1 == len(args) {
-					return nil, &usageError{fmt.Sprintf("flag %s needs a value", a), "mxshieldctl help shows the commands"}
+					return nil, &usageError{fmt.Sprintf("flag %s needs a value", a), "--help behind a command shows its flags"}
 				}
 				i++
 				out = append(out, args[i])
@@ -199,12 +206,18 @@ func (c *ctl) show(v any, table func()) error {
 // args checks the number of arguments of a command.
 func args(x *cli.Context, min, max int, form string) error {
 	if n := x.NArg(); n < min || max >= 0 && n > max {
-		return &usageError{fmt.Sprintf("usage: mxshieldctl %s", form), ""}
+		return &usageError{fmt.Sprintf("usage: mxshieldctl %s", form), helpOf(x)}
 	}
 	return nil
 }
 
+// built is the version, which the Makefile sets.
+var built string
+
 func version() string {
+	if built != "" {
+		return built
+	}
 	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
 		return b.Main.Version
 	}

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -28,21 +29,16 @@ func (c *ctl) blockCommands() []*cli.Command {
 				if err := args(x, 1, 1, "block PREFIX [--for D] [--reason TEXT]"); err != nil {
 					return err
 				}
-				err := c.change(x, "/v1/block", control.BlockRequest{Prefix: x.Args().First(), For: x.String("for"), Reason: x.String("reason")})
-				var s control.Status
-				if err == nil && !c.json && c.client.Get(x.Context, "/v1/status", nil, &s) == nil {
-					switch {
-					case s.Off != nil:
-						fmt.Fprintln(c.out, "  WARNING: the shield is OFF: its packets pass until `mxshieldctl on`")
-					case s.DryRun:
-						fmt.Fprintln(c.out, "  WARNING: this is a dry run: its packets pass")
-					}
+				p, err := c.addresses(x.Context, "block", x.Args().Slice())
+				if err != nil {
+					return err
 				}
-				return err
+				return c.change(x, "/v1/block", control.BlockRequest{Prefix: p[0], For: x.String("for"), Reason: x.String("reason")})
 			},
 		},
 		{
-			Name: "unblock", Usage: "end all blocks of addresses or CIDRs, and hold them against automatic blocks", ArgsUsage: "PREFIX...",
+			Name: "unblock", Usage: "end all blocks of addresses or CIDRs, on all nodes, and hold them against automatic blocks", ArgsUsage: "PREFIX...",
+			Description: "Any width will do: an address inside a blocked CIDR, or a CIDR over many blocks.",
 			Flags: []cli.Flag{
 				&cli.StringFlag{Name: "hold", Value: "1h", Usage: "`D`: how long no automatic block is made; 0s for none"},
 				reasonFlag,
@@ -51,7 +47,11 @@ func (c *ctl) blockCommands() []*cli.Command {
 				if err := args(x, 1, -1, "unblock PREFIX... [--hold D]"); err != nil {
 					return err
 				}
-				return c.change(x, "/v1/unblock", control.UnblockRequest{Prefixes: x.Args().Slice(), Hold: x.String("hold"), Reason: x.String("reason")})
+				list, err := c.addresses(x.Context, "unblock", x.Args().Slice())
+				if err != nil {
+					return err
+				}
+				return c.change(x, "/v1/unblock", control.UnblockRequest{Prefixes: list, Hold: x.String("hold"), Reason: x.String("reason")})
 			},
 		},
 	}
@@ -67,7 +67,11 @@ func (c *ctl) allowCommands() []*cli.Command {
 					if err := args(x, 1, 1, "allow add PREFIX [--for D] [--reason TEXT]"); err != nil {
 						return err
 					}
-					return c.change(x, "/v1/allow", control.BlockRequest{Prefix: x.Args().First(), For: x.String("for"), Reason: x.String("reason")})
+					p, err := c.addresses(x.Context, "allow add", x.Args().Slice())
+					if err != nil {
+						return err
+					}
+					return c.change(x, "/v1/allow", control.BlockRequest{Prefix: p[0], For: x.String("for"), Reason: x.String("reason")})
 				},
 			},
 			{
@@ -76,13 +80,14 @@ func (c *ctl) allowCommands() []*cli.Command {
 					if err := args(x, 1, 1, "allow remove PREFIX"); err != nil {
 						return err
 					}
-					return c.change(x, "/v1/disallow", control.BlockRequest{Prefix: x.Args().First()})
+					return c.change(x, "/v1/disallow", control.BlockRequest{Prefix: address(x.Args().First())})
 				},
 			},
 			{
 				Name: "list", Usage: "list the allows, those of the config file included",
+				Flags: []cli.Flag{&cli.BoolFlag{Name: "all", Usage: "also what is never blocked without being asked for: own addresses, private ranges, ..."}},
 				Action: func(x *cli.Context) error {
-					if err := args(x, 0, 0, "allow list"); err != nil {
+					if err := args(x, 0, 0, "allow list [--all]"); err != nil {
 						return err
 					}
 					var l control.List
@@ -95,7 +100,7 @@ func (c *ctl) allowCommands() []*cli.Command {
 					}
 					config := []block.Never{}
 					for _, n := range s.Never {
-						if n.Config {
+						if n.Config || x.Bool("all") {
 							config = append(config, n)
 						}
 					}
@@ -106,19 +111,23 @@ func (c *ctl) allowCommands() []*cli.Command {
 					}{config, s.Senders, l.Entries}
 					return c.show(v, func() {
 						if len(config)+len(l.Entries)+len(s.Senders) == 0 {
-							fmt.Fprintln(c.out, "nothing is allowed beyond the never-block rules of `status`")
+							fmt.Fprintln(c.out, "nothing is allowed beyond what is never blocked anyway (--all lists that)")
 							return
 						}
 						w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
-						fmt.Fprintln(w, "PREFIX\tSINCE\tUNTIL\tORIGIN\tREASON")
+						fmt.Fprintln(w, zoned("PREFIX\tSINCE\tUNTIL\tORIGIN\tREASON"))
 						for _, n := range config {
-							fmt.Fprintf(w, "%s\t-\tno end\tconfig\t%s\n", n.Prefix, n.Rule)
+							by := "built in"
+							if n.Config {
+								by = "config"
+							}
+							fmt.Fprintf(w, "%s\t-\t%s\t%s\t%s\n", n.Prefix, noEnd, by, n.Rule)
 						}
 						for _, r := range s.Senders {
-							fmt.Fprintf(w, "%s\t%s\tno end\t%s\t%s\n", r.Rule, when(r.Refreshed), senderOrigin(&r), senderState(&r))
+							fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", r.Rule, refreshed(&r), noEnd, senderOrigin(&r), senderState(&r))
 						}
 						for _, e := range l.Entries {
-							fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", short(e.Entry), when(e.Since), until(e.Until), e.Origin, strconv.Quote(e.Reason))
+							fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", short(e.Entry), column(e.Since), columnUntil(e.Until), e.Origin, strconv.Quote(e.Reason))
 						}
 						w.Flush()
 					})
@@ -126,6 +135,14 @@ func (c *ctl) allowCommands() []*cli.Command {
 			},
 		},
 	}}
+}
+
+// refreshed is since when what is known of an allow by name is known.
+func refreshed(r *control.Sender) string {
+	if r.Refreshed.IsZero() {
+		return "-"
+	}
+	return column(r.Refreshed)
 }
 
 func senderOrigin(r *control.Sender) string {
@@ -147,6 +164,30 @@ func senderState(r *control.Sender) string {
 	return t
 }
 
+// aftermath says what there is to know beside a change: who else hears of it, and whether packets are dropped at all.
+func (c *ctl) aftermath(x *cli.Context, results []block.Result) {
+	var s control.Status
+	if len(results) == 0 || c.client.Get(x.Context, "/v1/status", nil, &s) != nil {
+		return
+	}
+	if k := s.Cluster; k != nil && k.Peers > 0 {
+		late := ""
+		if k.Alive < k.Peers {
+			late = "; the others hear of it when they are back"
+		}
+		fmt.Fprintf(c.out, "  holds on all nodes of the cluster: %d of %d others are there (mxshieldctl peers)%s\n", k.Alive, k.Peers, late)
+	}
+	if results[0].Entry.Kind != block.Block {
+		return
+	}
+	switch {
+	case s.Off != nil:
+		fmt.Fprintln(c.out, "  WARNING: the shield is OFF: its packets pass until `mxshieldctl on`")
+	case s.DryRun:
+		fmt.Fprintln(c.out, "  WARNING: this is a dry run: its packets pass")
+	}
+}
+
 // change posts a request and prints what came of it.
 func (c *ctl) change(x *cli.Context, path string, req any) error {
 	var d control.Done
@@ -160,7 +201,15 @@ func (c *ctl) change(x *cli.Context, path string, req any) error {
 		for i := range d.Results {
 			c.result(&d.Results[i])
 		}
+		c.aftermath(x, d.Results)
 	})
+}
+
+func endWords(t time.Time) string {
+	if t.IsZero() {
+		return "without end"
+	}
+	return "until " + when(t)
 }
 
 func (c *ctl) result(r *block.Result) {
@@ -171,9 +220,13 @@ func (c *ctl) result(r *block.Result) {
 		if r.Already {
 			verb = "was blocked already; now"
 		}
-		fmt.Fprintf(c.out, "%s %s until %s, ports %s\n", short(*e), verb, until(e.Until), e.Scope)
+		on := "the mx ports"
+		if e.Scope == block.ScopeAll {
+			on = "the mx and submission ports"
+		}
+		fmt.Fprintf(c.out, "%s %s %s, on %s\n", short(*e), verb, endWords(e.Until), on)
 	case block.Allow:
-		fmt.Fprintf(c.out, "%s is allowed until %s\n", short(*e), until(e.Until))
+		fmt.Fprintf(c.out, "%s is allowed %s\n", short(*e), endWords(e.Until))
 	case block.Disallow:
 		fmt.Fprintf(c.out, "%s is no longer allowed\n", short(*e))
 	case block.Clear:
@@ -216,7 +269,7 @@ func (c *ctl) result(r *block.Result) {
 		fmt.Fprintf(c.out, "  an earlier hold goes on until %s\n", when(r.Held))
 	}
 	if b := r.Then; b != nil {
-		fmt.Fprintf(c.out, "  then block %s (%s since %s) goes on until %s; unblock ends both\n", b.Prefix, b.Cause, when(b.Since), until(b.Until))
+		fmt.Fprintf(c.out, "  then block %s (%s since %s) goes on %s; unblock ends both\n", b.Prefix, b.Cause, when(b.Since), endWords(b.Until))
 	}
 	for _, n := range r.Open {
 		fmt.Fprintf(c.out, "  %s inside it stays open: %s\n", n.Prefix, n.Rule)

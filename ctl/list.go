@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"net/url"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -20,7 +22,9 @@ func (c *ctl) listCommands() []*cli.Command {
 			Name: "list", Usage: "list blocks, newest first", ArgsUsage: "[PREFIX]",
 			Description: "With PREFIX only blocks inside it or around it.",
 			Flags: []cli.Flag{
-				&cli.StringFlag{Name: "cause", Usage: "only this `CAUSE`"},
+				&cli.StringFlag{Name: "cause", Usage: "only this `CAUSE`: dictionary, manual, ..."},
+				&cli.StringFlag{Name: "origin", Usage: "only what this `NODE` of the cluster made"},
+				&cli.StringFlag{Name: "sort", Value: "since", Usage: "by since, until, drops, hits or prefix: a `COLUMN`"},
 				&cli.BoolFlag{Name: "all", Usage: "also blocks that have ended, are cancelled or overridden"},
 				&cli.IntFlag{Name: "limit", Value: 1000, Usage: "at most `N` rows; 0 for all"},
 			},
@@ -28,12 +32,17 @@ func (c *ctl) listCommands() []*cli.Command {
 				if err := args(x, 0, 1, "list [PREFIX]"); err != nil {
 					return err
 				}
-				q := url.Values{"limit": {strconv.Itoa(x.Int("limit"))}}
-				if x.NArg() == 1 {
-					q.Set("within", x.Args().First())
+				less, ok := orders[x.String("sort")]
+				if !ok {
+					return &usageError{fmt.Sprintf("--sort %.40q is no column", x.String("sort")), "since, until, drops, hits or prefix"}
 				}
-				if x.String("cause") != "" {
-					q.Set("cause", x.String("cause"))
+				limit := x.Int("limit")
+				q := url.Values{"limit": {strconv.Itoa(limit)}, "cause": {x.String("cause")}, "origin": {x.String("origin")}}
+				if less != nil {
+					q.Set("limit", "0") // the agent gives the newest
+				}
+				if x.NArg() == 1 {
+					q.Set("within", address(x.Args().First()))
 				}
 				if x.Bool("all") {
 					q.Set("all", "1")
@@ -42,32 +51,60 @@ func (c *ctl) listCommands() []*cli.Command {
 				if err := c.client.Get(x.Context, "/v1/list", q, &l); err != nil {
 					return err
 				}
-				return c.show(l, func() { c.list(&l, x.Bool("all")) })
+				if less != nil {
+					slices.SortStableFunc(l.Entries, less)
+					if limit > 0 && limit < len(l.Entries) {
+						l.Entries = l.Entries[:limit]
+					}
+				}
+				filtered := x.NArg() > 0 || x.IsSet("cause") || x.IsSet("origin")
+				return c.show(l, func() { c.list(&l, x.Bool("all"), filtered) })
 			},
 		},
 		{
-			Name: "why", Usage: "explain what happens to an address, and why", ArgsUsage: "ADDR",
+			Name: "why", Usage: "explain what happens to addresses, and why", ArgsUsage: "ADDR...",
+			Description: "Blocked or not, by what, since when, until when, on which evidence, and how to undo it. A host's name stands for its\naddresses.",
 			Action: func(x *cli.Context) error {
-				if err := args(x, 1, 1, "why ADDR"); err != nil {
+				if err := args(x, 1, -1, "why ADDR..."); err != nil {
 					return err
 				}
-				var w control.Why
-				if err := c.client.Get(x.Context, "/v1/why", url.Values{"prefix": {x.Args().First()}}, &w); err != nil {
-					return err
-				}
-				return c.show(w, func() { c.why(&w) })
+				return c.each(x, func(a string) error {
+					var w control.Why
+					if err := c.client.Get(x.Context, "/v1/why", url.Values{"prefix": {a}}, &w); err != nil {
+						return err
+					}
+					return c.show(w, func() { c.why(&w) })
+				})
 			},
 		},
 	}
 }
 
-func (c *ctl) list(l *control.List, all bool) {
+// orders of list, the first row first; since is the agent's own.
+var orders = map[string]func(a, b control.Listed) int{
+	"since": nil,
+	"until": func(a, b control.Listed) int {
+		if a.Until.IsZero() != b.Until.IsZero() { // no end is last
+			return -a.Until.Compare(b.Until)
+		}
+		return a.Until.Compare(b.Until)
+	},
+	"drops":  func(a, b control.Listed) int { return cmp.Compare(b.Drops, a.Drops) },
+	"hits":   func(a, b control.Listed) int { return cmp.Compare(b.Hits, a.Hits) },
+	"prefix": func(a, b control.Listed) int { return a.Prefix.Compare(b.Prefix) },
+}
+
+func (c *ctl) list(l *control.List, all, filtered bool) {
 	if l.Total == 0 {
-		fmt.Fprintln(c.out, "nothing is blocked")
+		if filtered {
+			fmt.Fprintln(c.out, "no block matches")
+		} else {
+			fmt.Fprintln(c.out, "nothing is blocked")
+		}
 		return
 	}
 	w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
-	fmt.Fprint(w, "PREFIX\tCAUSE\tSCOPE\tSINCE\tUNTIL\tHITS\tDROPS\tORIGIN\tREASON")
+	fmt.Fprint(w, zoned("PREFIX\tCAUSE\tSCOPE\tSINCE\tUNTIL\tHITS\tDROPS\tORIGIN\tREASON"))
 	if all {
 		fmt.Fprint(w, "\tHOLDS")
 	}
@@ -77,7 +114,7 @@ func (c *ctl) list(l *control.List, all bool) {
 		if e.Reason != "" {
 			reason = strconv.Quote(e.Reason)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s", short(e.Entry), e.Cause, e.Scope, when(e.Since), until(e.Until), e.Hits, e.Drops, e.Origin, reason)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s", short(e.Entry), e.Cause, e.Scope, column(e.Since), columnUntil(e.Until), e.Hits, e.Drops, e.Origin, reason)
 		if all {
 			holds := "yes"
 			if !e.Effective {
@@ -109,17 +146,21 @@ func (c *ctl) also(w *control.Why, p func(name, format string, a ...any)) {
 			p("", "more: mxshieldctl -o json why %s", short(block.Entry{Prefix: w.Prefix}))
 			return
 		}
-		switch {
-		case e.Kind == block.Clear:
-			p(name, "clear %s, origin %s, since %s, hold until %s", e.Prefix, e.Origin, when(e.Since), until(e.Until))
-		case e.Kind == block.Block:
-			p(name, "block %s (%s), origin %s, since %s, until %s", e.Prefix, e.Cause, e.Origin, when(e.Since), until(e.Until))
-		default:
-			p(name, "%s %s, origin %s, since %s, until %s", e.Kind, e.Prefix, e.Origin, when(e.Since), until(e.Until))
-		}
+		p(name, "%s", entryWords(&e))
 		name = ""
 		more++
 	}
+}
+
+// entryWords is an entry in one line.
+func entryWords(e *block.Entry) string {
+	switch e.Kind {
+	case block.Clear:
+		return fmt.Sprintf("clear %s, origin %s, since %s, hold until %s", e.Prefix, e.Origin, when(e.Since), until(e.Until))
+	case block.Block:
+		return fmt.Sprintf("block %s (%s, scope %s), origin %s, since %s, until %s", e.Prefix, e.Cause, e.Scope, e.Origin, when(e.Since), until(e.Until))
+	}
+	return fmt.Sprintf("%s %s, origin %s, since %s, until %s", e.Kind, e.Prefix, e.Origin, when(e.Since), until(e.Until))
 }
 
 func same(a, b *block.Entry) bool {
@@ -141,15 +182,14 @@ func (c *ctl) why(w *control.Why) {
 	}
 	d := w.Decision
 	if e := d.By; e != nil {
-		p("entry", "%s %s, origin %s", e.Kind, e.Prefix, e.Origin)
-		if e.Kind == block.Block {
-			p("cause", "%s", e.Cause)
-			p("scope", "%s", e.Scope)
-		}
-		p("since", "%s", when(e.Since))
-		p("until", "%s", until(e.Until))
-		if e.Kind == block.Block {
+		switch {
+		case d.Drop: // the sentence says the rest
+			p("entry", "block %s (%s, scope %s), origin %s", e.Prefix, e.Cause, e.Scope, e.Origin)
 			p("drops", "%d packets", w.Drops)
+		case e.Kind == block.Block: // by a clear, an allow or a rule
+			p("overruled", "%s", entryWords(e))
+		default:
+			p("entry", "%s", entryWords(e))
 		}
 		if e.Reason != "" {
 			p("reason", "%q", e.Reason)

@@ -14,18 +14,20 @@ import (
 
 func (c *ctl) lookupCommands() []*cli.Command {
 	return []*cli.Command{{
-		Name: "lookup", Usage: "ask all DNS lists and the reverse DNS about an address now", ArgsUsage: "ADDR",
+		Name: "lookup", Usage: "ask all DNS lists and the reverse DNS about addresses now", ArgsUsage: "ADDR...",
 		Description: "One page for a ticket: what each list answers and what that means, where to ask for removal, the\n" +
 			"reverse names and whether they lead back, by which rule it is allowed, and what the shield does with it.",
 		Action: func(x *cli.Context) error {
-			if err := args(x, 1, 1, "lookup ADDR"); err != nil {
+			if err := args(x, 1, -1, "lookup ADDR..."); err != nil {
 				return err
 			}
-			var l control.Lookup
-			if err := c.client.Get(x.Context, "/v1/lookup", url.Values{"address": {x.Args().First()}}, &l); err != nil {
-				return err
-			}
-			return c.show(l, func() { c.lookup(&l) })
+			return c.each(x, func(a string) error {
+				var l control.Lookup
+				if err := c.client.Get(x.Context, "/v1/lookup", url.Values{"address": {a}}, &l); err != nil {
+					return err
+				}
+				return c.show(l, func() { c.lookup(&l) })
+			})
 		},
 	}, {
 		Name: "reputation", Usage: "show on which DNS lists own addresses are, and were in the last year", ArgsUsage: "[ADDR]",
@@ -51,7 +53,7 @@ func (c *ctl) lookupCommands() []*cli.Command {
 // reputation prints a line per address and listing; of one address, of every list.
 func (c *ctl) reputation(r *control.Reputation, all bool) {
 	w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ADDRESS\tLIST\tSAYS\tSINCE\tCHECKED")
+	fmt.Fprintln(w, zoned("ADDRESS\tLIST\tSAYS\tSINCE\tCHECKED"))
 	for _, o := range r.Own {
 		good, unknown, rows := 0, 0, 0
 		for _, l := range o.Lists {
@@ -73,17 +75,17 @@ func (c *ctl) reputation(r *control.Reputation, all bool) {
 			if l.Why != "" {
 				says += "; now not known: " + l.Why
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", o.Address, l.Zone, says, when(l.Since), when(l.Checked))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", o.Address, l.Zone, says, column(l.Since), column(l.Checked))
 			rows++
 		}
 		if rows == 0 {
-			says := fmt.Sprintf("not listed by %d lists", good)
+			says := fmt.Sprintf("on none of %d lists", good)
 			if o.Asked.IsZero() {
 				says = "not asked yet"
 			} else if unknown > 0 {
 				says += fmt.Sprintf(", %d could not be asked", unknown)
 			}
-			fmt.Fprintf(w, "%s\t-\t%s\t\t%s\n", o.Address, says, when(o.Asked))
+			fmt.Fprintf(w, "%s\t-\t%s\t\t%s\n", o.Address, says, column(o.Asked))
 		}
 	}
 	w.Flush()
@@ -92,7 +94,7 @@ func (c *ctl) reputation(r *control.Reputation, all bool) {
 	}
 	fmt.Fprintln(c.out)
 	w = tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "WHEN\tADDRESS\tWHAT\tLIST\tCODES\tMEANING")
+	fmt.Fprintln(w, zoned("WHEN\tADDRESS\tWHAT\tLIST\tCODES\tMEANING"))
 	for _, e := range r.Events {
 		var codes []string
 		for _, a := range e.Codes {
@@ -102,7 +104,7 @@ func (c *ctl) reputation(r *control.Reputation, all bool) {
 		if e.TXT != "" {
 			meaning += " " + strconv.Quote(e.TXT)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", when(e.Time), e.Address, e.What, e.List, strings.Join(codes, " "), meaning)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", column(e.Time), e.Address, e.What, e.List, strings.Join(codes, " "), meaning)
 	}
 	w.Flush()
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/mxshield/mxshield/agent/block"
 	"github.com/mxshield/mxshield/agent/control"
 )
 
@@ -48,6 +49,15 @@ func (c *ctl) status(s *control.Status) {
 		what = "would be blocked"
 	}
 	p("blocks", "%d %s (%d manual), %d of them with accepted mail; %d allows, %d holds after unblocks", s.Blocks.Blocks, what, s.Blocks.Manual, s.Accepted, s.Blocks.Allows, s.Blocks.Clears)
+	if len(s.Blocks.Causes) > 1 {
+		var t []string
+		for _, cause := range block.Causes() {
+			if n := s.Blocks.Causes[cause].Sum(); n > 0 {
+				t = append(t, fmt.Sprintf("%s %d", cause, n))
+			}
+		}
+		p("", "%s", strings.Join(t, ", "))
+	}
 	var drops, passes uint64
 	for r, n := range s.Packets {
 		if strings.HasPrefix(r, "drop") {
@@ -124,7 +134,7 @@ func (c *ctl) status(s *control.Status) {
 	if s.State.Error != "" {
 		p("", "LAST WRITE FAILED: %s", s.State.Error)
 	}
-	p("never block", "%d rules (mxshieldctl -o json status lists them)", len(s.Never))
+	p("never block", "%d rules (mxshieldctl allow list --all)", len(s.Never))
 	if n := len(s.Senders); n > 0 {
 		known, ranges, failed := 0, 0, 0
 		for _, r := range s.Senders {
@@ -186,19 +196,45 @@ func colon(s string) string {
 	return fmt.Sprintf(" (%q)", s)
 }
 
+const noEnd = "no end"
+
 // when prints a time as people compare it with their logs: local, to the second.
 func when(t time.Time) string {
 	if t.IsZero() {
 		return "never"
 	}
-	return t.Local().Format("2006-01-02 15:04:05")
+	return t.Local().Format("2006-01-02 15:04:05 MST")
 }
 
 func until(t time.Time) string {
 	if t.IsZero() {
-		return "no end"
+		return noEnd
 	}
 	return when(t)
+}
+
+// column prints a time for a table, whose head says the zone with zoned; times of another one, in summer or winter, say it
+// themselves.
+func column(t time.Time) string {
+	if now, then := zone(time.Now()), zone(t); now != then || t.IsZero() {
+		return when(t)
+	}
+	return t.Local().Format(time.DateTime)
+}
+
+func columnUntil(t time.Time) string {
+	if t.IsZero() {
+		return noEnd
+	}
+	return column(t)
+}
+
+func zone(t time.Time) string { return t.Local().Format("MST") }
+
+// zoned adds the zone to the heads of columns with times.
+func zoned(head string) string {
+	z := " (" + zone(time.Now()) + ")"
+	return strings.NewReplacer("SINCE", "SINCE"+z, "UNTIL", "UNTIL"+z, "WHEN", "WHEN"+z, "CHECKED", "CHECKED"+z).Replace(head)
 }
 
 // ago prints a duration with one or two units.

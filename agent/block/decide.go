@@ -253,6 +253,7 @@ type Query struct {
 	Kinds  []Kind       // none: blocks
 	Within netip.Prefix // only entries inside it or around it; zero: all
 	Cause  Cause        // NoCause: any
+	Origin string       // empty: any
 	All    bool         // also entries that have ended or are cancelled
 	Limit  int          // 0: no limit
 }
@@ -327,6 +328,9 @@ func (t *Table) List(q Query, now time.Time) ([]Listed, int) {
 	for i := uint32(1); i <= t.nodes.used; i++ {
 		n := t.nodes.at(i)
 		if !kinds[n.kind] || q.Cause != NoCause && n.cause != q.Cause {
+			continue
+		}
+		if q.Origin != "" && t.originOf(n).name != q.Origin {
 			continue
 		}
 		if q.Within.IsValid() && !within.covers(n.key()) && !n.key().covers(within) {

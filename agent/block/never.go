@@ -39,7 +39,7 @@ func BuiltinNever(private bool) []Never {
 		return list
 	}
 	for _, p := range []string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"} {
-		list = append(list, Never{Prefix: netip.MustParsePrefix(p), Rule: "private range"})
+		list = append(list, Never{Prefix: netip.MustParsePrefix(p), Rule: rulePrivate})
 	}
 	return list
 }
@@ -158,6 +158,8 @@ func (e *NeverError) Error() string {
 	return fmt.Sprintf("%s is never blocked: it lies in %s (%s)", e.Prefix, e.By.Prefix, e.By.Rule)
 }
 
+const rulePrivate = "private range"
+
 // HintText tells what to do about it.
 func (e *NeverError) HintText() string {
 	if e.By.Sender {
@@ -166,5 +168,8 @@ func (e *NeverError) HintText() string {
 	if e.By.Config {
 		return "take the line out of the config file and reload the agent if this prefix may be blocked"
 	}
-	return "mxshieldctl status shows all rules; block a more specific prefix outside this range"
+	if e.By.Rule == rulePrivate {
+		return "`block: {private: true}` in the config lets private ranges be blocked"
+	}
+	return "`mxshieldctl allow list --all` shows all rules"
 }

@@ -98,7 +98,7 @@ func ParsePrefix(s string) (netip.Prefix, error) {
 	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
-		return netip.Prefix{}, fmt.Errorf("%w: %q is neither an address nor a CIDR such as 192.0.2.7, 192.0.2.0/24 or 2001:db8::/64", ErrPrefix, s)
+		return netip.Prefix{}, fmt.Errorf("%w: %q is neither an address nor a CIDR", ErrPrefix, s)
 	}
 	if p.Addr().Is4In6() {
 		if p.Bits() < v4Bits {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -69,9 +70,14 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte, v any
 		if !errors.As(err, &op) || op.Op != "dial" {
 			return &Error{Text: fmt.Sprintf("the agent took the request on %s and did not answer: %v", c.path, err), Hint: "it may be busy: `--timeout 2m` waits longer; what was asked may have been done"}
 		}
-		e := &Error{Text: fmt.Sprintf("%v on %s: %v", ErrUnreachable, c.path, err), Hint: "is mxshield-agent running? `off` and `on` work without it"}
+		var no syscall.Errno
+		if errors.As(err, &no) {
+			err = no // all the rest is said
+		}
+		e := &Error{Text: fmt.Sprintf("%v on %s: %v", ErrUnreachable, c.path, err), Hint: "is mxshield-agent running (systemctl status mxshield-agent)? --socket names another socket; `off` and `on` work without an agent"}
 		if errors.Is(err, fs.ErrPermission) {
-			e.Hint = "be root or in the group mxshield"
+			e.Text = fmt.Sprintf("you may not talk to the agent on %s", c.path)
+			e.Hint = "be root or in the group mxshield: sudo adduser $USER mxshield, and log in again"
 		}
 		return fmt.Errorf("%w%w", unreachable{}, e)
 	}

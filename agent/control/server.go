@@ -360,11 +360,11 @@ func (s *Server) list(q url.Values) (any, error) {
 		}
 		bq.Kinds = []block.Kind{k}
 	}
-	bq.All = q.Get("all") == "1"
+	bq.All, bq.Origin = q.Get("all") == "1", q.Get("origin")
 	if t := q.Get("limit"); t != "" {
 		n, err := strconv.Atoi(t)
 		if err != nil || n < 0 {
-			return nil, bad(fmt.Sprintf("limit %.20q is no number", t), "0 lists all")
+			return nil, bad(fmt.Sprintf("limit %.20q is out of range", t), "0 lists all")
 		}
 		bq.Limit = n
 	}
@@ -435,6 +435,9 @@ func asError(err error) *Error {
 		e.Status = http.StatusConflict
 	case errors.Is(err, block.ErrPrefix):
 		e.Status = http.StatusBadRequest
+		if e.Hint == "" {
+			e.Hint = fmt.Sprintf("at most /%d in IPv4 and /%d in IPv6, so that a typing error does not cut off half the world", block.MinBits4, block.MinBits6)
+		}
 	}
 	return e
 }

@@ -2,7 +2,7 @@
 // the server and the client.
 //
 //	GET  /v1/status
-//	GET  /v1/list?within=192.0.2.0/24&cause=dictionary&kind=block&all=1&limit=100
+//	GET  /v1/list?within=192.0.2.0/24&cause=dictionary&kind=block&origin=mx1&all=1&limit=100
 //	GET  /v1/why?prefix=192.0.2.7
 //	GET  /v1/top?limit=20
 //	GET  /v1/lookup?address=192.0.2.7
@@ -19,7 +19,8 @@
 //	POST /v1/on        {}
 //
 // Who may connect may do all of this: the socket's mode (root and group mxshield) is the permission. The peer's
-// user goes into the audit trail. Errors are {"error": "...", "hint": "..."} with a 4xx or 5xx status.
+// user goes into the audit trail. New fields may come, but those that there are keep their names and meaning: this is also what
+// mxshieldctl -o json prints. Times are RFC 3339, in UTC. Errors are {"error": "...", "hint": "..."} with a 4xx or 5xx status.
 package control
 
 import (

@@ -101,7 +101,8 @@ type Set struct {
 	spf    []*expanded
 	proved map[netip.Addr]proof
 	dirty  bool
-	newly  bool // something was proved since the last Save
+	newly  bool      // something was proved since the last Save
+	failed []failure // newly, since the last tell
 	saved  time.Time
 }
 
@@ -345,6 +346,7 @@ func (s *Set) Run(ctx context.Context) {
 			return
 		}
 		if wait := at.Sub(s.o.Now()); wait > 0 {
+			s.tell()
 			t := time.NewTimer(min(wait, time.Hour)) // the clock may be set meanwhile
 			select {
 			case <-ctx.Done():
@@ -394,7 +396,6 @@ func (s *Set) take(e *expanded, got Expansion, err error) (changed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.o.Now()
-	log := s.o.Log.With("rule", e.Rule)
 	e.notes = got.Notes
 	if err == nil && len(got.Ranges) == 0 {
 		err = errors.New("it names no address")
@@ -407,7 +408,7 @@ func (s *Set) take(e *expanded, got Expansion, err error) (changed bool) {
 		e.next = now.Add(jitter(e.wait))
 		if text := err.Error(); e.err != text {
 			e.err = text
-			log.Info("an allowed sender's ranges could not be refreshed; what was known of them stays", "known", len(e.ranges), "error", err)
+			s.failed = append(s.failed, failure{e.Rule, text})
 		}
 		return false
 	}
@@ -415,7 +416,7 @@ func (s *Set) take(e *expanded, got Expansion, err error) (changed bool) {
 	if half(e.ranges, got.Ranges) {
 		if e.fewer++; e.fewer < believeAfter {
 			e.err = fmt.Sprintf("the last answer names less than half of what was known (%d ranges, now %d): believed if it stays so for %d days", len(e.ranges), len(got.Ranges), believeAfter)
-			log.Warn(e.err)
+			s.o.Log.Warn(e.err, "rule", e.Rule)
 			s.dirty = true
 			return false
 		}
@@ -424,6 +425,22 @@ func (s *Set) take(e *expanded, got Expansion, err error) (changed bool) {
 	changed = !slices.Equal(e.ranges, got.Ranges)
 	e.ranges = got.Ranges
 	return changed
+}
+
+// failure is a rule that could not be refreshed, and why.
+type failure struct{ rule, why string }
+
+// tell logs the rules of a round that could not be refreshed, in one line: where the DNS is down, it is all of them.
+func (s *Set) tell() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.failed) == 0 {
+		return
+	}
+	first := s.failed[0]
+	s.o.Log.Info("allowed senders whose ranges could not be refreshed; what was known of them stays",
+		"rules", len(s.failed), "of", len(s.spf), "first", first.rule, "error", first.why, "hint", "mxshieldctl allow list shows all")
+	s.failed = nil
 }
 
 func jitter(d time.Duration) time.Duration {

@@ -156,6 +156,28 @@ func TestRhythm(t *testing.T) {
 	})
 }
 
+// TestOneLine: where the DNS is down, no rule can be refreshed, and the log says so once.
+func TestOneLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var rules []string
+		for i := range 13 {
+			rules = append(rules, fmt.Sprintf("spf:x%d.broken.test", i))
+		}
+		var log strings.Builder
+		s := New(Options{Senders: list(t, rules...), Resolver: newZone(t, ""), Log: slog.New(slog.NewTextHandler(&log, nil))})
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { s.Run(ctx); close(done) }()
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		stop()
+		<-done
+		if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "rules=13 of=13 first=spf:x0.broken.test") {
+			t.Errorf("%s", got)
+		}
+	})
+}
+
 type counting struct {
 	zone
 	mu    sync.Mutex

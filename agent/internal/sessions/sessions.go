@@ -197,7 +197,7 @@ func (e *Ender) end(fresh *set, all bool) (ended int, found map[netip.Prefix]boo
 		}
 	}
 	if ended > 0 {
-		e.o.Log.Info("ended live sessions of blocked sources", "sessions", ended)
+		e.o.Log.Debug("ended live sessions of blocked sources", "sessions", ended)
 	}
 	return ended, found, errors.Join(errs...)
 }
