@@ -7,8 +7,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
+
+	sys "golang.org/x/sys/unix"
 
 	"github.com/mxshield/mxshield/agent/internal/maillog"
 )
@@ -62,9 +65,18 @@ func dovecotBusy(n, sources int) (log [][]byte) {
 	return log[:n]
 }
 
+// threadTime is the CPU time of this thread: what else the machine does hardly counts.
+func threadTime(b *testing.B) time.Duration {
+	var t sys.Timespec
+	if err := sys.ClockGettime(sys.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(t.Nano())
+}
+
 // BenchmarkParseScore is the whole way from a file (in the page cache) to the scores, against bufio.Scanner alone over the
-// same file in the same run: of-scanner is how many times faster the bare scanner is (wanted: at most 6, and for the
-// others at most twice what Postfix takes).
+// same file in the same run: of-scanner is how many times as fast the bare scanner is, both in CPU time (wanted: at most 6, and
+// for the others at most twice what Postfix takes). Events are scored by the batch, as replay does it.
 func BenchmarkParseScore(b *testing.B) {
 	const lines, sources = 50_000, 50_000
 	for _, m := range []struct {
@@ -87,7 +99,7 @@ func BenchmarkParseScore(b *testing.B) {
 				b.Fatal(err)
 			}
 			p, s := maillog.New(maillog.Options{Traps: traps, Recipients: true}), New(DefaultConfig())
-			var e maillog.Event
+			batch := make([]maillog.Event, 256)
 			buf := make([]byte, 64<<10)
 			scanner := func() *bufio.Scanner {
 				if _, err := disk.Seek(0, io.SeekStart); err != nil {
@@ -98,14 +110,24 @@ func BenchmarkParseScore(b *testing.B) {
 				return in
 			}
 			score := func(n int) (events int) {
+				k := 0
+				judge := func() {
+					for i := range batch[:k] {
+						s.Observe(&batch[i], t0)
+					}
+					events += k
+					k = 0
+				}
 				for n > 0 {
 					for in := scanner(); n > 0 && in.Scan(); n-- {
-						if p.Parse(in.Bytes(), t0, &e) {
-							s.Observe(&e, t0)
-							events++
+						if p.Parse(in.Bytes(), t0, &batch[k]) {
+							if k++; k == len(batch) {
+								judge()
+							}
 						}
 					}
 				}
+				judge()
 				return events
 			}
 			bare := func(n int) {
@@ -120,17 +142,19 @@ func BenchmarkParseScore(b *testing.B) {
 			b.SetBytes(int64(len(file) / lines))
 			b.ReportAllocs()
 			// In turns, so that what else the machine does hits both alike.
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
 			var ours, theirs time.Duration
 			b.ResetTimer()
 			for left := b.N; left > 0; left -= lines {
 				n := min(left, lines)
-				began := time.Now()
+				began := threadTime(b)
 				score(n)
-				ours += time.Since(began)
+				ours += threadTime(b) - began
 				b.StopTimer()
-				began = time.Now()
+				began = threadTime(b)
 				bare(n)
-				theirs += time.Since(began)
+				theirs += threadTime(b) - began
 				b.StartTimer()
 			}
 			b.ReportMetric(float64(b.N)/ours.Seconds(), "lines/s")

@@ -3,6 +3,7 @@ package verdict
 import (
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"slices"
 	"time"
@@ -39,6 +40,7 @@ type shareHour struct {
 	n     int
 	last  int // where the previous message was counted
 	keys  [shareKeys]key
+	marks [shareKeys]uint8 // a byte of each key: most are told apart by it
 	got   [shareKeys]uint32
 
 	// Nobody in front of from has as few as floor, and nobody at all fewer; 0 is not known. Counts only grow.
@@ -48,13 +50,24 @@ type shareHour struct {
 
 // find is the place of a key, or -1.
 func (h *shareHour) find(k key) int {
-	for i := range h.keys[:h.n] {
-		if h.keys[i].hi == k.hi && h.keys[i].lo == k.lo {
-			return i
+	m := uint64(k.mark()) * bytesOnes
+	for at := 0; at < h.n; at += 8 {
+		w := binary.LittleEndian.Uint64(h.marks[at:at+8]) ^ m
+		for z := (w - bytesOnes) &^ w & (0x80 * bytesOnes); z != 0; z &= z - 1 {
+			if i := at + bits.TrailingZeros64(z)/8; i < h.n && h.keys[i] == k {
+				return i
+			}
 		}
 	}
 	return -1
 }
+
+const bytesOnes = 0x0101010101010101
+
+func (k key) mark() uint8 { return uint8((k.hi ^ k.lo) * 0x9e3779b97f4a7c15 >> 56) }
+
+// put gives a place to a key.
+func (h *shareHour) put(i int, k key) { h.keys[i], h.marks[i] = k, k.mark() }
 
 // smallest is the first place with the smallest count.
 func (h *shareHour) smallest() int {
@@ -104,7 +117,7 @@ func (s *share) add(k key, n uint32, at, now uint32) {
 		} else {
 			i = h.smallest() // gives up its place and its count
 		}
-		h.keys[i] = k
+		h.put(i, k)
 	}
 	h.got[i] += n
 	h.last = i
@@ -230,7 +243,8 @@ func (s *Scorer) loadShare(i byte, b []byte) error {
 		if n := le.Uint32(b[16:]); n == 0 || s.key(s.prefix(k).Addr()) != k || slices.Contains(h.keys[:h.n], k) {
 			return fmt.Errorf("%w: an hour of accepted mail names no source", errRecord)
 		}
-		h.keys[h.n], h.got[h.n] = k, le.Uint32(b[16:])
+		h.put(h.n, k)
+		h.got[h.n] = le.Uint32(b[16:])
 		sum += uint64(h.got[h.n])
 		h.n++
 	}

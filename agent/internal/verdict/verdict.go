@@ -658,6 +658,9 @@ func (s *Scorer) observe(e *maillog.Event, now time.Time, v *Verdict) bool {
 		}
 		r.offend(causeOf(k), weight*float64(n)*worth, count)
 	}
+	if nowSec < r.until && r.flags&flagHeld == 0 && (r.flags&flagAll != 0 || k != maillog.AuthFailure) && s.reached(before) {
+		return false // blocked already, and judge would find nothing new
+	}
 	return s.judge(slot, key, r, c, k, before, at, nowSec, now, v)
 }
 
