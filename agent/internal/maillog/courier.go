@@ -209,7 +209,7 @@ func courierReply(b []byte) Kind {
 		return AuthFailure
 	case within(text, "relay"):
 		return RelayDenied
-	case within(text, "user") && within(text, "unknown"), within(text, "no such user"):
+	case within(text, "user") && within(text, "unknown"), nobody(text, rc.hard):
 		return UnknownRecipient
 	case within(text, "spamhaus"), within(text, "blacklist"), within(text, "blocklist"), within(text, "dnsbl"), within(text, "rbl"), within(text, "http:"), within(text, "https:"):
 		return listing(text)

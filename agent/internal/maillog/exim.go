@@ -419,10 +419,9 @@ func eximText(text []byte, hard bool) Kind {
 		return Other
 	case within(text, "callout"), ours(text) && len(text) > 0:
 		return Other
-	case within(text, "user unknown"), within(text, "unknown user"), within(text, "no such user"), within(text, "unrouteable address"),
-		within(text, "unrouteable mail"), within(text, "no such recipient"), within(text, "mailbox does not exist"):
+	case within(text, "unrouteable address"), within(text, "unrouteable mail"), nobody(text, true):
 		return UnknownRecipient
-	case has(text, "relay not permitted"), within(text, "relaying denied"), within(text, "relay access denied"), within(text, "relaying not permitted"),
+	case has(text, "relay not permitted"), within(text, "relaying denied"), within(text, "relay access denied"), within(text, "relaying not permitted"), within(text, "relay attempt"),
 		within(text, "smtp auth is required"):
 		return RelayDenied
 	case within(text, "listed at "), within(text, "listed in "), within(text, "black list"), within(text, "blacklist"), within(text, "blocklist"), within(text, "in an rbl"),

@@ -252,7 +252,7 @@ func failedCommand(command, result []byte) Kind {
 		return listing(text)
 	case within(text, "relay"):
 		return RelayDenied
-	case within(text, "user unknown"), within(text, "unknown user"), within(text, "no such user"):
+	case nobody(text, true):
 		return UnknownRecipient
 	case rc.hard && spammy(text):
 		return SpamReject

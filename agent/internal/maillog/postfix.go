@@ -80,7 +80,7 @@ func (e *Event) set(k Kind, b []byte) (rest []byte, ok bool) {
 // tail is set for the shapes where the client is followed by a fixed byte or nothing.
 func (e *Event) tail(k Kind, b []byte, next byte) bool {
 	rest, ok := e.set(k, b)
-	return ok && (len(rest) == 0 || next != 0 && rest[0] == next)
+	return ok && (len(rest) == 0 || next != 0 && rest[0] == next || len(bytes.TrimRight(rest, " ")) == 0)
 }
 
 // smtpd reads the lines of the SMTP server. Everything up to the client is written by Postfix, except in the two ETRN
@@ -115,6 +115,10 @@ func (p *Parser) smtpd(h *header, e *Event) bool {
 	case 'b':
 		if b, ok := cut(m, "bare <LF> received after "); ok {
 			return e.after(ProtocolError, b, ':')
+		}
+	case 'r':
+		if b, ok := cut(m, "reject: RCPT from "); ok { // Postfix 1 wrote no NOQUEUE
+			return p.acted(nil, b, true, false, e)
 		}
 	case 'S':
 		if b, ok := cut(m, "SSL_accept error from "); ok {
@@ -427,12 +431,33 @@ func (p *Parser) smtpdWarning(b []byte, e *Event) bool {
 	if _, c, ok := queueID(b); ok {
 		return bdatWarning(c, e)
 	}
+	if isDigit(b[0]) || b[0] == ':' {
+		if notItsName(b, e) {
+			return true
+		}
+	}
 	rest, ok := e.set(AuthFailure, b)
 	if !ok {
 		return false
 	}
+	if c, ok := cut(rest, " sent "); ok { // before 2.9
+		e.Kind = ProtocolError
+		return has(c, "non-SMTP command: ") || has(c, "message header instead of SMTP command: ")
+	}
 	rest, ok = cut(rest, ": SASL ")
 	return ok && p.sasl(rest, e)
+}
+
+// notItsName reads "IP: {hostname NAME verification failed: why|address not listed for hostname NAME}", of Postfix before 2.8.
+func notItsName(b []byte, e *Event) bool {
+	i := bytes.Index(b[:min(len(b), 64)], []byte(": "))
+	if i < 0 {
+		return false
+	}
+	a, ok := parseAddr(b[:i])
+	b = b[i+2:]
+	e.Kind, e.Source = NoRDNS, a
+	return ok && (has(b, "hostname ") || has(b, "address not listed for hostname "))
 }
 
 // limitExceeded reads "{WHAT} limit exceeded: N from " of the warnings about anvil's limits.
@@ -698,7 +723,7 @@ func contentReject(b []byte, e *Event) bool {
 	}
 	mark := []byte("; from=<")
 	i := bytes.Index(b, mark)
-	if i < 0 || bytes.LastIndex(b, mark) != i {
+	if i < 0 || i > 560 || bytes.LastIndex(b, mark) != i { // TEXT has 200 bytes at most: farther behind it is not Postfix's
 		return false
 	}
 	head, after := b[:i], b[i+len(mark):]

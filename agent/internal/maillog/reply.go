@@ -75,8 +75,7 @@ func unclear(rc replyCode, text []byte) Kind {
 // recipient tells a mailbox that does not exist from one that may not or cannot take mail now.
 func recipient(why []byte, rc replyCode) Kind {
 	switch {
-	case has(why, "undeliverable address: "), within(why, "user unknown"), within(why, "unknown user"),
-		within(why, "no such user"):
+	case has(why, "undeliverable address: "), nobody(why, rc.hard):
 		return UnknownRecipient
 	case has(why, "Relay access denied"):
 		return RelayDenied
@@ -84,6 +83,24 @@ func recipient(why []byte, rc replyCode) Kind {
 		return UnknownRecipient // RFC 3463: X.1.1 bad destination mailbox address, in whatever words
 	}
 	return Other
+}
+
+// nobody says that the words of a policy or of an administrator are about a recipient that there is not. The first three are
+// believed with a temporary code too.
+func nobody(text []byte, hard bool) bool {
+	for i, words := range [...]string{
+		"user unknown", "unknown user", "no such user",
+		"recipient address unknown", "unknown recipient", "recipient unknown", "invalid recipient", "no such recipient", "no such address",
+		"no such mailbox", "no mailbox here", "mailbox not found", "user not found", "mailbox does not exist", "user does not exist",
+		"user doesn't exist", "recipient does not exist", "account does not exist",
+	} {
+		if i < 3 || hard {
+			if within(text, words) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // ours says that the reason lies with us or with the mailbox, not with the client. These texts come with several codes.

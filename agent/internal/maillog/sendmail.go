@@ -256,7 +256,7 @@ func sendmailText(rc replyCode, text []byte) Kind {
 	case within(text, "listed at"), within(text, "blacklist"), within(text, "blocklist"), within(text, "rbl"), within(text, "dnsbl"), within(text, "see http"),
 		within(text, "spamhaus"):
 		return listing(text)
-	case within(text, "user unknown"), within(text, "unknown user"):
+	case nobody(text, true):
 		return UnknownRecipient
 	case within(text, "reverse dns"):
 		return NoRDNS
