@@ -33,7 +33,7 @@ give_back = @if [ -n "$$SUDO_UID" ]; then chown -R "$$SUDO_UID:$$SUDO_GID" $(1);
 
 # What status and peers show; without git it is (devel).
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
-ldflags = -ldflags '-X main.built=$(VERSION)'
+ldflags = -ldflags '-X github.com/mxshield/mxshield/agent/control.built=$(VERSION)'
 
 build: go ## build bin/mxshield-agent and bin/mxshieldctl
 	CGO_ENABLED=0 "$(GO)" build -trimpath $(ldflags) -o bin/mxshield-agent ./agent

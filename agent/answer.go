@@ -41,7 +41,7 @@ func (d *daemon) Status() control.Status {
 func (d *daemon) figures() control.Status {
 	now := time.Now()
 	s := control.Status{
-		Version: version(), Node: d.node, PID: os.Getpid(), Started: d.started.UTC(), Now: now.UTC(), DryRun: d.cfg.DryRun,
+		Version: control.Version(), Node: d.node, PID: os.Getpid(), Started: d.started.UTC(), Now: now.UTC(), DryRun: d.cfg.DryRun,
 		Interfaces: []control.Interface{}, Packets: map[string]uint64{}, Events: map[string]uint64{},
 		EventsByMTA: map[string]map[string]uint64{}, Made: map[string]uint64{}, Metrics: d.metricsAt(),
 		Ports:  control.Ports{MX: d.cfg.MXPorts, Submission: d.cfg.SubmissionPorts},

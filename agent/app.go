@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"runtime/debug"
 
 	"github.com/urfave/cli/v2"
 
@@ -57,7 +56,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return serve(x.Context, cfg, reloader(path, named), log)
 	}
 	app := &cli.App{
-		Name: "mxshield-agent", Usage: "the daemon of mxshield: log lines in, blocks out", Version: version(),
+		Name: "mxshield-agent", Usage: "the daemon of mxshield: log lines in, blocks out", Version: control.Version(),
 		Description: "All settings have defaults; the package documentation of agent/internal/config and README.md list the keys.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "config", Value: config.DefaultPath, Usage: "YAML `FILE`"},
@@ -149,19 +148,6 @@ func journalStyle(groups []string, a slog.Attr) slog.Attr {
 		return slog.Attr{}
 	}
 	return a
-}
-
-// built is the version, which the Makefile sets.
-var built string
-
-func version() string {
-	if built != "" {
-		return built
-	}
-	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
-		return b.Main.Version
-	}
-	return "(devel)"
 }
 
 // reloader reads the config again, for SIGHUP.

@@ -189,7 +189,7 @@ func (d *daemon) keepGossip(ctx context.Context) error {
 	c := d.cfg.Cluster
 	o := gossip.Options{
 		Name: c.Name, Bind: c.Bind, Advertise: c.Advertise, Peers: c.Peers, KeyFile: c.KeyFile, Label: c.Label,
-		Version: version(), Log: d.log, Wire: gossip.Wire{Min: replica.WireMin, Max: replica.WireVersion},
+		Version: control.Version(), Log: d.log, Wire: gossip.Wire{Min: replica.WireMin, Max: replica.WireVersion},
 		Handler: d.replica.Receive, Digest: d.replica.Digest, Merge: d.replica.Receive,
 		Join: func(string) { d.peersChanged() }, Leave: func(string, bool) { d.peersChanged() },
 	}

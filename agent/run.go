@@ -201,7 +201,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	go func() { d.commitUntil(ctx); close(committed) }()
 
 	d.notify(sdnotify.Ready)
-	log.Info("running", "node", d.node, "version", version(), "blocks", d.table.Count(time.Now()).Blocks, "dry_run", cfg.DryRun)
+	log.Info("running", "node", d.node, "version", control.Version(), "blocks", d.table.Count(time.Now()).Blocks, "dry_run", cfg.DryRun)
 	select {
 	case <-ctx.Done():
 	case err = <-failed:

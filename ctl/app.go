@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -70,7 +69,7 @@ func (c *ctl) app() *cli.App {
 	app := &cli.App{
 		Name:            "mxshieldctl",
 		Usage:           "list, explain and undo the blocks of mxshield",
-		Version:         version(),
+		Version:         control.Version(),
 		HideHelpCommand: false,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "socket", Value: control.DefaultSocket, Usage: "control socket of the agent", EnvVars: []string{"MXSHIELD_SOCKET"}},
@@ -209,17 +208,4 @@ func args(x *cli.Context, min, max int, form string) error {
 		return &usageError{fmt.Sprintf("usage: mxshieldctl %s", form), helpOf(x)}
 	}
 	return nil
-}
-
-// built is the version, which the Makefile sets.
-var built string
-
-func version() string {
-	if built != "" {
-		return built
-	}
-	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
-		return b.Main.Version
-	}
-	return "(devel)"
 }

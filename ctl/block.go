@@ -25,16 +25,7 @@ func (c *ctl) blockCommands() []*cli.Command {
 			Name: "block", Usage: "block an address or CIDR", ArgsUsage: "PREFIX",
 			Description: "A bare IPv6 address blocks itself only; append /64 for the network. The default time is block.for of the config.",
 			Flags:       []cli.Flag{forFlag, reasonFlag},
-			Action: func(x *cli.Context) error {
-				if err := args(x, 1, 1, "block PREFIX [--for D] [--reason TEXT]"); err != nil {
-					return err
-				}
-				p, err := c.addresses(x.Context, "block", x.Args().Slice())
-				if err != nil {
-					return err
-				}
-				return c.change(x, "/v1/block", control.BlockRequest{Prefix: p[0], For: x.String("for"), Reason: x.String("reason")})
-			},
+			Action:      func(x *cli.Context) error { return c.enter(x, "block", "/v1/block") },
 		},
 		{
 			Name: "unblock", Usage: "end all blocks of addresses or CIDRs, on all nodes, and hold them against automatic blocks", ArgsUsage: "PREFIX...",
@@ -57,22 +48,25 @@ func (c *ctl) blockCommands() []*cli.Command {
 	}
 }
 
+// enter makes an entry for a prefix.
+func (c *ctl) enter(x *cli.Context, command, path string) error {
+	if err := args(x, 1, 1, command+" PREFIX [--for D] [--reason TEXT]"); err != nil {
+		return err
+	}
+	p, err := c.addresses(x.Context, command, x.Args().Slice())
+	if err != nil {
+		return err
+	}
+	return c.change(x, path, control.BlockRequest{Prefix: p[0], For: x.String("for"), Reason: x.String("reason")})
+}
+
 func (c *ctl) allowCommands() []*cli.Command {
 	return []*cli.Command{{
 		Name: "allow", Usage: "prefixes that are never blocked automatically",
 		Subcommands: []*cli.Command{
 			{
 				Name: "add", Usage: "allow an address or CIDR", ArgsUsage: "PREFIX", Flags: []cli.Flag{forFlag, reasonFlag},
-				Action: func(x *cli.Context) error {
-					if err := args(x, 1, 1, "allow add PREFIX [--for D] [--reason TEXT]"); err != nil {
-						return err
-					}
-					p, err := c.addresses(x.Context, "allow add", x.Args().Slice())
-					if err != nil {
-						return err
-					}
-					return c.change(x, "/v1/allow", control.BlockRequest{Prefix: p[0], For: x.String("for"), Reason: x.String("reason")})
-				},
+				Action: func(x *cli.Context) error { return c.enter(x, "allow add", "/v1/allow") },
 			},
 			{
 				Name: "remove", Usage: "take an allow back", ArgsUsage: "PREFIX",

@@ -51,6 +51,7 @@ func (c *ctl) listCommands() []*cli.Command {
 				if err := c.client.Get(x.Context, "/v1/list", q, &l); err != nil {
 					return err
 				}
+				whole := len(l.Entries) == l.Total
 				if less != nil {
 					slices.SortStableFunc(l.Entries, less)
 					if limit > 0 && limit < len(l.Entries) {
@@ -58,7 +59,16 @@ func (c *ctl) listCommands() []*cli.Command {
 					}
 				}
 				filtered := x.NArg() > 0 || x.IsSet("cause") || x.IsSet("origin")
-				return c.show(l, func() { c.list(&l, x.Bool("all"), filtered) })
+				return c.show(l, func() {
+					c.list(&l, x.Bool("all"), filtered)
+					n := l.Total - len(l.Entries)
+					switch {
+					case n > 0 && !whole && (less != nil || limit == 0): // there are more than the agent gives at once
+						fmt.Fprintf(c.out, "%d more, of which the oldest were not looked at; a PREFIX, --cause or --origin makes them fewer\n", n)
+					case n > 0:
+						fmt.Fprintf(c.out, "%d more; --limit 0 lists all\n", n)
+					}
+				})
 			},
 		},
 		{
@@ -125,9 +135,6 @@ func (c *ctl) list(l *control.List, all, filtered bool) {
 		fmt.Fprintln(w)
 	}
 	w.Flush()
-	if n := l.Total - len(l.Entries); n > 0 {
-		fmt.Fprintf(c.out, "%d more; --limit 0 lists all\n", n)
-	}
 }
 
 // maxAlso bounds how many further entries why names.
