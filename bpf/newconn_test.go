@@ -240,7 +240,8 @@ func TestHoldOnTheWire(t *testing.T) {
 		})
 	}()
 	must(t, st.s.HoldAlive(time.Now().Add(10*time.Second), time.Now().Add(10*time.Second)))
-	if n := st.connects(t, honestIP); n != 1 {
+	// Two, if the machine is so busy that the first was seen a tenth of a second late.
+	if n := st.connects(t, honestIP); n < 1 || n > 2 {
 		t.Errorf("a new source sent %d SYNs again", n)
 	}
 	eventually(t, "the agent is told", func() bool { return told.Load() == 1 })
@@ -270,7 +271,7 @@ func TestHoldOnTheWire(t *testing.T) {
 	for range 3 {
 		for _, src := range []string{honestIP, honestIP2, otherIP} {
 			must(t, st.s.HoldAlive(time.Now().Add(10*time.Second), time.Now().Add(10*time.Second)))
-			if n := st.connects(t, src); n > 1 || n == 1 && src == honestIP {
+			if n := st.connects(t, src); n > 2 || n > 0 && src == honestIP {
 				t.Errorf("%s sent %d SYNs again", src, n)
 			}
 		}
