@@ -744,12 +744,16 @@ func (d *daemon) commit() error {
 	n := &d.batch
 	n.Entries = append(b.Entries, n.Entries...)
 	n.Audit = append(b.Audit, n.Audit...)
+	n.Audit = n.Audit[max(0, len(n.Audit)-maxUnsaved):] // a disk may stay full for days
 	n.Scores = under(b.Scores, n.Scores)
 	n.Marks = under(b.Marks, n.Marks)
 	n.Extra = under(b.Extra, n.Extra)
 	n.Evidence = under(b.Evidence, n.Evidence)
 	return err
 }
+
+// maxUnsaved is how many lines of the audit trail wait for a disk that takes them: not more than the store keeps.
+const maxUnsaved = 100_000
 
 // under lays the newer values over the older ones.
 func under[K comparable](older, newer map[K][]byte) map[K][]byte {

@@ -42,16 +42,22 @@ func TestAgentChild(t *testing.T) {
 
 // agentProcess is a dry run in a process of its own.
 type agentProcess struct {
-	t    *testing.T
-	dir  string
-	cmd  *exec.Cmd
-	said lastLines
+	t     *testing.T
+	dir   string
+	state string
+	cmd   *exec.Cmd
+	said  lastLines
 }
 
 func startAgent(t *testing.T, dir, logs string) *agentProcess {
 	t.Helper()
+	return startAgentAt(t, dir, filepath.Join(dir, "state.db"), logs)
+}
+
+func startAgentAt(t *testing.T, dir, state, logs string) *agentProcess {
+	t.Helper()
 	conf := filepath.Join(dir, "conf.yaml")
-	text := fmt.Sprintf("logs:\n%sdry_run: true\nweights: {unknown_recipient: 2, auth_failure: 2}\nstate: %s/state.db\nsocket: %s/sock\npins: %s/pins\n", logs, dir, dir, dir)
+	text := fmt.Sprintf("logs:\n%sdry_run: true\nweights: {unknown_recipient: 2, auth_failure: 2}\nstate: %s\nsocket: %s/sock\npins: %s/pins\n", logs, state, dir, dir)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +65,7 @@ func startAgent(t *testing.T, dir, logs string) *agentProcess {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &agentProcess{t: t, dir: dir, cmd: exec.Command(self, "-test.run=^TestAgentChild$", "-test.timeout=0")}
+	a := &agentProcess{t: t, dir: dir, state: state, cmd: exec.Command(self, "-test.run=^TestAgentChild$", "-test.timeout=0")}
 	a.cmd.Env = append(os.Environ(), "AGENT_TEST_RUN="+conf)
 	a.cmd.Stdout, a.cmd.Stderr = &a.said, &a.said
 	if err := a.cmd.Start(); err != nil {
@@ -247,43 +253,45 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 	cancel()
 	writer.Wait()
-	h.turn = false // a log that is rotated away and not made again is read on when it is
-	// The last line of each log is of a source of its own: when it is known, all lines before it are.
-	last := []netip.Addr{netip.MustParseAddr("109.0.0.1"), netip.MustParseAddr("109.0.0.2")}
-	if wrote == nil {
-		wrote = h.write("mail.log", fmt.Sprintf("postfix/postscreen[7]: PREGREET 11 after 0.07 from [%s]:4711: EHLO User", last[0]))
-	}
-	if wrote == nil {
-		wrote = h.write("dovecot.log", fmt.Sprintf("dovecot: auth: passwd-file(last@example.org,%s): Password mismatch", last[1]))
-	}
-	for _, f := range h.files {
-		if f != nil {
-			f.Close()
-		}
-	}
 	if wrote != nil {
 		t.Fatal(wrote)
 	}
-
 	a := startAgent(t, dir, inputs)
-	a.awaitStatus("at the end of both logs", func(*control.Status) bool {
-		return !slices.ContainsFunc(last, func(x netip.Addr) bool {
-			var w control.Why
-			err := control.NewClient(filepath.Join(dir, "sock"), 5*time.Second).Get(t.Context(), "/v1/why", url.Values{"prefix": {x.String()}}, &w)
-			return err != nil || w.Known == nil
-		})
-	})
-	s := a.awaitStatus("running", func(*control.Status) bool { return true })
-	if len(s.Inputs) != 3 {
-		t.Fatalf("inputs %+v", s.Inputs)
-	}
+	s := a.awaitStatus("running", func(s *control.Status) bool { return len(s.Inputs) == 3 })
 	if i := s.Inputs[1]; i.Of != s.Inputs[0].ID || i.ID != "file:"+filepath.Join(logs, "dovecot.log") {
 		t.Errorf("inputs %+v", s.Inputs)
 	}
+	h.finish(t, a)
+}
+
+// finish waits until the agent has read all, ends it, and compares what it has saved with one clean pass.
+func (h *busyHost) finish(t *testing.T, a *agentProcess) {
+	t.Helper()
+	h.turn = false
+	// The last line of each log is of a source of its own: when it is known, all lines before it are.
+	last := []netip.Addr{netip.MustParseAddr("109.0.0.1"), netip.MustParseAddr("109.0.0.2")}
+	err := h.write("mail.log", fmt.Sprintf("postfix/postscreen[7]: PREGREET 11 after 0.07 from [%s]:4711: EHLO User", last[0]))
+	if err == nil {
+		err = h.write("dovecot.log", fmt.Sprintf("dovecot: auth: passwd-file(last@example.org,%s): Password mismatch", last[1]))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for log, f := range h.files {
+		f.Close()
+		delete(h.files, log)
+	}
+	a.awaitStatus("at the end of both logs", func(*control.Status) bool {
+		return !slices.ContainsFunc(last, func(x netip.Addr) bool {
+			var w control.Why
+			err := control.NewClient(filepath.Join(a.dir, "sock"), 5*time.Second).Get(t.Context(), "/v1/why", url.Values{"prefix": {x.String()}}, &w)
+			return err != nil || w.Known == nil
+		})
+	})
 	if err := a.end(syscall.SIGTERM); err != nil {
 		t.Fatalf("%v\n%s", err, a.said.b)
 	}
-	compare(t, filepath.Join(dir, "state.db"), h)
+	compare(t, a.state, h)
 }
 
 // compare compares the scores of a state file with those of one clean pass.
