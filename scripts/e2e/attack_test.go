@@ -6,6 +6,8 @@ import (
 	"context"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -224,6 +226,95 @@ func TestRotation(t *testing.T) {
 	}
 	r.awaitLines()
 	for _, a := range light {
+		r.eventually(a.String()+" is known", func() bool { w := r.why(a); return counted(w, "unknown_recipient") >= 7 })
+		if w := r.why(a); counted(w, "unknown_recipient") != 7 {
+			t.Errorf("%s: %d", a, counted(w, "unknown_recipient"))
+		}
+	}
+}
+
+// TestLogrotate: the real logrotate in its usual forms, with a live Postfix and the agent up, killed or down. No line is lost
+// or counted twice.
+func TestLogrotate(t *testing.T) {
+	r := newRig(t, lab.Options{}, "")
+	p, ok := r.mta.(*lab.Postfix)
+	if !ok {
+		t.Skip("skipped: no Postfix")
+	}
+	root, err := lab.Root(t.Context(), lab.CacheDir(), lab.KindLogrotate, func(s string) { t.Log(s) })
+	if err != nil {
+		t.Skip("skipped: no logrotate: ", err)
+	}
+	rotate := func(directives string) {
+		t.Helper()
+		if err := lab.Logrotate(t.Context(), root, filepath.Dir(p.LogPath()), directives); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(directives, "copytruncate") {
+			return
+		}
+		if _, err := p.Run("postfix", "reload"); err != nil { // the postrotate script
+			t.Fatal(err)
+		}
+	}
+	sources := lab.Sources(lab.Attack4, 160)
+	attack := func(n int) (wait func()) {
+		some := sources[:n]
+		sources = sources[n:]
+		done := make(chan []lab.Result, 1)
+		go func() {
+			done <- lab.Swarm(t.Context(), some, 4, func(ctx context.Context, a netip.Addr) lab.Result {
+				return lab.Dictionary(ctx, r.top.Net, a, mx, lab.DictionaryOptions{Talk: brief, Recipients: 7, PerSession: 2, Pause: 20 * time.Millisecond})
+			})
+		}()
+		return func() {
+			t.Helper()
+			for _, x := range <-done {
+				if x.Rejected != 7 {
+					t.Errorf("a source saw %d refusals, want 7", x.Rejected)
+				}
+			}
+		}
+	}
+	all := slices.Clone(sources)
+	r.start()
+
+	wait := attack(30) // in the midst of it, twice
+	rotate("create")
+	rotate("create")
+	wait()
+	saved := func() {
+		t.Helper()
+		r.awaitLines()
+		if code := r.stop(); code != 0 {
+			t.Fatalf("exit %d", code)
+		}
+		r.start()
+	}
+	saved()           // a file that logrotate compresses before it was read is lost
+	wait = attack(30) // the agent is killed in between
+	rotate("compress\n\tdelaycompress")
+	r.kill()
+	rotate("dateext\n\tdateformat -%Y%m%d-%s")
+	r.start()
+	wait()
+	saved()
+	rotate("compress\n\tdelaycompress")
+	attack(20)()
+	// What is written between logrotate's copy and its truncate is in no file: the log is quiet meanwhile.
+	r.awaitLines()
+	rotate("copytruncate")
+	attack(20)()
+	r.awaitLines()
+	r.kill()
+	attack(20)() // unread, and only in the copy
+	rotate("copytruncate")
+	attack(20)()
+	rotate("copytruncate")
+	attack(20)()
+	r.start()
+	r.awaitLines()
+	for _, a := range all {
 		r.eventually(a.String()+" is known", func() bool { w := r.why(a); return counted(w, "unknown_recipient") >= 7 })
 		if w := r.why(a); counted(w, "unknown_recipient") != 7 {
 			t.Errorf("%s: %d", a, counted(w, "unknown_recipient"))

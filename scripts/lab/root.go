@@ -40,6 +40,7 @@ const (
 	KindFail2ban  Kind = "fail2ban"  // fail2ban and its Python
 	KindDNS       Kind = "dns"       // unbound and rbldnsd
 	KindFilters   Kind = "filters"   // nft, ipset, iptables and xdp-filter
+	KindLogrotate Kind = "logrotate"
 
 	// The same from a newer release, on Debian only; see otherSuites.
 	KindDovecot24  Kind = "dovecot24"  // Dovecot 2.4, whose configuration and log are others
@@ -75,6 +76,7 @@ var rootPackages = map[Kind][]string{
 	KindFail2ban:   {"fail2ban", "python3", "python3-pyinotify"},
 	KindDNS:        {"unbound", "rbldnsd"},
 	KindFilters:    {"nftables", "ipset", "iptables", "xdp-tools"},
+	KindLogrotate:  {"logrotate", "gzip"},
 	KindLinux510:   linuxPackages,
 	KindLinux61:    linuxPackages,
 	KindLinux612:   linuxPackages,
