@@ -17,7 +17,9 @@ import (
 
 // openInputs opens what the config names, or else what is found. marks are the checkpoints of the state file.
 func (d *daemon) openInputs(ctx context.Context, marks map[string][]byte) {
-	fo, jo := tail.FileOptions{Log: d.log}, tail.JournalOptions{Log: d.log}
+	stamps := maillog.New(maillog.Options{})
+	pace := tail.NewPace(func(line []byte) (time.Time, bool) { return stamps.Stamp(line, time.Now()) })
+	fo, jo := tail.FileOptions{Pace: pace, Log: d.log}, tail.JournalOptions{Log: d.log}
 	for _, l := range d.cfg.Logs {
 		in := openInput(l, fo, jo, marks)
 		d.inputs = append(d.inputs, in)
@@ -47,7 +49,7 @@ func openInput(l config.Log, fo tail.FileOptions, jo tail.JournalOptions, marks 
 	case l.Stdin:
 		return tail.NewStdin(tail.StdinOptions{Log: fo.Log})
 	case tail.IsGlob(l.File):
-		return tail.NewGlob(l.File, tail.GlobOptions{Marks: marks, Log: fo.Log})
+		return tail.NewGlob(l.File, tail.GlobOptions{File: fo, Marks: marks, Log: fo.Log})
 	}
 	return tail.NewFile(l.File, fo)
 }

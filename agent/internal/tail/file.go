@@ -23,6 +23,7 @@ type FileOptions struct {
 	Back   int64         // bytes of an existing file to read when there is no mark; default 256 MiB
 	Linger time.Duration // how long a rotated file must have been quiet to be given up; default 3 s
 	Poll   time.Duration // look at the file at least this often; default 1 s
+	Pace   *Pace         // with which files to keep in step at the start; default: none
 	Log    *slog.Logger  // default: none
 
 	left func(position) // told where the reading of a rotated file ended
@@ -77,6 +78,9 @@ func NewFile(path string, opts FileOptions) *File {
 	}
 	f := &File{path: filepath.Clean(path), opts: opts}
 	f.board.s = Status{Input: f.ID(), State: Stopped}
+	if opts.Pace != nil {
+		opts.Pace.join(f.ID())
+	}
 	return f
 }
 
@@ -113,9 +117,10 @@ func (f *File) Run(ctx context.Context, markBytes []byte, out chan<- Batch) erro
 		file: f, path: f.path, opts: f.opts, log: f.opts.Log, board: &f.board, id: f.ID(), out: out,
 		chunk: make([]byte, 256<<10),
 		watch: suppressWatch{log: f.opts.Log, input: f.ID()},
-		fresh: true,
+		fresh: true, pace: f.opts.Pace,
 	}
 	defer fo.close()
+	defer fo.ownPace()
 	if err := f.Check(); errors.Is(err, errKind) {
 		fo.board.update(func(s *Status) { s.State, s.LastError = Failed, describe(err) })
 		return err
@@ -169,6 +174,9 @@ type follower struct {
 	news     bool       // pos of some source moved since the last batch
 	truncs   uint64     // cut lines not yet in Status
 	dropped  uint64     // suppressed messages not yet in Status
+
+	pace  *Pace     // until the end was reached for the first time
+	first time.Time // stamp of the first line of the batch, while there is a pace to keep
 
 	live    bool      // the first look is behind us
 	looked  time.Time // when this step began
@@ -240,8 +248,17 @@ func (fo *follower) reopen(ctx context.Context, cause error) error {
 	return cause
 }
 
+// ownPace ends the keeping in step with other files.
+func (fo *follower) ownPace() {
+	if fo.pace != nil {
+		fo.pace.leave(fo.id)
+		fo.pace = nil
+	}
+}
+
 // fail reports a problem that will be tried again.
 func (fo *follower) fail(err error) {
+	fo.ownPace()
 	text := describe(err)
 	if text != fo.problem {
 		var hint string
@@ -256,6 +273,7 @@ func (fo *follower) fail(err error) {
 
 // wait reports that there is nothing to read yet.
 func (fo *follower) wait() {
+	fo.ownPace()
 	if !fo.missing {
 		fo.log.Warn("the log file does not exist; waiting for it", "input", fo.id, "path", fo.path)
 		fo.missing = true
@@ -719,6 +737,18 @@ func (fo *follower) add(ctx context.Context, s *source, line []byte, size int64)
 			return err
 		}
 	}
+	if fo.pace != nil {
+		if t, ok := fo.pace.when(line); ok {
+			if len(fo.ends) > 0 && t.Sub(fo.first) > paceSlack {
+				if err := fo.flush(ctx, false); err != nil {
+					return err
+				}
+			}
+			if len(fo.ends) == 0 {
+				fo.first = t
+			}
+		}
+	}
 	fo.gather.add(line)
 	fo.dropped += fo.watch.line(line, time.Now())
 	if s.done(size) {
@@ -746,14 +776,25 @@ func (fo *follower) flush(ctx context.Context, end bool) error {
 	size := int64(len(fo.buf))
 	lines := fo.take()
 	if fo.nothing() || (len(lines) == 0 && !fo.news && (fo.caughtUp || !end)) {
+		if end {
+			fo.ownPace()
+		}
 		fo.publish(0, lag, end)
 		return nil
 	}
 	fo.publish(0, lag+size, end) // the consumer may take its time
 	b := Batch{Input: fo.id, Lines: lines, Mark: m.encode(), CaughtUp: end, Read: now}
+	if fo.pace != nil {
+		if err := fo.pace.wait(ctx, fo.id, fo.first); err != nil {
+			return err
+		}
+	}
 	select {
 	case fo.out <- b:
 		fo.caughtUp, fo.news = end, false
+		if end {
+			fo.ownPace()
+		}
 		fo.publish(len(lines), lag, end)
 		return nil
 	case <-ctx.Done():
