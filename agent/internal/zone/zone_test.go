@@ -2,10 +2,13 @@ package zone
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -176,6 +179,63 @@ func TestStrangersAreRefused(t *testing.T) {
 	for _, name := range []string{"example.org.", "7.0.18.198.xbl.example.org.", "."} {
 		if r := s.answer(netip.MustParseAddr("127.0.0.9"), new(dns.Msg).SetQuestion(name, dns.TypeA)); r.Rcode != dns.RcodeRefused {
 			t.Errorf("%s: %s", name, dns.RcodeToString[r.Rcode])
+		}
+	}
+}
+
+// TestRubbish throws damaged questions at the sockets, and half of some over TCP: the server goes on answering right ones.
+func TestRubbish(t *testing.T) {
+	s := serve(t, Options{})
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 1))
+	good, err := new(dns.Msg).SetQuestion("7.0.18.198.bl.example.org.", dns.TypeA).SetEdns0(1232, true).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged := func() []byte {
+		b := slices.Clone(good)
+		for range 1 + r.IntN(8) {
+			b[r.IntN(len(b))] = byte(r.Uint32())
+		}
+		switch r.IntN(4) {
+		case 0:
+			b = b[:r.IntN(len(b))]
+		case 1:
+			b = append(b, make([]byte, r.IntN(1400))...)
+		}
+		return b
+	}
+	udp, err := net.Dial("udp", s.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	for i := range 5000 {
+		if _, err := udp.Write(damaged()); err != nil {
+			t.Fatal(err)
+		}
+		if i%50 != 0 {
+			continue
+		}
+		tcp, err := net.Dial("tcp", s.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := damaged()
+		_, _ = tcp.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(b)+r.IntN(3)-1)), b...)) // it may hang up first
+		tcp.Close()
+		for _, network := range []string{"udp", "tcp"} {
+			var a *dns.Msg
+			for range 30 { // a datagram may be lost where so many come
+				c := dns.Client{Net: network, Timeout: 2 * time.Second}
+				if a, _, err = c.Exchange(new(dns.Msg).SetQuestion("7.0.18.198.bl.example.org.", dns.TypeA), s.Addr().String()); err == nil {
+					break
+				}
+			}
+			if err != nil || len(a.Answer) != 1 {
+				t.Fatalf("after %d: %v, %v", i, a, err)
+			}
 		}
 	}
 }
