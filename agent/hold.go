@@ -50,6 +50,7 @@ type holder struct {
 	points  float64
 	gate    holdGate
 	kept    time.Time // when save gave the gate last
+	ended   bool      // nothing is held any more
 	deaf    bool      // the ring cannot be read
 	asking  map[netip.Prefix]struct{}
 	answers map[netip.Prefix]*heldAnswer
@@ -104,7 +105,7 @@ func (h *holder) save() ([]byte, bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := time.Now()
-	if since := now.Sub(h.kept); !h.gate.news || since >= 0 && since < holdSave {
+	if since := now.Sub(h.kept); !h.gate.news || !h.ended && since >= 0 && since < holdSave {
 		return nil, false
 	}
 	b := h.gate.save()
@@ -141,7 +142,12 @@ func heldSource(a netip.Addr) netip.Prefix { return sourcePrefix(a, 64) }
 // keepHold does its part until ctx ends. When it fails, nothing is held, and all the rest goes on.
 func (d *daemon) keepHold(ctx context.Context) {
 	var all sync.WaitGroup
-	defer all.Wait()
+	defer func() {
+		all.Wait()
+		d.hold.mu.Lock()
+		d.hold.ended = true
+		d.hold.mu.Unlock()
+	}()
 	d.tellKnown(ctx)
 	all.Go(func() {
 		err := d.shield.FirstSeen(ctx, func(f bpf.First) { d.first(ctx, &all, f) })

@@ -14,14 +14,7 @@ import (
 // Lookup answers lookup: the table's decision, and what the lists and the DNS say of an address right now.
 func (d *daemon) Lookup(ctx context.Context, a netip.Addr) (control.Lookup, error) {
 	p := netip.PrefixFrom(a, a.BitLen())
-	w, err := d.Why(p)
-	if err != nil {
-		return control.Lookup{}, err
-	}
-	l := control.Lookup{
-		Address: a, Node: d.node, Now: time.Now().UTC(), Decision: w.Decision, Words: w.Words, Lists: []control.ListAnswer{},
-		Threshold: d.cfg.Block.Threshold, Warnings: w.Warnings,
-	}
+	l := control.Lookup{Address: a, Node: d.node, Now: time.Now().UTC(), Lists: []control.ListAnswer{}, Threshold: d.cfg.Block.Threshold}
 	named := make(chan struct{})
 	go func() {
 		defer close(named)
@@ -39,6 +32,11 @@ func (d *daemon) Lookup(ctx context.Context, a netip.Addr) (control.Lookup, erro
 		}
 	}
 	<-named
+	w, err := d.Why(p) // last: names that were learned just now may allow it
+	if err != nil {
+		return control.Lookup{}, err
+	}
+	l.Decision, l.Words, l.Warnings = w.Decision, w.Words, w.Warnings
 	switch {
 	case !d.listed():
 		l.Warnings = append(l.Warnings, "there are no DNS lists in the config (dns.lists)")

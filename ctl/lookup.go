@@ -152,7 +152,7 @@ func (c *ctl) lookup(l *control.Lookup) {
 			if r.Words != "" {
 				t += " (" + r.Words + ")"
 			}
-			t += fmt.Sprintf(", %+g points", r.Points)
+			t += ", " + points(r.Points)
 		}
 		p("list", "%s", t)
 		if r.TXT != "" {
@@ -163,11 +163,18 @@ func (c *ctl) lookup(l *control.Lookup) {
 		}
 	}
 	if len(l.Lists) > 0 {
-		p("sum", "%+g points of the %g that block", l.Sum, l.Threshold)
+		p("sum", "%s of the %g that block", points(l.Sum), l.Threshold)
 	}
 	for _, w := range l.Warnings {
 		p("note", "%s", w)
 	}
+}
+
+func points(n float64) string {
+	if n == 0 {
+		return "0 points"
+	}
+	return fmt.Sprintf("%+g points", n)
 }
 
 // plain is a name as it stands if it is harmless, else quoted: others wrote it.

@@ -319,9 +319,9 @@ func (s *Server) Handler() http.Handler {
 
 // lookup asks others, which takes time: few at once.
 func (s *Server) lookup(r *http.Request) (any, error) {
-	p, err := parsePrefix(r.URL.Query().Get("address"))
+	p, err := block.ParsePrefix(r.URL.Query().Get("address"))
 	if err != nil {
-		return nil, err
+		return nil, bad(err.Error(), "lookup takes one address; those of a name are what `dig +short NAME` says")
 	}
 	if !p.IsSingleIP() {
 		return nil, bad(p.String()+" is no single address", "look up one address of it")

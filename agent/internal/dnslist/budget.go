@@ -56,13 +56,13 @@ func (e *Engine) load(saved []byte) {
 	}
 }
 
-// Save returns what is to be kept over a restart, if it has changed and the last time is long enough ago.
+// Save returns what is to be kept over a restart, if it has changed and the last time is long enough ago, or Run has ended.
 func (e *Engine) Save() ([]byte, bool) {
 	now := e.o.Now()
 	e.mu.Lock()
-	since := now.Sub(e.savedAt)
+	since, ended := now.Sub(e.savedAt), e.ended
 	e.mu.Unlock()
-	if since >= 0 && since < saveEvery {
+	if !ended && since >= 0 && since < saveEvery {
 		return nil, false
 	}
 	f := spentFile{}

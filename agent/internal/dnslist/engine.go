@@ -148,6 +148,7 @@ type Engine struct {
 
 	savedAt time.Time
 	saved   []byte // what Save returned last
+	ended   bool   // Run has
 }
 
 // NewEngine checks the options. It starts nothing.
@@ -277,6 +278,9 @@ func (e *Engine) Run(ctx context.Context) error {
 		}
 	})
 	all.Wait()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ended = true
 	return nil
 }
 

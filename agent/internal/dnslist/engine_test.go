@@ -580,6 +580,18 @@ func TestBudgetKept(t *testing.T) {
 		if _, again := b.Save(); !ok || again || strings.Contains(string(saved), "secret") {
 			t.Errorf("%s", saved)
 		}
+		b.Ask(addr("192.0.2.200"))
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if _, ok := b.Save(); ok {
+			t.Error("it is saved at each query")
+		}
+		b.mu.Lock()
+		b.ended = true // as at the end of Run
+		b.mu.Unlock()
+		if saved, ok = b.Save(); !ok {
+			t.Error("what came last is not saved at the end")
+		}
 		before = left(b)
 	})
 	// Bubbles begin at the same time, so this is the same day.
@@ -764,4 +776,14 @@ func FuzzSpent(f *testing.F) {
 			t.Fatal("it cannot be saved")
 		}
 	})
+}
+
+func TestUnescape(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "", "plain": "plain", `a\"b\\c`: `a"b\c`, `\027[31m\195\169`: "\x1b[31mé", `\`: `\`, `\25`: "25", `\256x`: "256x", `\\027`: `\027`, `x\0`: "x0",
+	} {
+		if got := unescape(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
 }

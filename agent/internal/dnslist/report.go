@@ -3,6 +3,7 @@ package dnslist
 import (
 	"context"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -108,9 +109,28 @@ func (z *zone) txt(ctx context.Context, a netip.Addr) string {
 	var w []string
 	for _, rr := range ans.Records[:min(len(ans.Records), 4)] {
 		if t, ok := rr.(*dns.TXT); ok {
-			w = append(w, strings.Join(t.Txt, ""))
+			w = append(w, unescape(strings.Join(t.Txt, "")))
 		}
 	}
 	s := strings.ToValidUTF8(z.redact(strings.Join(w, "; ")), "?")
 	return s[:min(len(s), 500)]
+}
+
+// unescape undoes the zone file's escapes, in which package dns has texts: \" and \DDD.
+func unescape(s string) string {
+	b := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		if s[i] != '\\' || i+1 == len(s) {
+			b = append(b, s[i])
+			continue
+		}
+		i++
+		if n, err := strconv.ParseUint(s[i:min(i+3, len(s))], 10, 8); err == nil && i+3 <= len(s) {
+			b = append(b, byte(n))
+			i += 2
+			continue
+		}
+		b = append(b, s[i])
+	}
+	return string(b)
 }
