@@ -53,6 +53,7 @@ type replay struct {
 	log    *replayLog
 	// Events on their way, see judge.
 	batch       []maillog.Event
+	one         maillog.Event // where events are only printed
 	full, empty chan []maillog.Event
 
 	scorer  *verdict.Scorer
@@ -183,13 +184,21 @@ func (r *replay) judge() (stop func()) {
 	}
 }
 
-// hand hands an event over. It is not kept.
-func (r *replay) hand(e *maillog.Event) {
+// next is where the next event is to be put, and hand hands it over.
+func (r *replay) next() *maillog.Event {
 	if r.opts.events {
-		r.print(e)
+		return &r.one
+	}
+	n := len(r.batch)
+	return &r.batch[:n+1][n]
+}
+
+func (r *replay) hand() {
+	if r.opts.events {
+		r.print(&r.one)
 		return
 	}
-	if r.batch = append(r.batch, *e); len(r.batch) == batchEvents {
+	if r.batch = r.batch[:len(r.batch)+1]; len(r.batch) == batchEvents {
 		r.full <- r.batch
 		r.batch = <-r.empty
 	}

@@ -198,15 +198,15 @@ func (r *replay) take(l *replayLog, line []byte) {
 		r.log = l
 		r.parser.Switch(l.name, r.opts.mta)
 	}
-	var e maillog.Event
-	if !r.parser.Parse(line, l.ref, &e) {
+	e := r.next()
+	if !r.parser.Parse(line, l.ref, e) {
 		return
 	}
 	if e.Kind == maillog.DNSBLReject && r.opts.trust && listError(line) {
 		e.Kind = maillog.Other
 	}
 	r.found++
-	r.hand(&e)
+	r.hand()
 }
 
 // open opens a log, "-" for standard input; .gz is seen by its first bytes.
