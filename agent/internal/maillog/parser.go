@@ -81,11 +81,21 @@ func roleOf(tag []byte) role {
 }
 
 // tagCache remembers the roles of a few tags: a log has a dozen, and millions of lines with them.
-type tagCache [64]struct {
-	n     uint8 // 0: empty
-	plain bool  // has no bracket, so that what follows one is no part of it
-	text  [30]byte
+type tagCache [64]tagRole
+
+type tagRole struct {
+	n     int  // 0: empty
+	plain bool // has no bracket, so that what follows one is no part of it
 	role  role
+	text  [32]byte
+}
+
+// at is the place of a tag of n bytes, end being the eight bytes in front of what follows it.
+func (c *tagCache) at(end uint64, n int) *tagRole {
+	if n < 8 {
+		end >>= 64 - 8*uint(n)
+	}
+	return &c[(end^uint64(n))*0x9fb21c651e98df25>>58]
 }
 
 func (c *tagCache) role(tag []byte) role {
@@ -93,40 +103,14 @@ func (c *tagCache) role(tag []byte) role {
 	if n < 3 || n > len(c[0].text) {
 		return roleOf(tag)
 	}
-	x := &c[tagPlace(tag)]
+	var end [8]byte
+	copy(end[max(0, 8-n):], tag[max(0, n-8):])
+	x := c.at(load8(end[:], 0), n)
 	if string(x.text[:x.n]) != string(tag) {
-		x.n, x.role, x.plain = uint8(n), roleOf(tag), bytes.IndexByte(tag, '[') < 0
+		x.n, x.role, x.plain = n, roleOf(tag), bytes.IndexByte(tag, '[') < 0
 		copy(x.text[:], tag)
 	}
 	return x.role
-}
-
-// seen is role for a tag that is there, and plain.
-func (c *tagCache) seen(tag []byte) (role, bool) {
-	if len(tag) < 3 {
-		return role{}, false
-	}
-	x := &c[tagPlace(tag)]
-	n := int(x.n)
-	if n != len(tag) || !x.plain {
-		return role{}, false
-	}
-	if t := x.text[:]; n >= 8 && n <= 16 {
-		if load8(t, 0) != load8(tag, 0) || load8(t, n-8) != load8(tag, n-8) {
-			return role{}, false
-		}
-	} else if string(t[:n]) != string(tag) {
-		return role{}, false
-	}
-	return x.role, true
-}
-
-func tagPlace(tag []byte) uint {
-	n := uint(len(tag))
-	if n < 8 {
-		return (n*5 + uint(tag[n-2]) + uint(tag[n-3])<<2) % uint(len(tagCache{}))
-	}
-	return uint((binary.LittleEndian.Uint64(tag[n-8:]) ^ uint64(n)) * 0x9fb21c651e98df25 >> 58)
 }
 
 // hostCache is the last host and its hash.

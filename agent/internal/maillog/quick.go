@@ -60,36 +60,51 @@ func (p *Parser) quick(b []byte, h *header) bool {
 	default:
 		return false
 	}
-	h.stamp = b[:n]
-	host := b[n+1:]
-	if n = c.n; n < 16 { // with the blank behind it
-		if len(host) < 16 || (load8(host, 0)^c.words[0])&c.masks[0]|(load8(host, 8)^c.words[1])&c.masks[1] != 0 {
+	host := n + 1
+	word := host + c.n + 1
+	if word+24 > len(b) {
+		return false
+	}
+	if c.n < 16 { // with the blank behind it
+		if (load8(b, host)^c.words[0])&c.masks[0]|(load8(b, host+8)^c.words[1])&c.masks[1] != 0 {
 			return false
 		}
-	} else if len(host) <= n || host[n] != ' ' || string(host[:n]) != string(c.text[:n]) {
+	} else if b[word-1] != ' ' || string(b[host:word-1]) != string(c.text[:c.n]) {
 		return false
 	}
-	word := host[n+1:]
-	end := blank(word) // of "tag[pid]: "
-	if end < 10 || end+8 > len(word) || word[end-1] != ':' {
-		return false
-	}
-	if m := load8(word, end); m == messageWord || byte(m>>8) == ' ' || byte(m>>8) == '[' {
-		return false
-	}
-	tag := word[:end-1]
-	if word[end-2] == ']' {
-		i := end - 3 - bits.LeadingZeros64(others(load8(word, end-10)))/8
-		if i < end-10 || i == end-3 || word[i] != '[' {
+	end := word // of "tag[pid]:"
+	for {
+		z := zeros(load8(b, end) ^ blanks)
+		if z != 0 {
+			end += bits.TrailingZeros64(z) / 8
+			break
+		}
+		if end += 8; end+8 > len(b) {
 			return false
 		}
-		tag, h.pid = word[:i], word[i+1:end-2]
 	}
-	var ok bool
-	if h.role, ok = p.tags.seen(tag); !ok {
+	if end+8 > len(b) || b[end-1] != ':' {
 		return false
 	}
-	h.host, h.tag, h.msg, h.count, h.seen = host[:n], tag, word[end+1:], 1, true
+	if m := load8(b, end); m == messageWord || byte(m>>8) == ' ' || byte(m>>8) == '[' {
+		return false
+	}
+	tag := end - 1
+	if b[end-2] == ']' {
+		tag = end - 3 - bits.LeadingZeros64(others(load8(b, end-10)))/8
+		if tag < end-10 || tag == end-3 || b[tag] != '[' {
+			return false
+		}
+		h.pid = b[tag+1 : end-2]
+	}
+	if tag-word < 3 {
+		return false
+	}
+	x := p.tags.at(load8(b, tag-8), tag-word)
+	if x.n != tag-word || !x.plain || string(b[word:tag]) != string(x.text[:x.n]) {
+		return false
+	}
+	h.stamp, h.tag, h.msg, h.role, h.count, h.seen = b[:n], b[word:tag], b[end+1:], x.role, 1, true
 	return true
 }
 
