@@ -191,7 +191,7 @@ func (p *Parser) sessionEvent(h *header, what, b []byte, e *Event) bool {
 		if !ok {
 			return false
 		}
-		e.Kind = failedCommand(command, result)
+		p.failed(command, result, e)
 	default:
 		return false
 	}
@@ -213,6 +213,15 @@ func quotedField(b []byte, name string) (value, rest []byte, ok bool) {
 		}
 	}
 	return nil, nil, false
+}
+
+// failed reads a refused command; of RCPT TO:<R> it notes R.
+func (p *Parser) failed(command, result []byte, e *Event) {
+	if e.Kind = failedCommand(command, result); e.Kind == UnknownRecipient {
+		if _, r, ok := bytes.Cut(command, []byte(":<")); ok {
+			e.User = p.recipientHash(upTo(r))
+		}
+	}
 }
 
 // failedCommand says what a refused command was about.
@@ -327,7 +336,7 @@ func (p *Parser) opensmtpd5(h *header, b []byte, e *Event) bool {
 		if c, ok = cut(c, " => "); !ok {
 			return false
 		}
-		e.Kind = failedCommand(command, c)
+		p.failed(command, c, e)
 		return true
 	}
 	// "Accepted message M on session ID: from=<S>, to=<R>, size=N, ndest=N, proto=P"

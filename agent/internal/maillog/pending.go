@@ -144,10 +144,14 @@ func (t *pending) look(key uint64, now int64) *waiting {
 // number is what a table of numbers holds in place of an address. With the mark of a trap the address is never 0.
 func (w *waiting) number() int { return int(binary.LittleEndian.Uint32(w.addr[:])) }
 
-func (t *pending) addNumber(key uint64, n int, trap bool, at int64) {
+// who is the hash that is kept beside a number.
+func (w *waiting) who() uint64 { return binary.LittleEndian.Uint64(w.addr[8:]) }
+
+func (t *pending) addNumber(key uint64, n int, who uint64, trap bool, at int64) {
 	var a [16]byte
 	binary.LittleEndian.PutUint32(a[:], uint32(min(n, 1e6)))
 	a[4] = 1
+	binary.LittleEndian.PutUint64(a[8:], who)
 	t.add(key, netip.AddrFrom16(a), at, trap)
 }
 

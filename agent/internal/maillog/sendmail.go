@@ -41,7 +41,11 @@ func (p *Parser) sendmail(h *header, e *Event) bool {
 		}
 	case 'r':
 		if c, ok := cut(b, "ruleset="); ok {
-			ok = sendmailRuleset(c, e)
+			if ok = sendmailRuleset(c, e); ok && e.Kind == UnknownRecipient {
+				if _, r, rcpt := bytes.Cut(c, []byte("arg1=<")); rcpt {
+					e.User = p.recipientHash(upTo(r))
+				}
+			}
 			if d, rcpt := cut(c, "check_rcpt, arg1=<"); ok && rcpt && p.traps.match(upTo(d)) && p.when(h, e) {
 				p.sendmailTrap(q, 0, e.Time.Unix()) // whether it is a hit the line with the sender tells
 			}
@@ -309,12 +313,15 @@ func (p *Parser) sendmailUnknown(h *header, q, b []byte, e *Event) bool {
 		p.sendmailTrap(q, n, e.Time.Unix())
 		return false
 	}
-	trap := false
+	trap, who := false, p.recipientHash(upTo(b[1:]))
 	if w := p.refused.look(key, e.Time.Unix()); w != nil {
 		n = min(n+w.number()%brokenOff, brokenOff-1)
 		trap = w.sub
+		if w.who() != who {
+			who = 0 // several
+		}
 	}
-	p.refused.addNumber(key, n, trap, e.Time.Unix())
+	p.refused.addNumber(key, n, who, trap, e.Time.Unix())
 	return false
 }
 
@@ -324,7 +331,7 @@ func (p *Parser) sendmailTrap(q []byte, n int, at int64) {
 	if w := p.refused.look(key, at); w != nil {
 		n = min(n+w.number()%brokenOff, brokenOff-1)
 	}
-	p.refused.addNumber(key, n, true, at)
+	p.refused.addNumber(key, n, 0, true, at)
 }
 
 // sendmailTo reads "R[,R...], [ctladdr=.., ]delay=.., ..., stat=S" of a delivery. One hit or one recipient a line is
@@ -367,7 +374,7 @@ func (p *Parser) sendmailBroken(h *header, q, b []byte, e *Event) bool {
 	if w := p.refused.look(key, e.Time.Unix()); w != nil {
 		n, trap = w.number()%brokenOff, w.sub
 	}
-	p.refused.addNumber(key, n+brokenOff, trap, e.Time.Unix())
+	p.refused.addNumber(key, n+brokenOff, 0, trap, e.Time.Unix())
 	if !ok {
 		return false
 	}
@@ -381,9 +388,9 @@ func (p *Parser) sendmailFrom(h *header, q, b []byte, e *Event) bool {
 	if !p.when(h, e) {
 		return false
 	}
-	key, refused, trap := p.queueKey(q), 0, false
+	key, refused, trap, who := p.queueKey(q), 0, false, uint64(0)
 	if w := p.refused.look(key, e.Time.Unix()); w != nil {
-		refused, trap = w.number(), w.sub
+		refused, trap, who = w.number(), w.sub, w.who()
 		p.refused.remove(key)
 	}
 	head, ok := lastRelay(b, e)
@@ -415,7 +422,7 @@ func (p *Parser) sendmailFrom(h *header, q, b []byte, e *Event) bool {
 	case trap && !quiet:
 		e.Kind, e.Count, quiet = Trap, 1, true
 	case refused > accepted || refused > 0 && !taken:
-		e.Kind, e.Count, e.Automatic = UnknownRecipient, refused, automatic(s)
+		e.Kind, e.Count, e.Automatic, e.User = UnknownRecipient, refused, automatic(s), who
 	case taken:
 		e.Kind, e.Count, e.User = Delivered, 1, p.senderHash(s)
 	default:

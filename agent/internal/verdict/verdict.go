@@ -92,9 +92,9 @@
 // seconds, which cannot be told from a guesser, is blocked after two minutes; a guesser who tries one name no more than
 // five times a minute is not, which is what limits on logins (anvil's, Dovecot's delays) are for.
 //
-// A failure without a name (older Postfix logs none) counts an eighth; from the fourth in a row with at most ten seconds
-// between them, a half: that is a saved wrong password every three minutes, perhaps twice at once. More often it is blocked,
-// since without names it may be any number of them.
+// A failure without a name (older Postfix logs none) counts a tenth; from the fourth in a row with at most ten seconds
+// between them, a half: a saved wrong password may come every two minutes. If it comes more often it is blocked, since without
+// names it may be any number of them.
 //
 // Successful logins are credit for failures just as messages are for the rest. The auth part alone must
 // reach the threshold before the submission ports are closed (cause auth_brute, scope all).
@@ -283,7 +283,7 @@ const (
 	pause       = 45 // seconds that end a row
 	relayRow    = 3  // the same for what we do not relay
 	relayPause  = 240
-	noName      = 1.0 / 8
+	noName      = 0.1
 	noNameRun   = 0.5
 	quick       = 10 // seconds
 )

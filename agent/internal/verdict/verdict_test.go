@@ -236,6 +236,12 @@ func TestHonest(t *testing.T) {
 				st.wait(5 * time.Minute)
 			}
 		}},
+		{"wrong saved password every 2 minutes for a day, no name in the log", func(st *story) {
+			for range 720 {
+				st.login(0, false)
+				st.wait(2 * time.Minute)
+			}
+		}},
 		{"wrong saved password every 5 minutes for a day, no name in the log", func(st *story) {
 			for range 288 {
 				st.login(0, false)
