@@ -144,6 +144,9 @@ func (r *replay) run() error {
 	if err != nil {
 		return errors.Join(err, r.out.Flush())
 	}
+	if r.lines > 0 && r.found == 0 {
+		fmt.Fprintf(r.err, "note: of %d lines none is an event: a mail log as syslog, the MTA or journalctl (-o short-iso, -o json) writes it is expected\n", r.lines)
+	}
 	if !r.opts.events {
 		r.report(time.Since(began))
 	}
