@@ -157,6 +157,20 @@ func TestCutLines(t *testing.T) {
 	}
 }
 
+// TestZeroBytes: a file that was cut off by a power failure.
+func TestZeroBytes(t *testing.T) {
+	const line = "Mar  2 10:00:00 mx1 postfix/smtpd[1]: connect from mail.example.net[192.0.2.1]"
+	for zeros, want := range map[string]bool{"\x00": true, strings.Repeat("\x00", 5000): true, "\x00x": false, "\x00\xef\xbb\xbf\x00": false} {
+		var e Event
+		if got := New(Options{}).Parse([]byte(zeros+line), corpusRef, &e); got != want {
+			t.Errorf("behind %d bytes: %v", len(zeros), got)
+		}
+	}
+	if New(Options{}).Parse(make([]byte, 100), corpusRef, new(Event)) {
+		t.Error("an event of nothing")
+	}
+}
+
 func TestNewYear(t *testing.T) {
 	berlin := time.FixedZone("CET", 3600)
 	for _, c := range []struct{ stamp, ref, want string }{

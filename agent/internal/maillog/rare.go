@@ -10,6 +10,7 @@ const longStamp = 31
 // rare reads lines that begin with
 //
 //   - a byte order mark, which an editor put in front of the file;
+//   - zero bytes, which a file has where its host lost power, in front of what was written then;
 //   - "Mmm d HH:MM:SS", a day of one digit that is not padded;
 //   - "Www YYYY-MM-DD HH:MM:SS[.f...] ZONE", as journalctl -o short-full has it. ZONE is UTC or the name of the zone of
 //     where it was printed, which is taken for ours.
@@ -18,6 +19,10 @@ const longStamp = 31
 func (h *header) rare(b []byte, j *record) bool {
 	if c, ok := cut(b, "\xef\xbb\xbf"); ok {
 		return !has(c, "\xef\xbb\xbf") && h.split(c, j)
+	}
+	if len(b) > 0 && b[0] == 0 {
+		b = bytes.TrimLeft(b, "\x00")
+		return len(b) > 0 && b[0] != 0xef && h.split(b, j)
 	}
 	if len(b) < 20 || !isUpper(b[0]) || b[3] != ' ' {
 		return false
