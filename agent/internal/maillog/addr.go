@@ -39,6 +39,15 @@ func parseAddr(b []byte) (netip.Addr, bool) {
 	return a, !a.IsUnspecified()
 }
 
+// addrIn is parseAddr(b[at:at+n]) for who has more of the line.
+func addrIn(b []byte, at, n int) (netip.Addr, bool) {
+	var v4 [4]byte
+	if at > 0 && quad(b[at-1:], &v4) == n+1 && v4 != [4]byte{} {
+		return netip.AddrFrom4(v4), true
+	}
+	return parseAddr(b[at : at+n])
+}
+
 // dotted reads a dotted quad at the start of b and returns how long it is; 0 if there is none. What follows is for the
 // caller to judge.
 func dotted(b []byte, out *[4]byte) int {

@@ -181,7 +181,7 @@ func (p *Parser) dovecotLogin(b []byte, e *Event) bool {
 	if first != i && bytes.Contains(b[first:i], []byte(", TLS")) {
 		return false // what TLS has to complain of should not hold one
 	}
-	a, ok := parseAddr(c[:n])
+	a, ok := addrIn(b, i+len(" rip="), n)
 	if !ok {
 		return false
 	}

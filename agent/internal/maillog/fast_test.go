@@ -226,6 +226,11 @@ func TestWords(t *testing.T) {
 		if got, want := lastAt(b), bytes.LastIndexByte(b, '@'); got != want {
 			t.Fatalf("%q: %d, want %d", b, got, want)
 		}
+		for _, word := range []string{" to=<", "g", "tag"} {
+			if got, want := last(b, word), bytes.LastIndex(b, []byte(word)); got != want {
+				t.Fatalf("%q in %q: %d, want %d", word, b, got, want)
+			}
+		}
 		small := make([]byte, len(b))
 		for _, word := range []string{"greylist", "quota", "user"} {
 			if got, want := index(b, word), bytes.Index(small[:lower(small, b)], []byte(word)); got != want {

@@ -2,7 +2,6 @@ package maillog
 
 import (
 	"bytes"
-	"encoding/binary"
 	"math/bits"
 	"time"
 )
@@ -427,15 +426,17 @@ func (p *Parser) senderHash(a []byte) uint64 {
 func hash(seed uint64, b []byte, fold bool) uint64 {
 	const odd, lot = 0x9fb21c651e98df25, 0xd6e8feb86659fd93
 	h := stir(seed^0xcbf29ce484222325) + uint64(len(b))*odd
-	for len(b) > 0 {
+	for i := 0; i < len(b); i += 8 {
 		var w uint64
-		if len(b) >= 8 {
-			w, b = binary.LittleEndian.Uint64(b), b[8:]
-		} else {
+		switch rest := len(b) - i; {
+		case rest >= 8:
+			w = load8(b, i)
+		case i > 0:
+			w = load8(b, len(b)-8) >> (64 - 8*uint(rest))
+		default:
 			for i, c := range b {
 				w |= uint64(c) << (8 * i)
 			}
-			b = nil
 		}
 		if fold {
 			w = lower8(w)

@@ -460,10 +460,12 @@ func notItsName(b []byte, e *Event) bool {
 	return ok && (has(b, "hostname ") || has(b, "address not listed for hostname "))
 }
 
+var limits = [...]string{"Connection concurrency", "Connection rate", "Message delivery request rate",
+	"Recipient address rate", "New TLS session rate", "AUTH command rate"}
+
 // limitExceeded reads "{WHAT} limit exceeded: N from " of the warnings about anvil's limits.
 func limitExceeded(b []byte) ([]byte, bool) {
-	for _, what := range [...]string{"Connection concurrency", "Connection rate", "Message delivery request rate",
-		"Recipient address rate", "New TLS session rate", "AUTH command rate"} {
+	for _, what := range &limits {
 		if b[0] != what[0] {
 			continue
 		}
@@ -583,13 +585,13 @@ func (p *Parser) postscreen(h *header, e *Event) bool {
 		if !ok {
 			continue
 		}
-		if s.until != "" {
+		if n := len(s.until); n > 0 {
 			// Only a number or a duration stands between.
-			i := bytes.Index(b, []byte(s.until))
-			if i < 0 || i > 24 {
+			i := bytes.Index(b[:min(len(b), 24+n)], s.until)
+			if i < 0 {
 				return false
 			}
-			b = b[i+len(s.until):]
+			b = b[i+n:]
 		}
 		a, rest, ok := bracketed(b)
 		if !ok || len(rest) > 0 && rest[0] != ' ' && rest[0] != ':' {
@@ -602,30 +604,31 @@ func (p *Parser) postscreen(h *header, e *Event) bool {
 }
 
 var postscreenShapes = [...]struct {
-	start, until string
-	kind         Kind
+	start string
+	until []byte
+	kind  Kind
 }{
-	{"CONNECT from ", "", Connect},
-	{"DISCONNECT ", "", Disconnect},
-	{"PASS NEW ", "", Other},
-	{"PASS OLD ", "", Other},
-	{"PREGREET ", " from ", Pregreet},
-	{"DNSBL rank ", " for ", DNSBLReject},
-	{"HANGUP after ", " from ", LostConnection},
-	{"BARE NEWLINE from ", "", ProtocolError},
-	{"COMMAND TIME LIMIT from ", "", ProtocolError},
-	{"COMMAND COUNT LIMIT from ", "", ProtocolError},
-	{"COMMAND LENGTH LIMIT from ", "", ProtocolError},
-	{"COMMAND PIPELINING from ", "", ProtocolError},
-	{"NON-SMTP COMMAND from ", "", ProtocolError},
-	{"DATA without valid RCPT from ", "", ProtocolError},
-	{"BDAT without valid RCPT from ", "", ProtocolError},
-	{"WHITELISTED ", "", Other},
-	{"ALLOWLISTED ", "", Other},
-	{"BLACKLISTED ", "", Other},
-	{"DENYLISTED ", "", Other},
-	{"WHITELIST VETO ", "", Other},
-	{"ALLOWLIST VETO ", "", Other},
+	{"CONNECT from ", nil, Connect},
+	{"DISCONNECT ", nil, Disconnect},
+	{"PASS NEW ", nil, Other},
+	{"PASS OLD ", nil, Other},
+	{"PREGREET ", []byte(" from "), Pregreet},
+	{"DNSBL rank ", []byte(" for "), DNSBLReject},
+	{"HANGUP after ", []byte(" from "), LostConnection},
+	{"BARE NEWLINE from ", nil, ProtocolError},
+	{"COMMAND TIME LIMIT from ", nil, ProtocolError},
+	{"COMMAND COUNT LIMIT from ", nil, ProtocolError},
+	{"COMMAND LENGTH LIMIT from ", nil, ProtocolError},
+	{"COMMAND PIPELINING from ", nil, ProtocolError},
+	{"NON-SMTP COMMAND from ", nil, ProtocolError},
+	{"DATA without valid RCPT from ", nil, ProtocolError},
+	{"BDAT without valid RCPT from ", nil, ProtocolError},
+	{"WHITELISTED ", nil, Other},
+	{"ALLOWLISTED ", nil, Other},
+	{"BLACKLISTED ", nil, Other},
+	{"DENYLISTED ", nil, Other},
+	{"WHITELIST VETO ", nil, Other},
+	{"ALLOWLIST VETO ", nil, Other},
 }
 
 // postscreenReject reads "{RCPT|CONNECT|connect|...} from [IP]:P: REPLY; from=<S>, to=<R>, ...".
@@ -816,8 +819,9 @@ func cut(b []byte, prefix string) ([]byte, bool) {
 
 // last is where word stands last in b, -1 if nowhere. bytes.LastIndex hashes all that it passes by.
 func last(b []byte, word string) int {
-	for i := len(b) - len(word); i >= 0; i-- {
-		if b[i] == word[0] && string(b[i:i+len(word)]) == word {
+	n := len(word)
+	for i := len(b) - n + 1; i > 0; {
+		if i = lastByte(b[:i], word[0]); i >= 0 && string(b[i:i+n]) == word {
 			return i
 		}
 	}

@@ -259,17 +259,20 @@ func angle(b []byte) int {
 	return i
 }
 
-// lastAt is bytes.LastIndexByte(b, '@'), for addresses.
-func lastAt(b []byte) int {
-	i := len(b) - 8
+// lastAt is where the last @ of an address is, -1 if there is none.
+func lastAt(b []byte) int { return lastByte(b, '@') }
+
+// lastByte is bytes.LastIndexByte.
+func lastByte(b []byte, c byte) int {
+	i, each := len(b)-8, uint64(c)*ones
 	for ; i >= 0; i -= 8 {
-		w := load8(b, i) ^ '@'*ones
+		w := load8(b, i) ^ each
 		// All zeros of it, and nothing else.
 		if z := ^((w&^highs + ^uint64(highs)) | w) & highs; z != 0 {
 			return i + 7 - bits.LeadingZeros64(z)/8
 		}
 	}
-	for i += 7; i >= 0 && b[i] != '@'; i-- {
+	for i += 7; i >= 0 && b[i] != c; i-- {
 	}
 	return i
 }
