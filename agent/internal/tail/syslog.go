@@ -45,7 +45,7 @@ type SyslogOptions struct {
 // On UDP nobody knows the sender: any local user can write to it. It is read on loopback only. What comes faster than it
 // is read the kernel drops, and Status.Dropped counts it (SO_RXQ_OVFL).
 //
-// What can be lost: datagrams sent while the agent is down, unless the sender keeps them, and those received but not
+// What can be lost: datagrams sent while the agent is down (rsyslogd does not keep them), and those received but not
 // committed when it is killed. There is nothing to go back to, so the mark is only a time.
 type Syslog struct {
 	network, address string
