@@ -310,12 +310,19 @@ func short(p netip.Prefix) string {
 // dayTime says when something was or will be, for people who compare it with their logs.
 func dayTime(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05 MST") }
 
-// left says a time that is left, to the minute if it is hours.
-func left(d time.Duration) string {
-	if d > time.Hour {
-		return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
+// brief says a duration without zeros behind it, and to the minute if it is hours.
+func brief(d time.Duration) string {
+	if d >= time.Hour {
+		d = d.Round(time.Minute)
 	}
-	return d.Round(time.Second).String()
+	s := d.Round(time.Second).String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
 }
 
 // whyWords says the decision as a sentence. Of what was decided on another node than this one it names that.
@@ -336,7 +343,7 @@ func whyWords(w *control.Why, node string, now time.Time) string {
 	case block.RuleBlock, block.RuleManualBlock:
 		end := "without end"
 		if !d.Until.IsZero() {
-			end = fmt.Sprintf("until %s (%s left)", dayTime(d.Until), left(d.Until.Sub(now)))
+			end = fmt.Sprintf("until %s (%s left)", dayTime(d.Until), brief(d.Until.Sub(now)))
 		}
 		why := d.By.Cause.String()
 		if w.Evidence != nil {

@@ -35,7 +35,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	onUsage := func(_ *cli.Context, err error, _ bool) error { return usageError{err} }
 	load := func(x *cli.Context) (*config.Config, error) {
 		if x.NArg() > 0 {
-			return nil, usageError{fmt.Errorf("%q is no command; run, check or help", x.Args().First())}
+			return nil, usageError{fmt.Errorf("%q is no command; run, check, replay or help", x.Args().First())}
 		}
 		path, named = x.String("config"), x.IsSet("config")
 		return config.Read(path, named)

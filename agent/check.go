@@ -75,7 +75,7 @@ func check(ctx context.Context, cfg *config.Config, path string, out io.Writer) 
 		}
 	}
 	b := cfg.Block
-	p("block", "at a score of %g (half-life %s) for %s, repeat offenders up to %s; IPv6 by /%d", b.Threshold, b.HalfLife, b.For, b.Max, b.IPv6Prefix)
+	p("block", "at a score of %g (half-life %s) for %s, repeat offenders up to %s; IPv6 by /%d", b.Threshold, brief(b.HalfLife), brief(b.For), brief(b.Max), b.IPv6Prefix)
 	var w []string
 	for k, x := range cfg.Weights {
 		if x != 0 {

@@ -244,6 +244,8 @@ func Parse(name string, src []byte) (*Config, error) {
 	return c.cfg, nil
 }
 
+const keysHint = "README.md lists the keys with examples; those of dns, block and the like stand indented under them"
+
 func yamlError(name string, err error) error {
 	e := &Error{File: name, Hint: "mxshield-agent --help names the page with all keys; YAML wants spaces, not tabs, for indentation"}
 	var y yaml.Error
@@ -257,12 +259,14 @@ func yamlError(name string, err error) error {
 		var unknown *yaml.UnknownFieldError
 		switch {
 		case errors.As(err, &wrong):
+			e.Hint = keysHint
 			e.Text = keyBefore(y) + fmt.Sprintf("there is %s where %s is expected", valueWord(wrong.SrcType), valueWord(wrong.DstType))
 		case errors.As(err, &node):
+			e.Hint = keysHint
 			e.Text = keyBefore(y) + strings.NewReplacer("sequence", "list", "string", "text").Replace(e.Text)
 		case errors.As(err, &unknown) && unknown.Token != nil:
 			e.Text = fmt.Sprintf("%.40q is no key", unknown.Token.Value)
-			e.Hint = "README.md lists the keys; those of dns, block and the like stand indented under them"
+			e.Hint = keysHint
 		}
 		return e
 	}
