@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/mxshield/mxshield/agent/control"
 	"github.com/mxshield/mxshield/scripts/lab"
 )
@@ -38,6 +40,59 @@ func TestClusterEnemies(t *testing.T) {
 	c.run("nobody is named", func() { w = c.nobodyIsNamed() })
 	c.run("garbage", func() { c.garbage(noise, w) })
 	c.run("flood", func() { c.flood(flood) })
+	if long {
+		c.run("idle", c.idle)
+	}
+}
+
+// idle measures what a minute costs in which nobody has anything to say, after all that.
+func (c *cluster) idle() {
+	const minute = time.Minute
+	t := c.t
+	capture, err := c.top.Net.Capture(gossipPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cpu := map[*rig]time.Duration{}
+	for _, r := range c.nodes {
+		cpu[r] = -r.cpu()
+	}
+	time.Sleep(minute)
+	for _, r := range c.nodes {
+		cpu[r] += r.cpu()
+	}
+	all, err := capture.Stop()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := map[netip.Addr]int{}
+	for _, s := range all {
+		head := 14 + 20 + 8
+		if s.Proto == unix.IPPROTO_TCP {
+			head += 12
+		}
+		sent[s.From.Addr()] += head + len(s.Payload)
+	}
+	for _, r := range c.nodes {
+		rate := sent[r.port25(lab.Honest4).Addr()] / int(minute.Seconds())
+		t.Logf("%s, idle with %d entries: it sends %d bytes/s, headers included, and takes %.2f%% of a core", r.host.Name(), r.peek().Blocks.Entries, rate, 100*cpu[r].Seconds()/minute.Seconds())
+		if rate > 3000 {
+			t.Errorf("%d bytes/s, 3000 are promised", rate)
+		}
+	}
+}
+
+// cpu is the processor time that the agent has taken.
+func (r *rig) cpu() time.Duration {
+	r.t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.agent.Process.Pid))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	user, _ := strconv.Atoi(f[11])
+	system, _ := strconv.Atoi(f[12])
+	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
 // peers asks without the ctl.

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode/utf16"
@@ -272,12 +273,18 @@ func (c *cluster) nobodyIsNamed() wire {
 	// They are heard of by name, deliver, and offend.
 	lab.Dictionary(ctx, c.top.Net, src[0], first.port25(src[0]), lab.DictionaryOptions{Talk: harvester, Recipients: 40})
 	for i, n := range []int{5, 8} { // too little on each
-		lab.Dictionary(ctx, c.top.Net, src[1], c.nodes[i].port25(src[1]), lab.DictionaryOptions{Talk: harvester, Recipients: n,
-			Rcpt: []string{"<heinrich@example.org>", "<magdalena@example.org>", "<siegfried@example.org>", "<walburga@example.org>"}})
+		var guesses []string
+		for k := range n {
+			guesses = append(guesses, fmt.Sprintf("<%s%d%d@example.org>", []string{"heinrich", "magdalena", "siegfried", "walburga"}[k%4], i, k))
+		}
+		lab.Dictionary(ctx, c.top.Net, src[1], c.nodes[i].port25(src[1]), lab.DictionaryOptions{Talk: harvester, Recipients: n, Rcpt: guesses})
 	}
 	submission := netip.AddrPortFrom(first.port25(src[2]).Addr(), 587)
-	lab.SASLBrute(ctx, c.top.Net, src[2], submission, lab.SASLOptions{Talk: harvester, Attempts: 12,
-		Users: []string{"postbote@example.org", "hausmeister@example.org", "sekretariat@example.org", "buchhaltung@example.org", "geschaeftsleitung@example.org", "werkstatt@example.org"}})
+	var users []string
+	for i := range 25 {
+		users = append(users, []string{"postbote", "hausmeister", "sekretariat", "buchhaltung", "geschaeftsleitung"}[i%5]+strconv.Itoa(i)+"@example.org")
+	}
+	lab.SASLBrute(ctx, c.top.Net, src[2], submission, lab.SASLOptions{Talk: harvester, Attempts: len(users), Users: users})
 	lab.RelayProbe(ctx, c.top.Net, src[3], second.port25(src[3]), lab.RelayOptions{Talk: harvester, Attempts: 6, Rcpt: "<victim@elsewhere.example.com>"})
 	lab.Dictionary(ctx, c.top.Net, src[4], second.port25(src[4]), lab.DictionaryOptions{Talk: harvester, Recipients: 1, Rcpt: []string{"<" + trap + ">"}})
 	for _, r := range []*rig{first, second} {
@@ -317,7 +324,7 @@ func (c *cluster) nobodyIsNamed() wire {
 	}
 	slices.Sort(words)
 	words = slices.Compact(words)
-	for _, must := range []string{"user17@example.org", "user23", "alice.cooper", "partner.example.net", "collector@harvester.example.com", "magdalena", "geschaeftsleitung", "dialup.harvester.example.com", "victim@elsewhere.example.com", "example.org"} {
+	for _, must := range []string{"user17@example.org", "user23", "alice.cooper", "partner.example.net", "collector@harvester.example.com", "magdalena15", "geschaeftsleitung4", "dialup.harvester.example.com", "victim@elsewhere.example.com", "example.org"} {
 		if !slices.Contains(words, must) {
 			t.Errorf("the logs do not name %q: the words are not those of the story", must)
 		}
