@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -15,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/mxshield/mxshield/gossip"
 	"github.com/mxshield/mxshield/scripts/lab"
@@ -260,20 +263,27 @@ func TestNamespaces(t *testing.T) {
 
 	// Two on one side, three on the other, until everybody has forgotten everybody else. Packets to the other side go to
 	// a hardware address that nobody has: nothing is refused, all of it vanishes.
-	cut := func(how string, extra ...string) {
+	cut := func(f func(*netlink.Neigh) error) {
 		for i := range 5 {
 			for j := range 5 {
 				if (i < 2) == (j < 2) {
 					continue
 				}
-				args := append([]string{"neigh", how, lab.MXAddr4(j).String(), "dev", "eth0"}, extra...)
-				if out, err := top.MX[i].Command("ip", args...).CombinedOutput(); err != nil {
-					t.Fatalf("%v: %s", err, out)
+				err := top.MX[i].Do(func() error {
+					l, err := netlink.LinkByName("eth0")
+					if err != nil {
+						return err
+					}
+					return f(&netlink.Neigh{LinkIndex: l.Attrs().Index, State: netlink.NUD_PERMANENT,
+						IP: lab.MXAddr4(j).AsSlice(), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 0x99}})
+				})
+				if err != nil {
+					t.Fatal(err)
 				}
 			}
 		}
 	}
-	cut("replace", "lladdr", "02:00:00:00:00:99", "nud", "permanent")
+	cut(netlink.NeighSet)
 	for i, n := range nodes {
 		for j, o := range nodes {
 			if (i < 2) != (j < 2) {
@@ -288,7 +298,7 @@ func TestNamespaces(t *testing.T) {
 	// memberlist gossips to the dead for a while, and would mend a short partition itself.
 	gone := time.Now()
 	until(t, "the dead are forgotten", func() bool { return time.Since(gone) > 2*gossip.Quick.Dead })
-	cut("del")
+	cut(netlink.NeighDel)
 	meet(t, nodes...)
 	talk(nodes...)
 

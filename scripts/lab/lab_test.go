@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -18,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -286,8 +288,9 @@ func TestConnectTimesOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	from := Sources(Attack4, 2)
-	if out, err := top.MX[0].Command("ip", "route", "add", "blackhole", from[0].String()).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	hole := &net.IPNet{IP: from[0].AsSlice(), Mask: net.CIDRMask(32, 32)}
+	if err := top.MX[0].Do(func() error { return netlink.RouteAdd(&netlink.Route{Dst: hole, Type: unix.RTN_BLACKHOLE}) }); err != nil {
+		t.Fatal(err)
 	}
 	for i, want := range []bool{true, false} {
 		if got := ConnectTimesOut(t.Context(), top.Net, from[i], mx25, 300*time.Millisecond); got != want {
