@@ -21,6 +21,9 @@ import (
 // brief clients do not wait long for a reply that was dropped.
 var brief = lab.Talk{Reply: 3 * time.Second}
 
+// patient clients are for sources that nobody blocks, where each reply counts.
+var patient = lab.Talk{Reply: patience}
+
 // TestAttacksEndInBlocks: every kind of attack on smtpd ends in a block of its source and in connects that time out;
 // an honest sender with a few typos does not; unblock lets the source in, and old evidence does not block it again.
 func TestAttacksEndInBlocks(t *testing.T) {
@@ -75,7 +78,7 @@ func TestAttacksEndInBlocks(t *testing.T) {
 	}
 
 	h := <-done
-	lab.Dictionary(ctx, r.top.Net, lab.Honest4, mx, lab.DictionaryOptions{Talk: brief, Recipients: 5})
+	lab.Dictionary(ctx, r.top.Net, lab.Honest4, mx, lab.DictionaryOptions{Talk: patient, Recipients: 5})
 	more := lab.Honest(ctx, r.top.Net, lab.Honest4, mx, lab.HonestOptions{Messages: 5})
 	r.awaitLines()
 	if w := r.why(lab.Honest4); w.Decision.Drop || h.Accepted != 25 || more.Accepted != 5 {
@@ -99,7 +102,7 @@ func TestAttacksEndInBlocks(t *testing.T) {
 	if !strings.Contains(out, "is unblocked") {
 		t.Errorf("unblock says %q", out)
 	}
-	lab.Dictionary(ctx, r.top.Net, src[0], mx, lab.DictionaryOptions{Talk: brief, Recipients: 1})
+	lab.Dictionary(ctx, r.top.Net, src[0], mx, lab.DictionaryOptions{Talk: patient, Recipients: 1})
 	r.awaitLines()
 	if w := r.why(src[0]); w.Decision.Drop || w.Decision.Rule != block.RuleCleared {
 		t.Errorf("after the unblock: %s", w.Words)
@@ -139,7 +142,7 @@ func TestKilledWhileAttacked(t *testing.T) {
 	lights := make(chan []lab.Result, 1)
 	go func() {
 		lights <- lab.Swarm(ctx, light, 6, func(ctx context.Context, a netip.Addr) lab.Result {
-			return lab.Dictionary(ctx, r.top.Net, a, mx, lab.DictionaryOptions{Talk: brief, Recipients: 7, PerSession: 2, Pause: 30 * time.Millisecond})
+			return lab.Dictionary(ctx, r.top.Net, a, mx, lab.DictionaryOptions{Talk: patient, Recipients: 7, PerSession: 2, Pause: 30 * time.Millisecond})
 		})
 	}()
 	heavies := make(chan []lab.Result, 1)
@@ -211,7 +214,7 @@ func TestRotation(t *testing.T) {
 	done := make(chan []lab.Result, 1)
 	go func() {
 		done <- lab.Swarm(t.Context(), light, 4, func(ctx context.Context, a netip.Addr) lab.Result {
-			return lab.Dictionary(ctx, r.top.Net, a, mx, lab.DictionaryOptions{Talk: brief, Recipients: 7, PerSession: 2, Pause: 60 * time.Millisecond})
+			return lab.Dictionary(ctx, r.top.Net, a, mx, lab.DictionaryOptions{Talk: patient, Recipients: 7, PerSession: 2, Pause: 60 * time.Millisecond})
 		})
 	}()
 	for range 2 {
@@ -264,7 +267,7 @@ func TestLogrotate(t *testing.T) {
 		done := make(chan []lab.Result, 1)
 		go func() {
 			done <- lab.Swarm(t.Context(), some, 4, func(ctx context.Context, a netip.Addr) lab.Result {
-				return lab.Dictionary(ctx, r.top.Net, a, mx, lab.DictionaryOptions{Talk: brief, Recipients: 7, PerSession: 2, Pause: 20 * time.Millisecond})
+				return lab.Dictionary(ctx, r.top.Net, a, mx, lab.DictionaryOptions{Talk: patient, Recipients: 7, PerSession: 2, Pause: 20 * time.Millisecond})
 			})
 		}()
 		return func() {

@@ -105,7 +105,7 @@ func TestListInError(t *testing.T) {
 	r.start()
 	src := lab.Sources(lab.Attack4, 5)
 	for _, a := range src {
-		if res := lab.Dictionary(t.Context(), r.top.Net, a, mx, lab.DictionaryOptions{Talk: brief, Recipients: 30}); res.Rejected < 30 {
+		if res := lab.Dictionary(t.Context(), r.top.Net, a, mx, lab.DictionaryOptions{Talk: patient, Recipients: 30}); res.Rejected < 30 {
 			t.Fatalf("Postfix did not reject: %+v", res)
 		}
 	}

@@ -27,7 +27,7 @@ import (
 )
 
 // patience bounds every wait. It is long because the machine may be busy, and no test passes by waiting for it.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 var (
 	binaries string // where TestMain built the agent and the ctl

@@ -66,7 +66,7 @@ func TestBigSenders(t *testing.T) {
 		return len(s.Senders) == 2 && s.Senders[0].Ranges > 0
 	})
 	for _, a := range []netip.Addr{google, yahoo} {
-		if res := lab.Dictionary(ctx, r.top.Net, a, mx, lab.DictionaryOptions{Talk: brief, Recipients: 500, PerSession: 50}); res.Rejected < 500 || res.Blocked() {
+		if res := lab.Dictionary(ctx, r.top.Net, a, mx, lab.DictionaryOptions{Talk: patient, Recipients: 500, PerSession: 50}); res.Rejected < 500 || res.Blocked() {
 			t.Fatalf("the test shows nothing: %+v", res)
 		}
 	}
