@@ -56,7 +56,7 @@
 // address, take the last place if nothing of the client's follows it, or demand that there is one place only; and mind
 // lines that were cut. If it is the text of a refusal that is new, add it to classify (reply.go), eximText, sendmailText,
 // failedCommand or courierReply. 3. Add the anchored pattern to the second opinion in fuzz_test.go (Postfix) or mta_test.go,
-// and there a place with @ for each piece of client text. 4. Run go test -update, and read the diff.
+// and to the places of mta_test.go the line with @ for each piece of client text. 4. Run go test -update, and read the diff.
 package maillog
 
 import (

@@ -86,85 +86,115 @@ func shape(mta MTA, msg string, a netip.Addr) bool {
 type place struct {
 	tag, msg string
 	quote    bool // the MTA escapes quotes and backslashes there
+	most     int  // bytes of it that the MTA writes; 0: all
 }
 
 const openID = "0123456789abcdef"
 
 var places = map[MTA][]place{
+	Postfix: {
+		{"postfix/smtpd", "NOQUEUE: reject: RCPT from h.example.net[192.0.2.1]: 550 5.1.1 <@>: Recipient address rejected: User unknown in local recipient table; from=<@> to=<@> proto=ESMTP helo=<@>", false, 0},
+		{"postfix/smtpd", "4A1B2C3D4E: reject: RCPT from unknown[192.0.2.1]:4000: 550 5.7.1 <@>: Recipient address rejected: @; from=<@> to=<honeypot@example.org> proto=ESMTP helo=<@>", false, 0},
+		{"postfix/smtpd", "NOQUEUE: reject: HELO from unknown[192.0.2.1]: 504 5.5.2 <@>: Helo command rejected: need fully-qualified hostname; proto=SMTP helo=<@>", false, 0},
+		{"postfix/smtpd", "NOQUEUE: reject: MAIL from unknown[192.0.2.1]: 550 5.1.8 <@>: Sender address rejected: Domain not found; from=<@> proto=ESMTP helo=<@>", false, 0},
+		{"postfix/smtpd", "NOQUEUE: reject: RCPT from unknown[192.0.2.1]: 554 5.7.1 Service unavailable; Helo command [@] blocked using bl.example; @; from=<@> to=<@> proto=ESMTP helo=<@>", false, 0},
+		{"postfix/smtpd", "NOQUEUE: reject_warning: RCPT from unknown[192.0.2.1]: 450 4.7.1 <@>: Helo command rejected: Host not found; from=<@> to=<@> proto=ESMTP helo=<@>", false, 0},
+		{"postfix/smtpd", "NOQUEUE: reject: VRFY from unknown[192.0.2.1]: 550 5.1.1 <@>: Recipient address rejected: User unknown; to=<@> proto=SMTP helo=<@>", false, 0},
+		{"postfix/smtpd", "NOQUEUE: milter-reject: RCPT from unknown[192.0.2.1]: 550 5.7.1 @; from=<@> to=<@> proto=ESMTP helo=<@>", false, 0},
+		{"postfix/submission/smtpd", "warning: unknown[192.0.2.1]: SASL @ authentication failed: @, sasl_username=@", false, 0},
+		{"postfix/smtpd", "warning: non-SMTP command from unknown[192.0.2.1]: @", false, 0},
+		{"postfix/smtpd", "warning: unknown[192.0.2.1] sent non-SMTP command: @", false, 0},
+		{"postfix/smtpd", "warning: Illegal address syntax from unknown[192.0.2.1] in RCPT command: @", false, 0},
+		{"postfix/smtpd", "improper command pipelining after EHLO from unknown[192.0.2.1]: @", false, 0},
+		{"postfix/smtpd", "warning: bad ETRN @ from unknown[192.0.2.1]", false, 0},
+		{"postfix/smtpd", "warning: reject: ETRN @... from unknown[192.0.2.1]", false, 0},
+		{"postfix/smtpd", "4A1B2C3D4E: client=unknown[192.0.2.1], sasl_method=@, sasl_username=@, sasl_sender=@", false, 0},
+		{"postfix/smtpd", "4A1B2C3D4E: client=unknown[192.0.2.1], sasl_method=PLAIN, sasl_username=@, orig_client=@[192.0.2.99]", false, 0},
+		{"postfix/smtpd", "unknown[192.0.2.1]: Untrusted: subject_CN=@, issuer=@, fingerprint=192.0.2.99", false, 0},
+		{"postfix/postscreen", "PREGREET 99 after 0.1 from [192.0.2.1]:99: @", false, 0},
+		{"postfix/postscreen", "COMMAND PIPELINING from [192.0.2.1]:99 after EHLO: @", false, 0},
+		{"postfix/postscreen", "NON-SMTP COMMAND from [192.0.2.1]:99 after CONNECT: @", false, 0},
+		{"postfix/postscreen", "NOQUEUE: reject: RCPT from [192.0.2.1]:99: 550 5.7.1 Service unavailable; client [192.0.2.1] blocked using bl.example; from=<@>, to=<@>, proto=ESMTP, helo=<@>", false, 0},
+		{"postfix/cleanup", "4A1B2C3D4E: milter-reject: END-OF-MESSAGE from unknown[192.0.2.1]: 5.7.1 @; from=<@> to=<@> proto=ESMTP helo=<@>", false, 0},
+		{"postfix/cleanup", "4A1B2C3D4E: reject: header Subject: @ from unknown[192.0.2.1]; from=<@> to=<@> proto=ESMTP helo=<@>: 5.7.1 x", false, 200},
+		{"postfix/cleanup", "4A1B2C3D4E: reject: body @ from local 192.0.2.99; from=<@>", false, 200},
+		{"postfix/cleanup", "4A1B2C3D4E: message-id=@ 192.0.2.99", false, 0},
+		{"postfix/smtp", "4A1B2C3D4E: to=<@>, relay=@[192.0.2.99]:25, status=bounced (host @[192.0.2.99] said: 550 5.1.1 <@>: Recipient address rejected: User unknown)", false, 0},
+	},
 	Exim: {
-		{"exim", "H=(@) [192.0.2.1] F=<s@example.com> rejected RCPT <r@example.org>: Unrouteable address", false},
-		{"exim", "H=(h) [192.0.2.1] F=<@> rejected RCPT <r@example.org>: Unrouteable address", false},
-		{"exim", "H=(h) [192.0.2.1] F=<s@example.com> rejected RCPT <@>: @", false},
-		{"exim", "H=h [192.0.2.1] U=@ F=<@> rejected RCPT <@>: @", false},
-		{"exim", "login authenticator failed for (h) [192.0.2.1]: 535 Incorrect authentication data (set_id=@)", false},
-		{"exim", "login authenticator failed for (@) [192.0.2.1]: 535 Incorrect authentication data (set_id=@)", false},
-		{"exim", `SMTP syntax error in "@" H=(h) [192.0.2.1] unrecognized command`, false},
-		{"exim", "unqualified verify rejected: <@> H=(h) [192.0.2.1]", false},
-		{"exim", "unqualified recipient rejected: <@> H=(@) [192.0.2.1]", false},
-		{"exim", `SMTP syntax error in "@" H=(@) [192.0.2.1] unrecognized command`, false},
-		{"exim", `SMTP protocol synchronization error (x): rejected "@" H=[192.0.2.1] next input="@"`, false},
-		{"exim", `SMTP call from (@) [192.0.2.1] dropped: too many syntax or protocol errors (last command was "@")`, false},
-		{"exim", `1rgXyz-0001Ab-Cd <= "@"@example.com H=(@) [192.0.2.1] P=esmtp S=1 T="@"`, true},
-		{"exim", `1rgXyz-0001Ab-Cd <= s H=h [192.0.2.1] P=esmtp S=1 T="@" from <@> for @ honeypot@example.org`, false},
-		{"exim", `1rgXyz-0001Ab-Cd F="@"@example.com H=(@) [192.0.2.1] P=esmtp rejected by local_scan(): @`, true},
-		{"exim", "1rgXyz-0001Ab-Cd SMTP connection from (@) [192.0.2.1]:4000 I=[192.0.2.99]:25 closed by DROP in ACL", false},
-		{"exim", `SMTP protocol error in "x" H=(t) [192.0.2.98] @" H=(h) [192.0.2.1] AUTH command used when not advertised`, false},
-		{"exim", `1rgXyz-0001Ab-Cd => @ <honeypot@example.org> R=@ T=x H=mx [192.0.2.99]`, false},
-		{"exim", `1rgXyz-0001Ab-Cd H=mx [192.0.2.99]: @`, false},
-		{"exim", `1rgXyz-0001Ab-Cd ** r@x H=mx [192.0.2.99]: @`, false},
+		{"exim", "H=(@) [192.0.2.1] F=<s@example.com> rejected RCPT <r@example.org>: Unrouteable address", false, 0},
+		{"exim", "H=(h) [192.0.2.1] F=<@> rejected RCPT <r@example.org>: Unrouteable address", false, 0},
+		{"exim", "H=(h) [192.0.2.1] F=<s@example.com> rejected RCPT <@>: @", false, 0},
+		{"exim", "H=h [192.0.2.1] U=@ F=<@> rejected RCPT <@>: @", false, 0},
+		{"exim", "login authenticator failed for (h) [192.0.2.1]: 535 Incorrect authentication data (set_id=@)", false, 0},
+		{"exim", "login authenticator failed for (@) [192.0.2.1]: 535 Incorrect authentication data (set_id=@)", false, 0},
+		{"exim", `SMTP syntax error in "@" H=(h) [192.0.2.1] unrecognized command`, false, 0},
+		{"exim", "unqualified verify rejected: <@> H=(h) [192.0.2.1]", false, 0},
+		{"exim", "unqualified recipient rejected: <@> H=(@) [192.0.2.1]", false, 0},
+		{"exim", `SMTP syntax error in "@" H=(@) [192.0.2.1] unrecognized command`, false, 0},
+		{"exim", `SMTP protocol synchronization error (x): rejected "@" H=[192.0.2.1] next input="@"`, false, 0},
+		{"exim", `SMTP call from (@) [192.0.2.1] dropped: too many syntax or protocol errors (last command was "@")`, false, 0},
+		{"exim", `1rgXyz-0001Ab-Cd <= "@"@example.com H=(@) [192.0.2.1] P=esmtp S=1 T="@"`, true, 0},
+		{"exim", `1rgXyz-0001Ab-Cd <= s H=h [192.0.2.1] P=esmtp S=1 T="@" from <@> for @ honeypot@example.org`, false, 0},
+		{"exim", `1rgXyz-0001Ab-Cd F="@"@example.com H=(@) [192.0.2.1] P=esmtp rejected by local_scan(): @`, true, 0},
+		{"exim", "1rgXyz-0001Ab-Cd SMTP connection from (@) [192.0.2.1]:4000 I=[192.0.2.99]:25 closed by DROP in ACL", false, 0},
+		{"exim", `SMTP protocol error in "x" H=(t) [192.0.2.98] @" H=(h) [192.0.2.1] AUTH command used when not advertised`, false, 0},
+		{"exim", `1rgXyz-0001Ab-Cd => @ <honeypot@example.org> R=@ T=x H=mx [192.0.2.99]`, false, 0},
+		{"exim", `1rgXyz-0001Ab-Cd H=mx [192.0.2.99]: @`, false, 0},
+		{"exim", `1rgXyz-0001Ab-Cd ** r@x H=mx [192.0.2.99]: @`, false, 0},
 	},
 	Sendmail: {
-		{"sm-mta", "622A1abC012345: ruleset=check_rcpt, arg1=<@>, relay=h [192.0.2.1], reject=550 5.1.1 <@>... User unknown", false},
-		{"sm-mta", "622A1abC012345: ruleset=check_rcpt, arg1=<r>, relay=@@h [192.0.2.1], reject=550 5.1.1 <r>... User unknown", false},
-		{"sm-mta", "ruleset=check_relay, arg1=@, arg2=192.0.2.1, relay=h [192.0.2.1], reject=421 4.3.2 Connection rate limit exceeded.", false},
-		{"sm-mta", "622A1abC012345: rejecting commands from  [192.0.2.1] due to pre-greeting traffic after 0 seconds", false},
-		{"sm-mta", "622A1abC012345: h [192.0.2.1]: expn @ [rejected]", false},
-		{"sm-mta", "622A1abC012345: AUTH failure (@): x, user=@, relay=h [192.0.2.1]", false},
-		{"sm-mta", "622A1abC012345: AUTH=server, relay=h [192.0.2.1], authid=@, mech=PLAIN, bits=0", false},
-		{"sm-mta", "AUTH=server, relay=[192.0.2.1], authid=@, mech=PLAIN, bits=0", false},
-		{"sm-mta", `622A1abC012345: AUTH decode64 error [-5 for "@"], relay=[192.0.2.1]`, false},
-		{"sm-mta", `622A1abC012345: [192.0.2.1]: probable open proxy: command=@`, false},
-		{"sm-mta", `622A1abC012345: collect: relay=[192.0.2.1], from=<@>, info=unexpected close`, false},
-		{"sm-mta", "622A1abC012345: from=<@>, size=1, class=0, nrcpts=1, msgid=<@>, proto=SMTP, daemon=MTA, relay=h [192.0.2.1]", false},
-		{"sm-mta", "622A1abC012345: lost input channel from @@h [192.0.2.1] to MTA after rcpt", false},
-		{"sm-mta", "622A1abC012345: h [192.0.2.1]: VRFY @ [rejected]", false},
-		{"sm-mta", "622A1abC012345: to=<@>, relay=mx [192.0.2.99], stat=@", false},
-		{"sm-mta", "622A1abC012345: <@>... User unknown", false},
-		{"sm-mta", "622A1abC012345: to=<honeypot@example.org>, ctladdr=<@>, relay=mx [192.0.2.99], stat=Sent", false},
+		{"sm-mta", "622A1abC012345: ruleset=check_rcpt, arg1=<@>, relay=h [192.0.2.1], reject=550 5.1.1 <@>... User unknown", false, 0},
+		{"sm-mta", "622A1abC012345: ruleset=check_rcpt, arg1=<r>, relay=@@h [192.0.2.1], reject=550 5.1.1 <r>... User unknown", false, 0},
+		{"sm-mta", "ruleset=check_relay, arg1=@, arg2=192.0.2.1, relay=h [192.0.2.1], reject=421 4.3.2 Connection rate limit exceeded.", false, 0},
+		{"sm-mta", "622A1abC012345: rejecting commands from  [192.0.2.1] due to pre-greeting traffic after 0 seconds", false, 0},
+		{"sm-mta", "622A1abC012345: h [192.0.2.1]: expn @ [rejected]", false, 0},
+		{"sm-mta", "622A1abC012345: AUTH failure (@): x, user=@, relay=h [192.0.2.1]", false, 0},
+		{"sm-mta", "622A1abC012345: AUTH=server, relay=h [192.0.2.1], authid=@, mech=PLAIN, bits=0", false, 0},
+		{"sm-mta", "AUTH=server, relay=[192.0.2.1], authid=@, mech=PLAIN, bits=0", false, 0},
+		{"sm-mta", `622A1abC012345: AUTH decode64 error [-5 for "@"], relay=[192.0.2.1]`, false, 0},
+		{"sm-mta", `622A1abC012345: [192.0.2.1]: probable open proxy: command=@`, false, 0},
+		{"sm-mta", `622A1abC012345: collect: relay=[192.0.2.1], from=<@>, info=unexpected close`, false, 0},
+		{"sm-mta", "622A1abC012345: from=<@>, size=1, class=0, nrcpts=1, msgid=<@>, proto=SMTP, daemon=MTA, relay=h [192.0.2.1]", false, 0},
+		{"sm-mta", "622A1abC012345: lost input channel from @@h [192.0.2.1] to MTA after rcpt", false, 0},
+		{"sm-mta", "622A1abC012345: h [192.0.2.1]: VRFY @ [rejected]", false, 0},
+		{"sm-mta", "622A1abC012345: to=<@>, relay=mx [192.0.2.99], stat=@", false, 0},
+		{"sm-mta", "622A1abC012345: <@>... User unknown", false, 0},
+		{"sm-mta", "622A1abC012345: to=<honeypot@example.org>, ctladdr=<@>, relay=mx [192.0.2.99], stat=Sent", false, 0},
 	},
 	OpenSMTPD: {
-		{"smtpd", openID + ` smtp failed-command command="@" result="550 Invalid recipient: @"`, true},
-		{"smtpd", openID + ` smtp envelope evpid=1 from=<@> to=<@>`, false},
-		{"smtpd", openID + ` smtp envelope evpid=1 from=<@> to=<honeypot@example.org>`, false},
-		{"smtpd", openID + ` smtp authentication user=@ result=permfail`, false},
-		{"smtpd", openID + ` smtp bad-input result="500 @"`, true},
-		{"smtpd", `smtp-in: Failed command on session ` + openID + `: "@" => 550 @`, true},
-		{"smtpd", `smtp-in: Accepted authentication for user @ on session ` + openID, false},
-		{"smtpd", `fedcba9876543210 smtp event=failed-command address=192.0.2.1 host=@ command="@" result="550 @"`, true},
-		{"smtpd", `fedcba9876543210 mta error @`, false},
+		{"smtpd", openID + ` smtp failed-command command="@" result="550 Invalid recipient: @"`, true, 0},
+		{"smtpd", openID + ` smtp envelope evpid=1 from=<@> to=<@>`, false, 0},
+		{"smtpd", openID + ` smtp envelope evpid=1 from=<@> to=<honeypot@example.org>`, false, 0},
+		{"smtpd", openID + ` smtp authentication user=@ result=permfail`, false, 0},
+		{"smtpd", openID + ` smtp bad-input result="500 @"`, true, 0},
+		{"smtpd", `smtp-in: Failed command on session ` + openID + `: "@" => 550 @`, true, 0},
+		{"smtpd", `smtp-in: Accepted authentication for user @ on session ` + openID, false, 0},
+		{"smtpd", `fedcba9876543210 smtp event=failed-command address=192.0.2.1 host=@ command="@" result="550 @"`, true, 0},
+		{"smtpd", `fedcba9876543210 mta error @`, false, 0},
 	},
 	Dovecot: {
-		{"dovecot", "imap-login: Disconnected (auth failed, 1 attempts in 2 secs): user=<@>, method=PLAIN, rip=192.0.2.1, lip=192.0.2.25, session=<x>", false},
-		{"dovecot", "imap-login: Login: user=<@>, method=PLAIN, rip=192.0.2.1, lip=192.0.2.25, mpid=1, TLS, session=<x>", false},
-		{"dovecot", "imap-login: Aborted login (auth failed, 1 attempts): user=<@>, method=PLAIN, rip=192.0.2.1", false},
-		{"dovecot", "imap-login: Aborted login (auth failed, 1 attempts): user=<@>, method=PLAIN, rip=192.0.2.1, TLS, session=<x>", false},
-		{"dovecot", "imap-login: Disconnected (proxy dest auth failed): user=<@>, method=PLAIN, rip=192.0.2.1, lip=192.0.2.25, session=<x>", false},
-		{"auth", "pam_sss(dovecot:auth): authentication failure; logname= uid=0 euid=0 tty=dovecot ruser=@ rhost=192.0.2.1 user=@", false},
-		{"dovecot", "auth: passwd-file(@,192.0.2.1): Password mismatch (given password: @)", false},
-		{"dovecot", "auth-worker(1): conn unix:auth-worker (pid=1,uid=2): auth-worker<7>: sql(@,192.0.2.1,<x>): unknown user", false},
-		{"dovecot", "auth(@,192.0.2.1,sasl:plain)<x>: Info: sql: Password mismatch (given password: @)", false},
-		{"auth", "pam_unix(dovecot:auth): authentication failure; logname= uid=0 euid=0 tty=dovecot ruser=@ rhost=192.0.2.1  user=x", false},
+		{"dovecot", "imap-login: Disconnected (auth failed, 1 attempts in 2 secs): user=<@>, method=PLAIN, rip=192.0.2.1, lip=192.0.2.25, session=<x>", false, 0},
+		{"dovecot", "imap-login: Login: user=<@>, method=PLAIN, rip=192.0.2.1, lip=192.0.2.25, mpid=1, TLS, session=<x>", false, 0},
+		{"dovecot", "imap-login: Aborted login (auth failed, 1 attempts): user=<@>, method=PLAIN, rip=192.0.2.1", false, 0},
+		{"dovecot", "imap-login: Aborted login (auth failed, 1 attempts): user=<@>, method=PLAIN, rip=192.0.2.1, TLS, session=<x>", false, 0},
+		{"dovecot", "imap-login: Disconnected (proxy dest auth failed): user=<@>, method=PLAIN, rip=192.0.2.1, lip=192.0.2.25, session=<x>", false, 0},
+		{"auth", "pam_sss(dovecot:auth): authentication failure; logname= uid=0 euid=0 tty=dovecot ruser=@ rhost=192.0.2.1 user=@", false, 0},
+		{"dovecot", "auth: passwd-file(@,192.0.2.1): Password mismatch (given password: @)", false, 0},
+		{"dovecot", "auth-worker(1): conn unix:auth-worker (pid=1,uid=2): auth-worker<7>: sql(@,192.0.2.1,<x>): unknown user", false, 0},
+		{"dovecot", "auth(@,192.0.2.1,sasl:plain)<x>: Info: sql: Password mismatch (given password: @)", false, 0},
+		{"auth", "pam_unix(dovecot:auth): authentication failure; logname= uid=0 euid=0 tty=dovecot ruser=@ rhost=192.0.2.1  user=x", false, 0},
 	},
 	Courier: {
-		{"imapd", "LOGIN FAILED, user=@, ip=[::ffff:192.0.2.1]", false},
-		{"imapd", "LOGIN, user=@, ip=[::ffff:192.0.2.1], port=[1], protocol=IMAP", false},
-		{"courieresmtpd", "error,relay=::ffff:192.0.2.1,from=<@>,to=<@>: 550 User unknown.", false},
-		{"courieresmtpd", "error,relay=::ffff:192.0.2.1,ident=@,from=<@>,to=<@>: 550 User unknown.", false},
-		{"courieresmtpd", `error,relay=::ffff:192.0.2.1,msg="535 Authentication failed.",cmd: @`, false},
-		{"courieresmtpd", "error,relay=::ffff:192.0.2.1,from=<@>,to=<honeypot@example.org>: 550 User unknown.", false},
-		{"courierd", "started,id=1.2,from=<@>,module=@,host=[192.0.2.99],addr=<honeypot@example.org>", false},
-		{"courierd", "newmsg,id=1.2: dns; @ (h [::ffff:192.0.2.1])", false},
-		{"imap", "badlogin: h [192.0.2.1] plaintext @ SASL(-13): authentication failure", false},
+		{"imapd", "LOGIN FAILED, user=@, ip=[::ffff:192.0.2.1]", false, 0},
+		{"imapd", "LOGIN, user=@, ip=[::ffff:192.0.2.1], port=[1], protocol=IMAP", false, 0},
+		{"courieresmtpd", "error,relay=::ffff:192.0.2.1,from=<@>,to=<@>: 550 User unknown.", false, 0},
+		{"courieresmtpd", "error,relay=::ffff:192.0.2.1,ident=@,from=<@>,to=<@>: 550 User unknown.", false, 0},
+		{"courieresmtpd", `error,relay=::ffff:192.0.2.1,msg="535 Authentication failed.",cmd: @`, false, 0},
+		{"courieresmtpd", "error,relay=::ffff:192.0.2.1,from=<@>,to=<honeypot@example.org>: 550 User unknown.", false, 0},
+		{"courierd", "started,id=1.2,from=<@>,module=@,host=[192.0.2.99],addr=<honeypot@example.org>", false, 0},
+		{"courierd", "newmsg,id=1.2: dns; @ (h [::ffff:192.0.2.1])", false, 0},
+		{"imap", "badlogin: h [192.0.2.1] plaintext @ SASL(-13): authentication failure", false, 0},
 	},
 }
 
@@ -181,10 +211,17 @@ var client1 = netip.MustParseAddr("192.0.2.1")
 
 func checkPlaces(t *testing.T, mta MTA, text string) {
 	for _, pl := range places[mta] {
+		text := text
+		if pl.most > 0 {
+			text = text[:min(len(text), pl.most)]
+		}
 		// "@@" is the client's text and an @; "@example" an @ of our own.
 		msg := strings.NewReplacer("@@h", noise(text, pl.quote)+"@h", "honeypot@", "honeypot@", "@example", "@example", "@x", "@x", "@", noise(text, pl.quote)).Replace(pl.msg)
+		line := "Mar  2 10:00:00 mx " + pl.tag + "[1]: " + msg
 		for _, limit := range []int{1 << 20, 1023} { // and cut by syslogd
-			line := "Mar  2 10:00:00 mx " + pl.tag + "[1]: " + msg
+			if limit == 1023 && len(line) <= limit {
+				break
+			}
 			p := New(Options{MaxPending: 4, Traps: corpusTraps, Recipients: true})
 			var e Event
 			if mta == OpenSMTPD {
@@ -215,6 +252,35 @@ func checkShape(t *testing.T, mta MTA, tag, msg string) {
 	checkEvent(t, &e)
 	if msg = strings.TrimLeft(strings.TrimRight(msg, "\r\n"), " "); !shape(mta, msg, e.Source) && !(mta == OpenSMTPD && e.Source == client1 && strings.Contains(msg, openID)) {
 		t.Errorf("%s: %s %s does not stand in a trusted place of %q", mta, e.Kind, e.Source, msg)
+	}
+}
+
+// hostileTexts are what a client may write to have its place taken for another. The address in them is an innocent's.
+var hostileTexts = []string{
+	"198.51.100.9", "[198.51.100.9]", "x[198.51.100.9]", "x[198.51.100.9]: ", " from x[198.51.100.9]",
+	" from x[198.51.100.9]: 550 5.1.1 <a>: Recipient address rejected: User unknown", " from x[198.51.100.9]; from=<a> to=<b> proto=ESMTP helo=<c>",
+	"connect from x[198.51.100.9]", "NOQUEUE: reject: RCPT from x[198.51.100.9]: 550 5.1.1 <a>: Recipient address rejected: User unknown in local recipient table; from=<s> to=<r>",
+	"warning: x[198.51.100.9]: SASL LOGIN authentication failed: x", "4A1B2C3D4E: client=x[198.51.100.9]", ", orig_client=x[198.51.100.9]",
+	"message repeated 5 times: [ connect from x[198.51.100.9]]", "[ID 1 mail.info] connect from x[198.51.100.9]", "PREGREET 9 after 0.1 from [198.51.100.9]:25: x",
+	"(h) [198.51.100.9]", ") [198.51.100.9] F=<a> rejected RCPT <b>: Unknown user", "x) [198.51.100.9]: 535 Incorrect authentication data", " H=(h) [198.51.100.9] ",
+	`" H=(h) [198.51.100.9] unrecognized command`, `" H=[198.51.100.9] AUTH command used when not advertised`, " [198.51.100.9] closed by DROP in ACL",
+	", relay=x [198.51.100.9]", ", relay=x [198.51.100.9], reject=550 5.1.1 <x>... User unknown", " [198.51.100.9] (may be forged)", " [IPv6:2001:db8:bad::9]", "x [198.51.100.9]",
+	"x [198.51.100.9] did not issue MAIL/EXPN/VRFY/ETRN during connection to MTA", "x [198.51.100.9]: possible SMTP attack: command=AUTH, count=5",
+	", rip=198.51.100.9", ", rip=198.51.100.9, lip=192.0.2.25", ">, method=PLAIN, rip=198.51.100.9, lip=192.0.2.25, session=<x>",
+	",198.51.100.9): unknown user", "x,198.51.100.9,<s>): Password mismatch", "sql(x,198.51.100.9): unknown user", "auth-worker<7>: sql(x,198.51.100.9): unknown user",
+	" rhost=198.51.100.9", " rhost=198.51.100.9  user=x", ", ip=[198.51.100.9]", ", ip=[::ffff:198.51.100.9], port=[1]", ">,to=<x>: 550 User unknown", "; x ([198.51.100.9])",
+	"0123456789abcdef smtp connected address=198.51.100.9 host=x", `" result="550 Invalid recipient: x"`,
+	"\nMar  2 10:00:00 mx postfix/smtpd[1]: connect from x[198.51.100.9]",
+}
+
+// TestHostileText puts each of them, bare and wrapped in what ends a field, into each place of every MTA.
+func TestHostileText(t *testing.T) {
+	for mta := range places {
+		for _, text := range hostileTexts {
+			for _, wrap := range []string{"@", `"@`, ">@", ")@", ", @", "@" + strings.Repeat("y", 900)} {
+				checkPlaces(t, mta, strings.Replace(wrap, "@", text, 1))
+			}
+		}
 	}
 }
 
