@@ -324,18 +324,20 @@ func (p *Parser) eximRefused(h *header, b []byte, e *Event) bool {
 	if !h.eximHost(b, e) {
 		return false
 	}
-	if e.Kind == UnknownRecipient {
-		if s, ok := behind(b, markSender); ok {
-			e.Automatic = automatic(upTo(s))
-		}
-		if r, ok := behind(b, markRcpt); ok {
-			e.User = p.recipientHash(upTo(r))
-		}
-	}
-	if p.traps == nil || e.Submission || !p.traps.behind(b, markRcpt) {
+	if e.Kind != UnknownRecipient && (p.traps == nil || e.Submission) {
 		return true
 	}
-	if s, ok := behind(b, markSender); ok && !automatic(upTo(s)) {
+	s, named := behind(b, markSender)
+	bounce := named && automatic(upTo(s))
+	r, ok := behind(b, markRcpt)
+	to := upTo(r)
+	at := lastAt(to)
+	if e.Kind == UnknownRecipient {
+		if e.Automatic = bounce; len(to) > 0 {
+			e.User = p.recipientHashAt(to, at)
+		}
+	}
+	if ok && named && !bounce && !e.Submission && p.traps != nil && (p.traps.matchAt(to, at) || p.traps.behind(r, markRcpt)) {
 		e.Kind = Trap
 	}
 	return true
