@@ -189,7 +189,7 @@ func (p *Parser) dovecotLogin(b []byte, e *Event) bool {
 	if j := bytes.Index(head, []byte(": user=<")); j >= 0 {
 		user = head[j+len(": user=<"):]
 		head = head[:j]
-		if k := bytes.LastIndexByte(user, '>'); k >= 0 {
+		if k := lastByte(user, '>'); k >= 0 {
 			user = user[:k]
 		}
 	}
@@ -352,7 +352,7 @@ func authSlot(b []byte, i int) (addr, user, why []byte, ok bool) {
 	}
 	head := b[max(0, i-200):i]
 	for range 3 {
-		k := bytes.LastIndexByte(head, ',')
+		k := lastByte(head, ',')
 		if k < 0 {
 			return nil, nil, nil, false
 		}

@@ -26,10 +26,10 @@ func others(w uint64) uint64 {
 }
 
 // quick is split for lines with a stamp of RFC 3164 or 3339, the host of the line before, a tag that was seen of late and a
-// process id, or none. It is for what begins with none of the shapes that need a second look, and says no to them.
+// process id, or none, and for most of Exim's own. It says no to all that needs a second look.
 func (p *Parser) quick(b []byte, h *header) bool {
 	c := &p.hosts
-	if len(b) < 48 || !c.plain {
+	if len(b) < 48 {
 		return false
 	}
 	if b[len(b)-1] == '\n' {
@@ -45,6 +45,12 @@ func (p *Parser) quick(b []byte, h *header) bool {
 	)
 	n := 15
 	w, v := load8(b, 0), load8(b, 8)
+	if b[10] == ' ' && b[4] == '-' {
+		return h.quickExim(b)
+	}
+	if !c.plain {
+		return false
+	}
 	switch {
 	case w&bsd0mask == bsd0 && v&bsd1mask == bsd1 && isUpper(byte(w)):
 		h.kind = stampBSD
@@ -105,6 +111,21 @@ func (p *Parser) quick(b []byte, h *header) bool {
 		return false
 	}
 	h.stamp, h.tag, h.msg, h.role, h.count, h.seen = b[:n], b[word:tag], b[end+1:], x.role, 1, true
+	return true
+}
+
+// quickExim reads "YYYY-MM-DD HH:MM:SS " and a message that begins with a message's id or with H=, which makes it one of
+// Exim's.
+func (h *header) quickExim(b []byte) bool {
+	const n = len("YYYY-MM-DD HH:MM:SS")
+	if b[n] != ' ' || stampLen(b) != n {
+		return false
+	}
+	m := b[n+1:]
+	if !(m[0] == 'H' && m[1] == '=') && messageID(m) == 0 {
+		return false
+	}
+	h.kind, h.stamp, h.mta, h.msg, h.count = stampISO, b[:n], Exim, m, 1
 	return true
 }
 
