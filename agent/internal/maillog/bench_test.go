@@ -47,7 +47,7 @@ func mixedLog(n int) [][]byte {
 // eximLog, dovecotLog and so on are the same hour on other servers, in the mix of lines that each of them writes.
 func eximLog(n int) (log [][]byte) {
 	for i := 0; len(log) < n; i++ {
-		ip, id := fmt.Sprintf("198.18.%d.%d", i%97, i%251), fmt.Sprintf("1rg%03dz-%011d-%04d", i%1000, i, i%10000)
+		ip, id := fmt.Sprintf("198.18.%d.%d", i%97, i%251), fmt.Sprintf("1rg%03d-%011d-%04d", i%1000, i, i%10000)
 		add := func(format string, args ...any) {
 			log = append(log, fmt.Appendf(fmt.Appendf(nil, "2026-03-02 %02d:%02d:%02d ", 10+i/36000%2, i/600%60, i/10%60), format, args...))
 		}

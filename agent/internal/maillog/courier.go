@@ -95,7 +95,7 @@ func (p *Parser) courierd(h *header, m []byte, e *Event) bool {
 		return false
 	}
 	w := p.transit.look(p.queueKey(id), e.Time.Unix())
-	i := bytes.LastIndex(b, []byte(",addr=<"))
+	i := last(b, ",addr=<")
 	if w == nil || i < 0 {
 		return false
 	}
@@ -117,7 +117,7 @@ func lastReason(b []byte) []byte {
 // lastIP reads "U, ip=[IP][, port=[N]][, protocol=P][, stls=1]". U is the client's, nothing behind it is, so the last
 // ip= counts, and only known words may follow.
 func lastIP(b []byte, e *Event) (user []byte, ok bool) {
-	i := bytes.LastIndex(b, []byte(", ip=["))
+	i := last(b, ", ip=[")
 	if i < 0 || len(b) > whole {
 		return nil, false
 	}
@@ -180,7 +180,7 @@ func (p *Parser) courierSMTP(m []byte, e *Event) bool {
 		return true
 	}
 	// The text stands behind the last ">: "; S and R may hold another, and so hide what they were refused for.
-	if i := bytes.LastIndex(b, []byte(">: ")); i >= 0 {
+	if i := last(b, ">: "); i >= 0 {
 		if e.Kind = courierReply(b[i+3:]); e.Kind == UnknownRecipient {
 			s := b[len("from=<"):]
 			e.Automatic = automatic(upTo(s))

@@ -498,7 +498,7 @@ func (p *Parser) eximAccepted(h *header, q, b []byte, e *Event) bool {
 	}
 	quiet := e.Submission || e.Kind == AuthSuccess || automatic(sender)
 	// "[from <S> ]for R R ..." ends the line if log_selector has +received_recipients.
-	if i := bytes.LastIndex(b, markFor); i >= 0 && !quiet && p.traps.inList(b[i+len(markFor):]) {
+	if i := last(b, " for "); i >= 0 && !quiet && p.traps.inList(b[i+len(" for "):]) {
 		e.Kind, quiet = Trap, true
 	}
 	p.follow(p.queueKey(q), e, quiet)
@@ -702,7 +702,7 @@ func (h *header) afterText(b []byte, e *Event) bool {
 	if h.afterMark(b, mark, e) {
 		return true
 	}
-	i := bytes.LastIndex(b, []byte(mark))
+	i := last(b, mark)
 	if i < 0 || !h.uncut(b) {
 		return false
 	}
@@ -733,7 +733,7 @@ func (h *header) uncut(b []byte) bool {
 
 func (h *header) afterMark(b []byte, mark string, e *Event) bool {
 	i := bytes.Index(b, []byte(mark))
-	if i < 0 || !h.uncut(b) || bytes.LastIndex(b, []byte(mark)) != i {
+	if i < 0 || !h.uncut(b) || last(b, mark) != i {
 		return false
 	}
 	_, ok := h.hostText(b[i+len(mark):], e)

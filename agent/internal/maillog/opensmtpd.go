@@ -103,7 +103,7 @@ func (p *Parser) envelope(key uint64, b []byte, e *Event) bool {
 	if !ok || !found {
 		return false
 	}
-	j := bytes.LastIndex(s, markTo)
+	j := last(s, string(markTo))
 	if j < 0 {
 		return false
 	}
@@ -164,7 +164,7 @@ func (p *Parser) sessionEvent(h *header, what, b []byte, e *Event) bool {
 		e.Kind = ProtocolError
 	case "authentication":
 		// user=U result=..: U is the client's, nothing follows the result. The failed AUTH command has a line of its own.
-		i := bytes.LastIndex(b, []byte(" result="))
+		i := last(b, " result=")
 		if i < 0 || len(b) > whole {
 			return false
 		}
@@ -360,7 +360,7 @@ func (p *Parser) opensmtpd5(h *header, b []byte, e *Event) bool {
 	}
 	// "Accepted authentication for user U on session ID"
 	if c, ok := cut(b, "Accepted authentication for user "); ok {
-		i := bytes.LastIndex(c, []byte(" on session "))
+		i := last(c, " on session ")
 		if i < 0 || len(c) > whole || len(c) != i+len(" on session ")+16 {
 			return false
 		}

@@ -520,7 +520,7 @@ func noRDNS(b []byte, e *Event) bool {
 // lastFrom reads "TEXT from C", where TEXT is the client's. Nothing follows C, so the last " from " of the line is
 // Postfix's own, and C must reach to the end of the line. TEXT is at most 100 bytes: no syslogd cuts the line before C.
 func lastFrom(k Kind, b []byte, e *Event) bool {
-	i := bytes.LastIndex(b, []byte(" from "))
+	i := last(b, " from ")
 	if i < 0 || i > 512 {
 		return false
 	}
@@ -730,7 +730,7 @@ func contentReject(b []byte, e *Event) bool {
 		return false
 	}
 	head, after := b[:i], b[i+len(mark):]
-	j := bytes.LastIndex(head, []byte(" from "))
+	j := last(head, " from ")
 	if j < 0 {
 		return false
 	}
@@ -739,7 +739,7 @@ func contentReject(b []byte, e *Event) bool {
 		return false
 	}
 	// The reason is the administrator's and the last thing on the line.
-	if r := bytes.LastIndex(after, []byte(">: ")); r >= 0 && spammy(after[r+3:]) {
+	if r := last(after, ">: "); r >= 0 && spammy(after[r+3:]) {
 		e.Kind = SpamReject
 	}
 	return true

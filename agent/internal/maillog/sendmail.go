@@ -131,7 +131,7 @@ func (p *Parser) sendmailLogin(b []byte, e *Event) bool {
 		return false
 	}
 	e.Kind = AuthSuccess
-	if i := bytes.LastIndex(b, []byte(", mech=")); i >= 0 {
+	if i := last(b, ", mech="); i >= 0 {
 		e.User = p.userHash(b[:i])
 	}
 	return true
@@ -274,7 +274,7 @@ func sendmailText(rc replyCode, text []byte) Kind {
 
 // lastRelay reads the last ", relay=RELAY", which must reach to the end of the line.
 func lastRelay(b []byte, e *Event) (head []byte, ok bool) {
-	i := bytes.LastIndex(b, []byte(", relay="))
+	i := last(b, ", relay=")
 	if i < 0 || len(b) > whole {
 		return nil, false
 	}

@@ -254,7 +254,6 @@ var (
 	markComma  = []byte(",to=<")
 	markRcpt   = []byte("rejected RCPT <")
 	markSender = []byte(" F=<")
-	markFor    = []byte(" for ")
 )
 
 // hits says whether "REPLY; from=<S>[,] to=<R>[,] proto=..." of Postfix is about a trap.

@@ -23,7 +23,7 @@ func eximBusy(n, sources int) (log [][]byte) {
 		add := func(format string, a ...any) {
 			log = append(log, fmt.Appendf(nil, "2026-03-02 12:%02d:%02d "+format, append([]any{i / 1200 % 60, i / 20 % 60}, a...)...))
 		}
-		id := fmt.Sprintf("1rg%03dz-%011d-%04d", i%1000, i, i%10000)
+		id := fmt.Sprintf("1rg%03d-%011d-%04d", i%1000, i, i%10000)
 		switch i % 3 {
 		case 0:
 			add("%s <= user%d@example.net H=mail.example.net [%s]:4711 P=esmtps X=TLS1.3:TLS_AES_256_GCM_SHA384:256 CV=no S=%d id=%d@mail.example.net", id, i, ip, i, i)
