@@ -11,15 +11,18 @@ import (
 	"github.com/mxshield/mxshield/agent/control"
 )
 
+// tellTime is how long lookup waits for the table at most.
+const tellTime = time.Second
+
 // Lookup answers lookup: the table's decision, and what the lists and the DNS say of an address right now.
 func (d *daemon) Lookup(ctx context.Context, a netip.Addr) (control.Lookup, error) {
 	p := netip.PrefixFrom(a, a.BitLen())
 	l := control.Lookup{Address: a, Node: d.node, Now: time.Now().UTC(), Lists: []control.ListAnswer{}, Threshold: d.cfg.Block.Threshold}
-	named := make(chan struct{})
+	named, news := make(chan struct{}), false
 	go func() {
 		defer close(named)
 		names := d.resolver.FCrDNS(ctx, a)
-		d.senders.Learn(a, &names)
+		_, news = d.senders.Learn(a, &names)
 		l.RDNS = names.State.String()
 		for _, n := range names.Claimed {
 			l.Names = append(l.Names, control.Name{Name: n, Verified: slices.Contains(names.Verified, n)})
@@ -32,7 +35,11 @@ func (d *daemon) Lookup(ctx context.Context, a netip.Addr) (control.Lookup, erro
 		}
 	}
 	<-named
-	w, err := d.Why(p) // last: names that were learned just now may allow it
+	// What was learned just now allows it as soon as the housekeeper has told the table; the page is to say so.
+	for end := time.Now().Add(tellTime); news && d.table.Decide(p, time.Now()).Never == nil && time.Now().Before(end) && ctx.Err() == nil; {
+		time.Sleep(10 * time.Millisecond)
+	}
+	w, err := d.Why(p)
 	if err != nil {
 		return control.Lookup{}, err
 	}

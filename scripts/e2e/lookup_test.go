@@ -63,6 +63,7 @@ dns:
 		l := r.status().DNS.Lists
 		return l[0].IPv4 == "ok" && l[0].IPv6 == "ok" && l[3].IPv4 == "suspended"
 	})
+	r.eventually("what was learned of its name is in the table", func() bool { return strings.Contains(r.must("lookup", "198.18.0.1"), "is not blocked: allowed by") })
 	for ask, want := range map[string][]string{
 		"198.18.0.1": {
 			"address    198.18.0.1, asked by ", "allowed    by domain:example.net", "mail.example.net, leads back to the address", `"evil\\027name.example.org", DOES NOT lead back`,
