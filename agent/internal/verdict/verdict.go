@@ -206,7 +206,7 @@ import (
 	"math"
 	"math/bits"
 	"net/netip"
-	"strings"
+	"strconv"
 	"time"
 
 	"github.com/mxshield/mxshield/agent/block"
@@ -405,39 +405,43 @@ var kindWords = [maillog.NumKinds][2]string{
 
 // Words says it to a person: "52 unknown recipients, 0 accepted, in 41 s".
 func (e Evidence) Words() string {
-	var b strings.Builder
+	b := make([]byte, 0, 128)
+	say := func(before string, n int64, after string) {
+		b = append(strconv.AppendInt(append(b, before...), n, 10), after...)
+	}
 	if e.Parts > 0 {
-		fmt.Fprintf(&b, "%d parts of it offend: ", e.Parts)
+		say("", int64(e.Parts), " parts of it offend: ")
 	}
 	for k, n := range e.Counts {
 		w := kindWords[k]
 		if n == 0 || w[0] == "" {
 			continue
 		}
-		word := w[1]
+		say("", int64(n), " ")
 		if n == 1 {
-			word = w[0]
+			b = append(b, w[0]...)
+		} else {
+			b = append(b, w[1]...)
 		}
-		fmt.Fprintf(&b, "%d %s", n, word)
 		if maillog.Kind(k) == maillog.AuthFailure && e.Names > 0 {
-			fmt.Fprintf(&b, " (about %d names)", e.Names)
+			say(" (about ", int64(e.Names), " names)")
 		}
-		b.WriteString(", ")
+		b = append(b, ", "...)
 	}
-	fmt.Fprintf(&b, "%d accepted", e.Accepted)
+	say("", int64(e.Accepted), " accepted")
 	if e.Logins > 0 {
-		fmt.Fprintf(&b, ", %d logins", e.Logins)
+		say(", ", int64(e.Logins), " logins")
 	}
 	if e.Lists != "" {
-		b.WriteString(", listed by " + e.Lists)
+		b = append(append(b, ", listed by "...), e.Lists...)
 	}
 	if !e.First.IsZero() {
-		fmt.Fprintf(&b, ", in %s", roughly(e.Last.Sub(e.First)))
+		b = append(append(b, ", in "...), roughly(e.Last.Sub(e.First))...)
 	}
 	if e.Elsewhere != (Elsewhere{}) {
-		fmt.Fprintf(&b, "; on other nodes %.0f points, %d accepted", e.Elsewhere.Points, e.Elsewhere.Accepted)
+		b = fmt.Appendf(b, "; on other nodes %.0f points, %d accepted", e.Elsewhere.Points, e.Elsewhere.Accepted)
 	}
-	return b.String()
+	return string(b)
 }
 
 // roughly prints a duration in its largest fitting unit.
