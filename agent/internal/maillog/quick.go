@@ -12,8 +12,8 @@ import (
 
 const ones, highs = 0x0101010101010101, 0x8080808080808080
 
-func load8(b []byte, at int) uint64 { return binary.LittleEndian.Uint64(b[at:]) }
-func load4(b []byte, at int) uint32 { return binary.LittleEndian.Uint32(b[at:]) }
+func load8(b []byte, at int) uint64 { return binary.LittleEndian.Uint64(b[at : at+8 : len(b)]) }
+func load4(b []byte, at int) uint32 { return binary.LittleEndian.Uint32(b[at : at+4 : len(b)]) }
 func load5(b []byte, at int) uint64 { return uint64(b[at]) | uint64(load4(b, at+1))<<8 }
 
 // zeros has the high bit of each byte that is zero, and maybe those of bytes above the lowest one that is.
