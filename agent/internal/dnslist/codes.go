@@ -180,7 +180,7 @@ func zoneName(s string) (string, error) {
 	z := strings.ToLower(strings.TrimSuffix(s, "."))
 	labels := dns.SplitDomainName(z)
 	// An IPv6 name is 64 octets before the zone, a key some more.
-	if len(labels) < 2 || len(z) > 150 {
+	if len(labels) < 2 || len(z) > 150 || strings.HasSuffix(z, ".") {
 		return "", errZone
 	}
 	for _, l := range labels {

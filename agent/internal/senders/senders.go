@@ -62,7 +62,7 @@ func Parse(s string) (Sender, error) {
 	}
 	name = strings.ToLower(strings.TrimSuffix(name, "."))
 	switch labels, ok := dns.IsDomainName(name); {
-	case !ok || name == "" || strings.ContainsFunc(name, func(r rune) bool {
+	case !ok || name == "" || strings.HasSuffix(name, ".") || strings.ContainsFunc(name, func(r rune) bool {
 		return !('a' <= r && r <= 'z' || '0' <= r && r <= '9' || r == '-' || r == '_' || r == '.')
 	}):
 		return Sender{}, fmt.Errorf("%.80q is no DNS name", name)

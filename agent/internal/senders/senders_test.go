@@ -39,7 +39,7 @@ func prefixes(s *Set) string {
 func TestParse(t *testing.T) {
 	for in, want := range map[string]string{
 		"spf:google.com": "spf:google.com", "spf:_SPF.Google.com.": "spf:_spf.google.com", "domain:Yahoo.com": "domain:yahoo.com",
-		"spf:com": "", "domain:": "", "spf:": "", "helo:x.test": "", "domain:*.x.test": "", "domain:x test": "", "domain:bücher.test": "",
+		"spf:com": "", "domain:": "", "spf:": "", "helo:x.test": "", "domain:*.x.test": "", "domain:x test": "", "domain:bücher.test": "", "spf:x.test..": "", "domain:x.test..": "",
 		"domain:" + strings.Repeat("a.", 130) + "test": "",
 	} {
 		got, err := Parse(in)
