@@ -169,7 +169,7 @@ func (c *ctl) aftermath(x *cli.Context, results []block.Result) {
 		if k.Alive < k.Peers {
 			late = "; the others hear of it when they are back"
 		}
-		fmt.Fprintf(c.out, "  holds on all nodes of the cluster: %d of %d others are there (mxshieldctl peers)%s\n", k.Alive, k.Peers, late)
+		fmt.Fprintf(c.out, "  the other nodes are told: %d of %d alive (mxshieldctl peers)%s\n", k.Alive, k.Peers, late)
 	}
 	if results[0].Entry.Kind != block.Block {
 		return

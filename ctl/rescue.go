@@ -80,6 +80,9 @@ func (c *ctl) off(x *cli.Context) error {
 		return err
 	}
 	d.Words = fmt.Sprintf("off: detached from %d interfaces; %s; `mxshieldctl on` ends it", len(was), agent)
+	if len(was) == 0 && err != nil {
+		d.Words += fmt.Sprintf("\nnothing of mxshield is attached by way of %s: if the config has other pins, name them with --pins", x.String("pins"))
+	}
 	if x.Bool("purge") {
 		d.Words += "\nthe pinned maps are gone; restart the agent to have new ones filled from its state file"
 	}

@@ -5,6 +5,7 @@ package e2e
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -58,7 +59,9 @@ func (c *cluster) attackedOnOne() {
 		}
 	}
 	for i, a := range src {
-		c.nodes[2+i].must("unblock", a.String())
+		if out := c.nodes[2+i].must("unblock", a.String()); !strings.Contains(out, "the other nodes are told: 4 of 4 alive") {
+			t.Errorf("unblock says: %s", out)
+		}
 		c.doors(c.nodes, false, a)
 		// What it did before counts no more where it did it, and one more offence does not block it.
 		lab.Dictionary(ctx, c.top.Net, a, first.port25(a), lab.DictionaryOptions{Talk: brief, Recipients: 3})
