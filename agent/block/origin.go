@@ -429,6 +429,8 @@ func (t *Table) voidLocked(now time.Time) {
 		if v := void[uint16(id)]; v != o.void {
 			o.void = v
 			t.sumBudgetLocked(uint16(id))
+			o.next = 0 // what came while it was void was never weighed: before any of it is enforced, and not in a second
+			t.rebudgetLocked(unix32(now))
 			t.refreshOriginLocked(uint16(id), now)
 		}
 	}

@@ -164,6 +164,34 @@ func TestBudgets(t *testing.T) {
 	}
 }
 
+// TestBudgetOfWhatWasVoid: blocks that came while a clear of their origin made them void are weighed before any of them is
+// enforced, when that clear counts no more.
+func TestBudgetOfWhatWasVoid(t *testing.T) {
+	s := newLPM()
+	tab := New(Options{Origin: "mx1", Sink: s, Budget: Budget{Minute: 10, Live: 25}})
+	now := t0.Add(5 * time.Minute)
+	merge(t, tab, from(Entry{Kind: OriginClear, Target: "mx2"}, "mx3", 1, now), now)
+	for i := range 30 {
+		merge(t, tab, from(auto(host(i), Dictionary, time.Hour, now), "mx2", uint64(i+1), t0), now)
+	}
+	tab.Expire(now)
+	enforced := func() (n int) {
+		for i := range 30 {
+			if s.scope(netip.MustParseAddr(host(i)), now) != ScopeNone {
+				n++
+			}
+		}
+		return n
+	}
+	if n := enforced(); n != 0 {
+		t.Errorf("%d enforced though they are void", n)
+	}
+	tab.Suspend("mx3", true, now)
+	if n := enforced(); n != 10 {
+		t.Errorf("%d enforced, want 10", n)
+	}
+}
+
 func TestSuspendAndOriginClear(t *testing.T) {
 	tab, s := newTable(t)
 	now := t0.Add(time.Minute)

@@ -42,7 +42,6 @@ type simView struct {
 	suspended []string
 	budget    block.Budget
 	now       time.Time
-	came      bool // what is early now may have come before the clock was set back
 }
 
 func (v *simView) early(e *block.Entry) bool {
@@ -58,17 +57,26 @@ func upto(c *block.Entry) block.Stamp {
 
 // counts says whether an origin clear counts: no later one that counts ends it.
 func (v *simView) counts(c *block.Entry) bool {
-	if slices.Contains(v.suspended, c.Origin) || v.early(c) && !v.came {
-		return false
-	}
-	for i := range v.entries {
-		d := &v.entries[i]
-		later := d.Stamp > c.Stamp || d.Stamp == c.Stamp && d.Origin > c.Origin
-		if d.Kind == block.OriginClear && d.Target == c.Origin && later && upto(d) >= c.Stamp && v.counts(d) {
-			return false
-		}
-	}
-	return true
+	return !slices.Contains(v.suspended, c.Origin) && !v.early(c) && !slices.ContainsFunc(v.entries, func(d block.Entry) bool { return ends(&d, c) && v.counts(&d) })
+}
+
+// ends says that d is a later clear of the origin that made c.
+func ends(d, c *block.Entry) bool {
+	later := d.Stamp > c.Stamp || d.Stamp == c.Stamp && d.Origin > c.Origin
+	return d.Kind == block.OriginClear && d.Target == c.Origin && later && upto(d) >= c.Stamp
+}
+
+// may says whether an origin clear may count where the clock was set back, and with surely whether it must: what is early
+// by it may have come before, and counts then, or after, and waits.
+func (v *simView) may(c *block.Entry, surely bool) bool {
+	return !slices.Contains(v.suspended, c.Origin) && !(surely && v.early(c)) && !slices.ContainsFunc(v.entries, func(d block.Entry) bool { return ends(&d, c) && v.may(&d, !surely) })
+}
+
+// mayBeVoid is void where the clock was set back.
+func (v *simView) mayBeVoid(e *block.Entry) bool {
+	return slices.ContainsFunc(v.entries, func(c block.Entry) bool {
+		return c.Kind == block.OriginClear && c.Target == e.Origin && upto(&c) >= e.Stamp && v.may(&c, false)
+	})
 }
 
 func (v *simView) void(e *block.Entry) bool {

@@ -367,12 +367,6 @@ func (h *history) safeAt(x *simHost, clears []block.Entry) {
 	now := x.clock()
 	suspended := x.table.Suspended()
 	v := simView{self: x.name, suspended: suspended, now: now}
-	void := func(c *block.Entry) bool {
-		v.came = false
-		yes := v.void(c)
-		v.came = true
-		return yes || v.void(c)
-	}
 	v.entries = append(v.entries, x.table.OriginClears()...)
 	for _, a := range simAddrs {
 		d := x.table.Decide(single(a), now)
@@ -400,7 +394,7 @@ func (h *history) safeAt(x *simHost, clears []block.Entry) {
 		for i := range clears {
 			c := &clears[i]
 			forgotten := !b.Automatic() && now.After(c.Until.Add(block.MaxAutomatic+time.Minute))
-			if c.Prefix.Contains(a) && cancelled(c, b) && !forgotten && !v.early(c) && !void(c) && !contains(suspended, c.Origin) {
+			if c.Prefix.Contains(a) && cancelled(c, b) && !forgotten && !v.early(c) && !v.mayBeVoid(c) && !contains(suspended, c.Origin) {
 				h.fail("%s drops %s by %s although %s cleared it: %s", x.name, a, strings.TrimSpace(words([]block.Entry{*b})), c.Origin, strings.TrimSpace(words([]block.Entry{*c})))
 			}
 		}
@@ -474,7 +468,7 @@ func (h *history) check() {
 			h.fail("%s differs from %s:\n%s", x.name, h.hosts[0].name, difference(first, got))
 		}
 		h.safeAt(x, all)
-		v := simView{x.name, entries, simNever, x.table.Suspended(), h.budget, x.clock(), false}
+		v := simView{x.name, entries, simNever, x.table.Suspended(), h.budget, x.clock()}
 		visible := v.visible()
 		for _, a := range simAddrs {
 			if got, want := x.table.Decide(single(a), x.clock()).Scope, v.decide(visible, a); got != want {
