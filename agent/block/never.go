@@ -22,7 +22,8 @@ type Never struct {
 }
 
 // BuiltinNever returns the ranges that are never the address of a stranger's mail server: loopback, link-local,
-// multicast, the unspecified address and, unless private is true, RFC 1918, CGNAT (RFC 6598) and ULA (RFC 4193).
+// multicast, the unspecified address, the ranges of NAT64 and, unless private is true, RFC 1918, CGNAT (RFC 6598) and ULA
+// (RFC 4193).
 // Documentation and benchmark ranges are not among them: labs use these as attackers.
 func BuiltinNever(private bool) []Never {
 	list := []Never{
@@ -34,6 +35,9 @@ func BuiltinNever(private bool) []Never {
 		{Prefix: netip.MustParsePrefix("::/127"), Rule: "loopback"},
 		{Prefix: netip.MustParsePrefix("fe80::/10"), Rule: "link-local"},
 		{Prefix: netip.MustParsePrefix("ff00::/8"), Rule: "multicast"},
+		// All of IPv4 stands in one /64 there (RFC 6052, RFC 8215), and a /64 is what a block closes.
+		{Prefix: netip.MustParsePrefix("64:ff9b::/64"), Rule: "NAT64"},
+		{Prefix: netip.MustParsePrefix("64:ff9b:1::/48"), Rule: "NAT64"},
 	}
 	if private {
 		return list

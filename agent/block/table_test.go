@@ -1024,3 +1024,21 @@ func BenchmarkApply(b *testing.B) {
 		}
 	}
 }
+
+// TestNAT64: behind a NAT64 all of IPv4 shares one /64, which no block may close; its neighbours are ordinary.
+func TestNAT64(t *testing.T) {
+	tab, s := newTable(t)
+	for a, want := range map[string]Scope{
+		"64:ff9b::c633:6407": ScopeNone, "64:ff9b:1:7::c633:6407": ScopeNone, // 198.51.100.7
+		"64:ff9b:0:1::1": ScopeMX, "64:ff9b:2::1": ScopeMX,
+	} {
+		p := netip.PrefixFrom(netip.MustParseAddr(a), 64).Masked()
+		_, err := tab.Apply(auto(p.String(), Dictionary, time.Hour, t0), t0)
+		if never := new(NeverError); errors.As(err, &never) != (want == ScopeNone) {
+			t.Errorf("block %s: %v", p, err)
+		}
+		if got := s.scope(netip.MustParseAddr(a), t0); got != want {
+			t.Errorf("%s: kernel drops %s, want %s", a, got, want)
+		}
+	}
+}
