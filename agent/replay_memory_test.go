@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -87,6 +89,9 @@ func stream(w io.Writer, n int64) (sources int, err error) {
 // TestReplayMemory: the peak memory of a replay does not grow with the log: at most 80 MB for 200 MB here, and for 10 GB
 // with MXSHIELD_TEST_LONG=1.
 func TestReplayMemory(t *testing.T) {
+	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		t.Skip("the race detector takes memory of its own")
+	}
 	size := int64(200 << 20)
 	if os.Getenv("MXSHIELD_TEST_LONG") != "" {
 		size = 10 << 30
