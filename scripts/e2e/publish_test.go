@@ -72,6 +72,19 @@ func TestPublish(t *testing.T) {
 			}
 		}
 	}
+	// What a person sees who looks with dig.
+	for args, want := range map[string]string{
+		"+short " + at(src[0]) + " A":        "127.0.0.3",
+		"+short +tcp " + at(src[0]) + " TXT": "dictionary, until ",
+		"+short bl.mx.example. SOA":          "bl.mx.example. ",
+		at(src[1]) + " A":                    "status: NXDOMAIN",
+		"+short 2.0.0.127.bl.mx.example. A":  "127.0.0.2",
+	} {
+		said, err := lab.Dig(r.top.MX[0], root, append([]string{"-r", "@127.0.0.1", "-p", "5353", "+timeout=10"}, strings.Fields(args)...)...)
+		if err != nil || !strings.Contains(said, want) {
+			t.Errorf("dig %s says %q, want %q: %v", args, said, want, err)
+		}
+	}
 	res := lab.Honest(ctx, r.top.Net, src[2], mx, lab.HonestOptions{Messages: 1})
 	if res.Accepted != 0 || !strings.Contains(res.Last, "blocked using bl.mx.example") || !strings.Contains(res.Last, "manual, until") {
 		t.Errorf("Postfix does not use it: %+v", res)

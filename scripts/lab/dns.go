@@ -29,21 +29,38 @@ type DNSServer struct {
 	done chan struct{}
 }
 
-// startDNS runs a program of the root by the root's own loader, with the
+// inRoot is a program of the root run by the root's own loader, with the
 // host's files: nothing is mounted, and its C library need not be the host's.
-func startDNS(host *Host, root, dir, program string, args ...string) (*DNSServer, error) {
+func inRoot(host *Host, root, program string, args ...string) (*exec.Cmd, error) {
 	loaders, _ := filepath.Glob(filepath.Join(root, "usr/lib/*/ld-linux-*.so.*"))
 	if len(loaders) == 0 {
 		return nil, fmt.Errorf("%s has no loader", root)
 	}
-	libs := filepath.Dir(loaders[0])
-	s := &DNSServer{log: filepath.Join(dir, filepath.Base(program)+".log"), done: make(chan struct{})}
+	return host.Command(loaders[0], append([]string{"--library-path", filepath.Dir(loaders[0]), filepath.Join(root, program)}, args...)...), nil
+}
+
+// Dig asks with dig(1) of a DNSRoot and returns what it prints.
+func Dig(host *Host, root string, args ...string) (string, error) {
+	cmd, err := inRoot(host, root, "usr/bin/dig", args...)
+	if err != nil {
+		return "", err
+	}
+	b, err := cmd.CombinedOutput()
+	return strings.TrimSpace(string(b)), err
+}
+
+// startDNS starts a server of the root.
+func startDNS(host *Host, root, dir, program string, args ...string) (*DNSServer, error) {
+	cmd, err := inRoot(host, root, program, args...)
+	if err != nil {
+		return nil, err
+	}
+	s := &DNSServer{cmd: cmd, log: filepath.Join(dir, filepath.Base(program)+".log"), done: make(chan struct{})}
 	out, err := os.Create(s.log)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
-	s.cmd = host.Command(loaders[0], append([]string{"--library-path", libs, filepath.Join(root, program)}, args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = out, out
 	if err := s.cmd.Start(); err != nil {
 		return nil, err

@@ -24,7 +24,7 @@ import (
 )
 
 // recipe is part of the cache key: raise it when what goes into a root changes.
-const recipe = "r1"
+const recipe = "r2"
 
 // A Kind is what a private root holds.
 type Kind string
@@ -38,7 +38,7 @@ const (
 	KindOpenSMTPD Kind = "opensmtpd" // OpenSMTPD and rsyslog
 	KindSendmail  Kind = "sendmail"  // Sendmail, Cyrus SASL and rsyslog
 	KindFail2ban  Kind = "fail2ban"  // fail2ban and its Python
-	KindDNS       Kind = "dns"       // unbound and rbldnsd
+	KindDNS       Kind = "dns"       // unbound, rbldnsd and dig
 	KindFilters   Kind = "filters"   // nft, ipset, iptables and xdp-filter
 	KindLogrotate Kind = "logrotate"
 
@@ -74,7 +74,7 @@ var rootPackages = map[Kind][]string{
 	KindOpenSMTPD7: {"opensmtpd", "rsyslog"},
 	KindSendmail:   {"sendmail-bin", "sendmail-cf", "sensible-mda", "m4", "sasl2-bin", "libsasl2-modules", "rsyslog", "sed", "grep"},
 	KindFail2ban:   {"fail2ban", "python3", "python3-pyinotify"},
-	KindDNS:        {"unbound", "rbldnsd"},
+	KindDNS:        {"unbound", "rbldnsd", "bind9-dnsutils"},
 	KindFilters:    {"nftables", "ipset", "iptables", "xdp-tools"},
 	KindLogrotate:  {"logrotate", "gzip"},
 	KindLinux510:   linuxPackages,
