@@ -429,7 +429,9 @@ func (t *Table) voidLocked(now time.Time) {
 		if v := void[uint16(id)]; v != o.void {
 			o.void = v
 			t.sumBudgetLocked(uint16(id))
-			o.next = 0 // what came while it was void was never weighed: before any of it is enforced, and not in a second
+			// What came while it was void was never weighed, and what was weighed before may have room now: at once, before
+			// any of it is enforced.
+			o.recount, o.next = id != 0, 0
 			t.rebudgetLocked(unix32(now))
 			t.refreshOriginLocked(uint16(id), now)
 		}

@@ -186,9 +186,27 @@ func TestBudgetOfWhatWasVoid(t *testing.T) {
 	if n := enforced(); n != 0 {
 		t.Errorf("%d enforced though they are void", n)
 	}
+	for range 2 { // and again, with what was over the budget before
+		tab.Suspend("mx3", true, now)
+		if n := enforced(); n != 10 {
+			t.Errorf("%d enforced, want 10", n)
+		}
+		tab.Suspend("mx3", false, now)
+		if n := enforced(); n != 0 {
+			t.Errorf("%d enforced though they are void", n)
+		}
+		now = now.Add(2 * time.Second)
+		tab.Expire(now)
+	}
+	// What is left of them in the end has room.
+	for i := range 25 {
+		merge(t, tab, from(auto(host(i), Dictionary, time.Second, now), "mx2", uint64(100+i), t0.Add(time.Second)), now)
+	}
+	now = now.Add(time.Minute)
+	tab.Expire(now)
 	tab.Suspend("mx3", true, now)
-	if n := enforced(); n != 10 {
-		t.Errorf("%d enforced, want 10", n)
+	if n := enforced(); n != 5 {
+		t.Errorf("%d enforced, want 5", n)
 	}
 }
 
