@@ -299,9 +299,7 @@ func TestOffWhileItHung(t *testing.T) {
 	r.start()
 	a := lab.Sources(lab.Attack4, 1)[0]
 	r.must("block", a.String())
-	if err := r.agent.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	r.freeze()
 	r.must("off", "--pins", r.pins, "--state-dir", r.dir)
 	if err := r.agent.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)

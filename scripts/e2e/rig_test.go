@@ -222,6 +222,22 @@ func (r *rig) kill() {
 	}
 }
 
+// freeze makes the agent hang, until it gets SIGCONT. A signal takes its time: a thread of it may still answer.
+func (r *rig) freeze() {
+	r.t.Helper()
+	if err := r.agent.Process.Signal(syscall.SIGSTOP); err != nil {
+		r.t.Fatal(err)
+	}
+	r.eventually("the agent hangs", func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", r.agent.Process.Pid))
+		return err == nil && len(threads) > 0 && !slices.ContainsFunc(threads, func(path string) bool {
+			b, err := os.ReadFile(path)
+			_, state, _ := strings.Cut(string(b), ") ")
+			return err == nil && !strings.HasPrefix(state, "T")
+		})
+	})
+}
+
 // stop ends the agent as systemd would and returns its exit code.
 func (r *rig) stop() int {
 	r.t.Helper()
