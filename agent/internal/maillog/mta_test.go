@@ -35,7 +35,7 @@ var shapes = map[MTA][]*regexp.Regexp{
 	Sendmail: compile(
 		`[A-Za-z0-9]{5,24}: (?:lost input channel from |timeout waiting for input from |rejecting commands from |rejecting server [A-Z-]+ from |collect: relay=|AUTH=server, relay=|)`+relayRE,
 		`AUTH=server, relay=`+relayRE,
-		`[A-Za-z0-9]{5,24}: rejecting commands from  `+relayRE,
+		`[A-Za-z0-9]{5,24}: rejecting (?:commands|server [A-Z-]+) from  `+relayRE,
 		`(?:[A-Za-z0-9]{5,24}: )?ruleset=.*, relay=`+relayRE+`, reject=`,
 		`[A-Za-z0-9]{5,24}: (?:from=|AUTH failure \(|AUTH decode64 error \[).*, relay=`+relayRE+`$`,
 	),
