@@ -14,9 +14,7 @@ SIM ?= 10000
 BENCHTIME ?= 1s
 
 # go test says nothing of what it skips, unless it says everything; this one names what was skipped, and why.
-# RERUN=--rerun-fails=1 runs what failed once more, and reports both runs.
-RERUN ?=
-gotest = "$(GO)" run gotest.tools/gotestsum@v1.13.0 --format standard-quiet $(RERUN)
+gotest = "$(GO)" run gotest.tools/gotestsum@v1.13.0 --format standard-quiet
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test soak race lint generate check-generated kernels bench fuzz sim install clean go
