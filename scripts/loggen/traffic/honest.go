@@ -259,7 +259,8 @@ func (m *maker) honest() {
 func (m *maker) ordinary(i int) {
 	a := fmt.Sprintf("100.%d.%d.%d", 128+m.rnd.IntN(60), i>>8&0xff, i&0xff)
 	if i%10 == 9 {
-		a = fmt.Sprintf("2001:db8:600d:%x::1", 0x1000+i)
+		n := 0x1000 + i
+		a = fmt.Sprintf("2001:db8:%x:%x::1", 0x600d+n>>16, n&0xffff)
 	}
 	w := m.host(a, "ordinary sender", false)
 	n := 1 + m.rnd.IntN(8)
