@@ -150,18 +150,7 @@ func TestSyslogSendersWait(t *testing.T) {
 	r.take()
 	r.waitStatus("listening", func(Status) bool { return exists(path) })
 	const n = 20_000
-	go func() {
-		c, err := net.Dial("unixgram", path)
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		for i := range n {
-			if _, err := c.Write([]byte(numberedLine(i))); err != nil {
-				return
-			}
-		}
-	}()
+	go sendNumbered(path, n)
 	for len(r.lines) < n {
 		r.take()
 	}
@@ -223,18 +212,7 @@ func TestSyslogFlood(t *testing.T) {
 		cmd := senderAs(t, 65534, path, forged)
 		go func() { flooded <- cmd.Run() }()
 	}
-	go func() {
-		c, err := net.Dial("unixgram", path)
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		for i := range n {
-			if _, err := c.Write([]byte(numberedLine(i))); err != nil {
-				return
-			}
-		}
-	}()
+	go sendNumbered(path, n)
 	for len(r.lines) < n {
 		r.take()
 	}
@@ -370,4 +348,18 @@ func FuzzControl(f *testing.F) {
 			t.Errorf("user %d of nothing", uid)
 		}
 	})
+}
+
+// sendNumbered writes n numbered lines to a socket, as fast as it takes them.
+func sendNumbered(path string, n int) {
+	c, err := net.Dial("unixgram", path)
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	for i := range n {
+		if _, err := c.Write([]byte(numberedLine(i))); err != nil {
+			return
+		}
+	}
 }
