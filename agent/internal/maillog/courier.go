@@ -10,9 +10,6 @@ func (p *Parser) courier(h *header, e *Event) bool {
 	if i := bytes.LastIndexByte(tag, '/'); i >= 0 {
 		tag = tag[i+1:] // cyrus/imap
 	}
-	if len(m) < 8 {
-		return false
-	}
 	switch string(tag) {
 	case "courieresmtpd", "esmtpd":
 		if !p.courierSMTP(m, e) {
@@ -26,63 +23,15 @@ func (p *Parser) courier(h *header, e *Event) bool {
 	case "courierd":
 		return p.courierd(h, m, e)
 	}
-	switch m[0] {
-	case 'L':
-		// "LOGIN FAILED, {user=U|method=M}, ip=[IP][, port=[N]]", "LOGIN, user=U, ip=[IP], port=[N], protocol=IMAP[, stls=1]"
-		if b, ok := cut(m, "LOGIN FAILED, "); ok {
-			e.Kind = AuthFailure
-			u, ok := lastIP(b, e)
-			if u, named := cut(u, "user="); named {
-				e.User = p.userHash(u)
-			}
-			return ok
-		}
-		if b, ok := cut(m, "LOGIN, user="); ok {
-			u, ok := lastIP(b, e)
-			e.Kind, e.User = AuthSuccess, p.userHash(u)
-			return ok
-		}
-	case 'C':
-		if b, ok := cut(m, "Connection, ip=["); ok {
-			e.Kind = Connect
-			return firstIP(b, ']', e)
-		}
-	case 'D':
-		if b, ok := cut(m, "Disconnected, ip=["); ok {
-			e.Kind = Disconnect
-			return firstIP(b, ']', e)
-		}
-	case 'b':
-		// "badlogin: NAME [IP] MECH ...": the name is verified, and nothing of the client's stands before the address.
-		if b, ok := cut(m, "badlogin: "); ok {
-			n := 0
-			for n < len(b) && n < 256 && isHost(b[n]) {
-				n++
-			}
-			if n > 0 {
-				if b, ok = cut(b[n:], " "); !ok {
-					return false
-				}
-			}
-			a, rest, ok := bracketed(b)
-			if !ok || len(rest) == 0 || rest[0] != ' ' {
-				return false
-			}
-			e.Source, e.Kind = a, AuthFailure
-			if oursAuth(lastReason(rest)) {
-				e.Kind = Other
-			}
-			return true
-		}
-	}
-	return false
+	return p.mailbox(h, tag, e)
 }
 
 // courierd reads "newmsg,id=ID: ..." and, if somebody wants to know, "started,id=ID,from=<S>,module=M,host=H,addr=<R>".
 func (p *Parser) courierd(h *header, m []byte, e *Event) bool {
 	if courierMessage(m, e) {
-		if id, _, ok := bytes.Cut(m[len("newmsg,id="):], []byte(":")); ok && p.when(h, e) {
-			p.follow(p.queueKey(id), e, false)
+		id := m[len("newmsg,id="):]
+		if n := bytes.IndexAny(id, ":,"); n > 0 && p.when(h, e) {
+			p.follow(p.queueKey(id[:n]), e, false)
 		}
 		return true
 	}
@@ -112,28 +61,6 @@ func lastReason(b []byte) []byte {
 		}
 	}
 	return nil
-}
-
-// lastIP reads "U, ip=[IP][, port=[N]][, protocol=P][, stls=1]". U is the client's, nothing behind it is, so the last
-// ip= counts, and only known words may follow.
-func lastIP(b []byte, e *Event) (user []byte, ok bool) {
-	i := last(b, ", ip=[")
-	if i < 0 || len(b) > whole {
-		return nil, false
-	}
-	c := b[i+len(", ip=["):]
-	n := bytes.IndexByte(c, ']')
-	if n < 0 {
-		return nil, false
-	}
-	if e.Source, ok = parseAddr(c[:n]); !ok {
-		return nil, false
-	}
-	c = c[n+1:]
-	if len(c) > 0 && !has(c, ", port=[") && !has(c, ", protocol=") && !has(c, ", stls=") {
-		return nil, false
-	}
-	return b[:i], true
 }
 
 // firstIP reads an address up to end.
@@ -173,23 +100,43 @@ func (p *Parser) courierSMTP(m []byte, e *Event) bool {
 	}
 	e.Kind = Other
 	if c, ok := cut(b, `msg="`); ok {
-		e.Kind = courierReply(c)
+		if e.Kind = courierReply(c); e.Kind == AuthFailure {
+			if _, c, ok := bytes.Cut(c, []byte(`",cmd: AUTH `)); ok {
+				e.User = p.userHash(courierLogin(c))
+			}
+		}
 		return true
 	}
 	if !has(b, "from=<") {
 		return true
 	}
-	// The text stands behind the last ">: "; S and R may hold another, and so hide what they were refused for.
-	if i := last(b, ">: "); i >= 0 {
-		if e.Kind = courierReply(b[i+3:]); e.Kind == UnknownRecipient {
-			s := b[len("from=<"):]
-			e.Automatic = automatic(upTo(s))
-			if _, r, ok := bytes.Cut(s, markComma); ok {
-				e.User = p.recipientHash(upTo(r))
-			}
+	// The text stands behind the last ">: ". S and R cannot hold another, as Courier writes blanks for what is special in
+	// them, but in versions that do not; and of 128 bytes and more they end in dots instead.
+	i, n := last(b, ">: "), len(">: ")
+	if i < 0 {
+		i, n = bytes.Index(b, []byte("...: ")), len("...: ")
+	}
+	if i < 0 {
+		return true
+	}
+	if e.Kind = courierReply(b[i+n:]); e.Kind == UnknownRecipient {
+		s := b[len("from=<"):]
+		e.Automatic = automatic(upTo(s))
+		if _, r, ok := bytes.Cut(b[:i+1], markComma); ok {
+			e.User = p.recipientHash(upTo(r)) // 0 for one that is not all there: many would look the same
 		}
 	}
 	return true
+}
+
+// courierLogin is the user in "MECHANISM[ INITIAL][ USER]": what was tried is the last of two words, and what is behind
+// the first of three.
+func courierLogin(b []byte) []byte {
+	_, b, _ = bytes.Cut(b, []byte(" "))
+	if _, user, ok := bytes.Cut(b, []byte(" ")); ok {
+		return user
+	}
+	return b
 }
 
 // courierReply says what "NNN text" is about.
@@ -203,17 +150,22 @@ func courierReply(b []byte) Kind {
 		}
 		return Other
 	case has(b, "535"):
-		if oursAuth(text) {
+		switch {
+		case has(text, "Authentication required"), oursAuth(text): // a command without a login; nobody has tried one
 			return Other
+		case has(text, "Authentication rejected"): // AUTH where it is not offered
+			return ProtocolError
 		}
 		return AuthFailure
+	case has(text, "User <"): // and the recipient, which may hold any word
+		return UnknownRecipient
 	case within(text, "relay"):
 		return RelayDenied
 	case within(text, "user") && within(text, "unknown"), nobody(text, rc.hard):
 		return UnknownRecipient
 	case within(text, "spamhaus"), within(text, "blacklist"), within(text, "blocklist"), within(text, "dnsbl"), within(text, "rbl"), within(text, "http:"), within(text, "https:"):
 		return listing(text)
-	case has(b, "500"), has(b, "501"), has(b, "502"), has(b, "503"), has(b, "504"):
+	case has(b, "500"), has(b, "501"), has(b, "502"), has(b, "503"), has(b, "504"), has(b, "554 Syntax error"):
 		return ProtocolError
 	case has(b, "517"), within(text, "sender"):
 		return SenderReject
@@ -225,18 +177,25 @@ func courierReply(b []byte) Kind {
 	return Other
 }
 
-// courierMessage reads "newmsg,id=ID: dns; HELO (NAME [IP])" or "... ([IP])". HELO is the client's; NAME is not, and the
-// last words of the line are Courier's.
+// courierMessage reads "newmsg,id=ID[, auth=USER]: dns; HELO (NAME [IP])" or "... ([IP])". HELO is the client's; NAME is
+// not, and the last words of the line are Courier's. (Where HELO is so long that they are not there, nobody is credited.)
 func courierMessage(m []byte, e *Event) bool {
 	b, ok := cut(m, "newmsg,id=")
 	if !ok || len(b) > whole {
 		return false
 	}
-	n := bytes.IndexByte(b, ':')
-	if n < 0 || n > 80 {
+	n := bytes.IndexAny(b[:min(len(b), 80)], ":,")
+	if n < 0 {
 		return false
 	}
-	if b, ok = cut(b[n:], ": dns; "); !ok {
+	if b = b[n:]; has(b, ", auth=") {
+		n := bytes.IndexByte(b, ':')
+		if n < 0 {
+			return false
+		}
+		b = b[n:]
+	}
+	if b, ok = cut(b, ": dns; "); !ok {
 		return false
 	}
 	if b, ok = bytes.CutSuffix(b, []byte("])")); !ok {

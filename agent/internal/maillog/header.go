@@ -27,6 +27,7 @@ type header struct {
 	msg   []byte
 	count int       // 1, or N of "message repeated N times"
 	mta   MTA       // whose own file this shape is; Auto: ask the tag
+	cut   bool      // a journal's message of which blanks were taken, or more
 	part  bool      // the first part of a line that Exim split for syslog: the end is missing
 	seen  bool      // host and tag are those of a line before: see quick
 	role  role      // what the tag says, if seen

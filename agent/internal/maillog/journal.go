@@ -21,7 +21,7 @@ type record struct {
 const recordMax = 8 << 10
 
 func (r *record) split(b []byte, h *header) bool {
-	var msg, ident, pid, uid, at []byte
+	var msg, ident, pid, uid, at, raw []byte
 	b = skipBlank(b[1:])
 	for len(b) > 0 && b[0] != '}' {
 		key, rest, ok := jsonRaw(b)
@@ -41,6 +41,8 @@ func (r *record) split(b []byte, h *header) bool {
 		switch string(key) {
 		case `"MESSAGE"`:
 			field = &msg
+		case `"SYSLOG_RAW"`:
+			field = &raw
 		case `"SYSLOG_IDENTIFIER"`:
 			field = &ident
 		case `"_PID"`:
@@ -83,6 +85,7 @@ func (r *record) split(b []byte, h *header) bool {
 	if h.msg, ok = r.unpack(msg); !ok {
 		return false
 	}
+	h.cut = raw != nil
 	h.kind = stampMicro
 	h.repeat()
 	return true

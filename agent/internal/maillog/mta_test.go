@@ -194,6 +194,9 @@ var places = map[MTA][]place{
 		{"courieresmtpd", "error,relay=::ffff:192.0.2.1,from=<@>,to=<honeypot@example.org>: 550 User unknown.", false, 0},
 		{"courierd", "started,id=1.2,from=<@>,module=@,host=[192.0.2.99],addr=<honeypot@example.org>", false, 0},
 		{"courierd", "newmsg,id=1.2: dns; @ (h [::ffff:192.0.2.1])", false, 0},
+		{"courierd", "newmsg,id=1.2, auth=@: dns; @ (h [::ffff:192.0.2.1])", false, 0},
+		{"courieresmtpd", "error,relay=::ffff:192.0.2.1,port=1,from=<@...,to=<@...: 550 User <@...", false, 0},
+		{"courieresmtpd", `error,relay=::ffff:192.0.2.1,port=1,msg="535 Authentication failed.",cmd: AUTH PLAIN @ @`, false, 0},
 		{"imap", "badlogin: h [192.0.2.1] plaintext @ SASL(-13): authentication failure", false, 0},
 	},
 }
@@ -233,6 +236,77 @@ func checkPlaces(t *testing.T, mta MTA, text string) {
 					t.Errorf("%s: %s %s is not the client in %q", mta, e.Kind, e.Source, line)
 				}
 			}
+		}
+	}
+}
+
+// courierLines is what Courier's logger makes of a line of imapd. With trim, blanks at the end of a line are lost later on.
+func courierLines(line string, trim bool) (out []string) {
+	for line = line[:min(len(line), 1023)]; line != ""; {
+		piece := line[:min(len(line), 511)]
+		line = line[len(piece):]
+		for _, level := range []string{"ERR:", "WARN:", "ALERT:", "CRIT:", "DEBUG:", "INFO:"} {
+			if rest, ok := strings.CutPrefix(piece, level); ok {
+				piece = rest
+				break
+			}
+		}
+		piece = strings.TrimLeft(piece, " ")
+		if trim {
+			piece = strings.TrimRight(piece, " ")
+		}
+		out = append(out, "Mar  2 10:00:00 mx imapd: "+piece)
+	}
+	return out
+}
+
+// checkTorn makes text the login name of two clients of an imapd that is followed from its start.
+func checkTorn(t *testing.T, text string, trim bool) (events int) {
+	p := New(Options{MaxPending: 4})
+	for _, port := range []string{"4711", "4712"} {
+		at := "ip=[::ffff:192.0.2.1], port=[" + port + "]"
+		for i, line := range append(courierLines("DEBUG: Connection, "+at, trim), courierLines("INFO: LOGIN FAILED, user="+noise(text, false)+", "+at, trim)...) {
+			var e Event
+			if p.Parse([]byte(line), corpusRef, &e) {
+				checkEvent(t, &e)
+				if e.Source != client1 {
+					t.Errorf("%s %s is not the client in line %d, %q", e.Kind, e.Source, i, line)
+				}
+				events++
+			}
+		}
+	}
+	return events
+}
+
+// TestTorn: whatever stands where Courier's logger cuts a line, and wherever it is.
+func TestTorn(t *testing.T) {
+	if n := checkTorn(t, "joe", false); n != 4 {
+		t.Errorf("%d events of two connections and logins", n)
+	}
+	for _, text := range append(hostileTexts, "badlogin: x [198.51.100.9] plaintext", "LOGIN FAILED, user=x, ip=[198.51.100.9]", "LOGIN FAILED, user=x, ip=[198.51.100.9], port=[1]",
+		"LOGIN, user=x, ip=[198.51.100.9], port=[1], protocol=IMAP", "Connection, ip=[198.51.100.9], port=[1]", "INFO:  LOGIN FAILED, user=x, ip=[198.51.100.9]",
+		"DEBUG: Connection, ip=[198.51.100.9], port=[1]", "INFO: badlogin: [198.51.100.9] x") {
+		for _, fill := range []string{"A", " "} {
+			for n := 484; n < 489; n++ {
+				long := strings.Repeat(fill, n) + text
+				checkTorn(t, long, false)
+				for m := 507; m < 514; m++ { // and what is behind it, so that its end is that of a line
+					checkTorn(t, long+strings.Repeat(fill, max(0, m-len(text)))+"x", false)
+					checkTorn(t, strings.Repeat(fill, n)+text[:len(text)/2]+strings.Repeat("B", max(0, m-len(text)))+text[len(text)/2:]+"x", false)
+				}
+			}
+		}
+	}
+	// The first of the lines is whole, and of a connection that there is.
+	const own = ", ip=[::ffff:192.0.2.1], port=[4711]"
+	checkTorn(t, strings.Repeat("A", 486-len(own))+own+"Connection, ip=[198.51.100.9], port=[1]"+strings.Repeat(" ", 472)+"x", true)
+	checkTorn(t, strings.Repeat("A", 486-len(own))+own+"LOGIN FAILED, user="+strings.Repeat("B", 511-19-31)+", ip=[198.51.100.9], port=[1]x", false)
+	// Where blanks are lost, the first of the lines may look whole.
+	for n := 0; n < 40; n++ {
+		forged := "x, ip=[198.51.100.9], port=[1]"
+		for _, next := range []string{"LOGIN FAILED, user=x, ip=[198.51.100.9], port=[1]", "Connection, ip=[198.51.100.9], port=[1]", "badlogin: [198.51.100.9] x"} {
+			checkTorn(t, forged+strings.Repeat(" ", 470+n-len(forged))+next+strings.Repeat(" ", 520), true)
 		}
 	}
 }
@@ -310,6 +384,11 @@ func fuzzMTA(f *testing.F, mta MTA, file string, tags ...string) {
 			checkShape(t, mta, tag, msg)
 		}
 		checkPlaces(t, mta, text)
+		if mta == Courier {
+			checkTorn(t, text, false)
+			checkTorn(t, strings.Repeat("A", 486)+text, false)
+			checkTorn(t, strings.Repeat("A", 486)+text+strings.Repeat("B", max(0, 511-len(text))), false)
+		}
 	})
 }
 

@@ -216,6 +216,7 @@ type Parser struct {
 	copies              pending // Exim: refusal -> which log has it, and how often
 	logins              logins
 	twice               twice
+	mailboxes           mailboxes // of Courier
 	tags                tagCache
 	hosts               hostCache
 	domains             domainCache

@@ -31,7 +31,7 @@ type record struct {
 }
 
 // journalFields are the fields asked for; those with two underscores always come.
-const journalFields = "MESSAGE,SYSLOG_IDENTIFIER,_COMM,_PID,SYSLOG_PID,_UID,_HOSTNAME"
+const journalFields = "MESSAGE,SYSLOG_IDENTIFIER,SYSLOG_RAW,_COMM,_PID,SYSLOG_PID,_UID,_HOSTNAME"
 
 // decodeRecord reads one line of `journalctl -o json` and makes a log line of it:
 //
@@ -65,6 +65,12 @@ func decodeRecord(b []byte) (record, error) {
 			return r, fmt.Errorf("%w: message of another kind", errRecord)
 		}
 		return r, errTooLong // null: journalctl leaves out what is over 4096 bytes
+	}
+	// journald takes the blanks off the end of a message, but keeps what it had got. They matter where the end of a line
+	// tells whether it was cut.
+	if raw, ok := value(fields["SYSLOG_RAW"]); ok {
+		raw = bytes.TrimRight(raw, "\r\n\x00")
+		message = append(message[:len(message):len(message)], raw[len(bytes.TrimRight(raw, " ")):]...)
 	}
 	if len(message) > maxLine {
 		return r, errTooLong

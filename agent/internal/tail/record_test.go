@@ -53,6 +53,12 @@ func TestDecodeRecord(t *testing.T) {
 		{object("MESSAGE", raw(`[[104,105],"second"]`)), at + "mx1 postfix/smtpd[4711]: hi", 0},
 		{object("MESSAGE", raw(`[]`)), at + "mx1 postfix/smtpd[4711]: ", 0},
 		{object("MESSAGE", ""), at + "mx1 postfix/smtpd[4711]: ", 0},
+		{object("SYSLOG_RAW", "<22>Nov 22 03:07:00 imapd: hello   "), at + "mx1 postfix/smtpd[4711]: hello   ", 0},
+		{object("SYSLOG_RAW", raw(`[104,105,32,32,10,0]`)), at + "mx1 postfix/smtpd[4711]: hello  ", 0},
+		{object("SYSLOG_RAW", "   "), at + "mx1 postfix/smtpd[4711]: hello   ", 0},
+		{object("SYSLOG_RAW", "hello\n"), at + "mx1 postfix/smtpd[4711]: hello", 0},
+		{object("SYSLOG_RAW", raw("null")), at + "mx1 postfix/smtpd[4711]: hello", 0},
+		{object("SYSLOG_RAW", strings.Repeat(" ", maxLine)), "", 0},
 		{object("MESSAGE", raw(`[[[104]]]`)), "", 0},
 		{object("MESSAGE", raw(`[256]`)), "", 0},
 		{object("MESSAGE", raw(`[-1]`)), "", 0},
@@ -88,7 +94,7 @@ var lineShape = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z [!-9
 
 func FuzzJournalRecord(f *testing.F) {
 	for _, s := range []string{object(), object("MESSAGE", json.RawMessage(`[104,105,255,10,0]`)), object("MESSAGE", json.RawMessage("null")),
-		object("MESSAGE", json.RawMessage(`[[1],"b"]`)), object("SYSLOG_IDENTIFIER", "a[1]: \n"), `{"__CURSOR":["a"]}`, "{"} {
+		object("MESSAGE", json.RawMessage(`[[1],"b"]`)), object("SYSLOG_IDENTIFIER", "a[1]: \n"), object("SYSLOG_RAW", "hello \t \n"), `{"__CURSOR":["a"]}`, "{"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
