@@ -256,6 +256,8 @@ func TestRedact(t *testing.T) {
 		"\u202eevil\u2028":                                 `\u{202e}evil\u{2028}`,
 		"übung@example.org":                                "ü***@example.org",
 		"no address here\r\n":                              "no address here",
+		`cmd: AUTH PLAIN AGpvZQBwdw== joe@example.org`:     `cmd: AUTH PLAIN *** j***@example.org`,
+		`"AUTH LOGIN am9l" given password: a)b`:            `"AUTH LOGIN *** given password: ***`,
 		"":                                                 "",
 	} {
 		if got := Redact([]byte(in)); got != want {

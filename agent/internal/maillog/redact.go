@@ -12,8 +12,8 @@ const (
 )
 
 // Redact makes a log line fit to be shown: control bytes, bytes that are not UTF-8 and invisible characters become \xNN or
-// \u{N}, the local part of every e-mail address and every SASL user name is cut to its first letter and "***", and
-// the result has at most 300 characters. It is for people, not for parsing.
+// \u{N}, the local part of every e-mail address and every SASL user name is cut to its first letter and "***",
+// passwords that the server logs become "***" (Courier has them behind AUTH PLAIN, Dovecot if it is told to), and the result has at most 300 characters. It is for people, not for parsing.
 func Redact(line []byte) string {
 	line = bytes.TrimRight(line, "\r\n")
 	long := len(line) > redactInput
@@ -46,6 +46,12 @@ func Redact(line []byte) string {
 				out = append(out, shortened(line[i:i+n])...)
 				i += n
 			}
+			if c == ' ' {
+				if n := secret(out, line[i:]); n > 0 {
+					out = append(out, "***"...)
+					i += n
+				}
+			}
 			continue
 		}
 		r, n := utf8.DecodeRune(line[i:])
@@ -75,6 +81,20 @@ func Redact(line []byte) string {
 		}
 	}
 	return string(out)
+}
+
+// secret is the length of what no one must see at the start of rest, which follows out.
+func secret(out, rest []byte) int {
+	switch {
+	case bytes.HasSuffix(out, []byte("given password: ")):
+		return len(rest)
+	case bytes.HasSuffix(out, []byte("AUTH PLAIN ")), bytes.HasSuffix(out, []byte("AUTH LOGIN ")):
+		if n := bytes.IndexByte(rest, ' '); n >= 0 {
+			return n
+		}
+		return len(rest)
+	}
+	return 0
 }
 
 // shorten cuts the local part at the end of out. A local part reaches back to a delimiter or, quoted, to the other
