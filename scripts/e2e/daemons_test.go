@@ -34,6 +34,7 @@ type daemon struct {
 	relay, auth, syntax string
 	pregreet            string // Postfix without postscreen sees it or not, as it happens
 	mailbox             bool   // it serves IMAP and POP3
+	slow                bool   // it takes five seconds over each login there that fails
 	user                string // of a login that works; "" if there are none
 	tls                 bool   // logins need it
 	loggedIn            string // what a message of a logged-in user is, if not delivered
@@ -62,6 +63,10 @@ var daemons = []daemon{
 		name: "dovecot", kind: lab.KindDovecot, log: syslogLog, user: "user1@example.org", mailbox: true,
 		o:     lab.Options{Syslog: "traditional", Mailboxes: true, Extra: "auth_verbose = yes\n"},
 		relay: "relay_denied", auth: "auth_failure",
+	},
+	{
+		name: "courier", kind: lab.KindCourier, log: syslogLog, user: "user1@example.org", mailbox: true, slow: true, o: lab.Options{Syslog: "iso"},
+		relay: "relay_denied", auth: "auth_failure", syntax: "protocol_error",
 	},
 
 	{
@@ -205,20 +210,24 @@ func (d *daemon) story(t *testing.T) {
 	wg.Go(func() {
 		logins[1] = lab.SASLBrute(ctx, net, light[3], sub, lab.SASLOptions{Talk: login, Attempts: 2, Mechanism: "PLAIN"})
 	})
+	tries := 3
+	if d.slow {
+		tries = 1
+	}
 	if d.mailbox {
 		wg.Go(func() {
-			logins[2] = lab.MailboxBrute(ctx, net, light[4], mailbox(143), lab.MailboxOptions{Attempts: 3, PerSession: 2})
+			logins[2] = lab.MailboxBrute(ctx, net, light[4], mailbox(143), lab.MailboxOptions{Attempts: tries, PerSession: 2})
 		})
 		wg.Go(func() {
-			logins[3] = lab.MailboxBrute(ctx, net, light[5], mailbox(110), lab.MailboxOptions{Attempts: 3, PerSession: 2, Mechanism: "PLAIN"})
+			logins[3] = lab.MailboxBrute(ctx, net, light[5], mailbox(110), lab.MailboxOptions{Attempts: tries, PerSession: 2, Mechanism: "PLAIN"})
 		})
 	}
 	wg.Wait()
 	expect("AUTH LOGIN", light[2], d.auth, 4, logins[0].Rejected)
 	expect("AUTH PLAIN", light[3], d.auth, 2, logins[1].Rejected)
 	if d.mailbox {
-		expect("IMAP LOGIN", light[4], "auth_failure", 3, logins[2].Rejected)
-		expect("POP3 AUTH", light[5], "auth_failure", 3, logins[3].Rejected)
+		expect("IMAP LOGIN", light[4], "auth_failure", tries, logins[2].Rejected)
+		expect("POP3 AUTH", light[5], "auth_failure", tries, logins[3].Rejected)
 		x = lab.MailboxBrute(ctx, net, light[6], mailbox(143), lab.MailboxOptions{Attempts: 1, Users: []string{d.user}, Password: "secret"})
 		expect("IMAP login that works", light[6], "auth_success", 1, x.Accepted)
 		x = lab.MailboxBrute(ctx, net, light[6], mailbox(110), lab.MailboxOptions{Attempts: 1, Users: []string{d.user}, Password: "secret"})
@@ -289,7 +298,7 @@ func (d *daemon) story(t *testing.T) {
 	// Of a session with several failures a quiet Dovecot names only the last user, and the same name again counts little.
 	brute := lab.SASLOptions{Talk: plain, Attempts: 20, PerSession: 2}
 	switch {
-	case d.mailbox:
+	case d.mailbox && !d.slow:
 		wg.Go(func() { lab.MailboxBrute(ctx, net, heavy[1], mailbox(143), brute) })
 	case d.auth == "auth_failure":
 		brute.TLS = d.tls
@@ -327,6 +336,9 @@ func bad(replies []string) (n int) {
 	return n
 }
 
+// longName fills the first of the lines into which Courier's logger cuts a longer one.
+var longName = strings.Repeat("A", 486)
+
 var victim = netip.MustParseAddr("198.51.100.9")
 
 // inject writes lines like those of every server's log into everything that a client can write.
@@ -345,6 +357,10 @@ func (d *daemon) inject(r *rig) {
 	}
 	// A source of its own for each, far from the others, so that none is blocked by what the others do.
 	source := func(i, n int) netip.Addr { return netip.AddrFrom4([4]byte{198, 18, byte(100 + i*6 + n), 7}) }
+	var hasty lab.Talk
+	if d.slow { // the line is written before the pause
+		hasty.Reply = time.Second
+	}
 	var wg sync.WaitGroup
 	busy := make(chan struct{}, 6)
 	do := func(f func()) {
@@ -366,11 +382,30 @@ func (d *daemon) inject(r *rig) {
 			do(func() { lab.SASLBrute(ctx, net, source(i, 4), sub, o) })
 		}
 		if d.mailbox && (i == 2 || i == 3 || i == 8) { // each takes Dovecot half a second
-			o := lab.MailboxOptions{Attempts: 1, Users: []string{text}}
+			o := lab.MailboxOptions{Talk: hasty, Attempts: 1, Users: []string{text}}
 			do(func() { lab.MailboxBrute(ctx, net, source(i, 5), netip.AddrPortFrom(lab.MX4, 143), o) })
 		}
 	}
+	if d.kind == lab.KindCourier {
+		// What stands behind the 486th character of a login name begins a line of its own, and the 997th is the last of it.
+		whole := func(s, end string) string { return s + strings.Repeat("B", 511-len(s)-len(end)) + end }
+		for i, text := range []string{
+			"badlogin: x [" + v + "] plaintext",
+			"LOGIN FAILED, user=x, ip=[::ffff:" + v + "], port=[1]",
+			whole("LOGIN FAILED, user=", ", ip=[::ffff:"+v+"]") + "x",
+			whole("LOGIN FAILED, user=", ", ip=[::ffff:"+v+"], port=[1]") + "x",
+			whole("Connection, ip=[::ffff:"+v+"], port=[1]", "") + "x",
+		} {
+			for n, port := range []uint16{143, 110} {
+				o := lab.MailboxOptions{Talk: hasty, Attempts: 1, Users: []string{longName + text}}
+				wg.Go(func() { lab.MailboxBrute(ctx, net, source(len(texts)+i, n), netip.AddrPortFrom(lab.MX4, port), o) })
+			}
+		}
+	}
 	wg.Wait()
+	if d.kind == lab.KindCourier {
+		r.eventually("what begins with a long name is in the log", func() bool { return countLines(r.t, r.mta.LogPath(), "user="+longName) > 0 })
+	}
 	if n := countLines(r.t, r.mta.LogPath(), v); n < len(texts) {
 		r.t.Errorf("the victim's address came into the log only %d times", n)
 	}
@@ -409,7 +444,7 @@ func replayed(t *testing.T, path string) map[netip.Addr]map[string]int {
 
 // TestDaemonsCoverEachServer: every server has a story that CI runs.
 func TestDaemonsCoverEachServer(t *testing.T) {
-	for _, k := range []lab.Kind{lab.KindExim, lab.KindOpenSMTPD, lab.KindSendmail, lab.KindDovecot} {
+	for _, k := range []lab.Kind{lab.KindExim, lab.KindOpenSMTPD, lab.KindSendmail, lab.KindDovecot, lab.KindCourier} {
 		if !slices.ContainsFunc(daemons, func(d daemon) bool { return d.kind == k && !d.long }) {
 			t.Errorf("no story for %s", k)
 		}

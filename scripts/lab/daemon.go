@@ -6,8 +6,10 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -18,7 +20,7 @@ import (
 	"time"
 )
 
-// Daemon is a running Exim, OpenSMTPD or Sendmail. It takes mail for user1 to
+// Daemon is a running Exim, OpenSMTPD, Sendmail or Courier. It takes mail for user1 to
 // userN@example.org on ports 25 and 587 and throws it away, and knows their
 // passwords, as Postfix does.
 type Daemon struct {
@@ -50,6 +52,7 @@ var daemonRecipes = map[Kind]daemonRecipe{
 			install -d -o Debian-exim -g Debian-exim -m 755 /var/log/exim
 			exec /usr/sbin/exim4 -bdf -q30m`,
 	},
+	KindCourier:    courier,
 	KindOpenSMTPD:  opensmtpd,
 	KindOpenSMTPD7: opensmtpd,
 	KindSendmail: {
@@ -74,6 +77,41 @@ var daemonRecipes = map[Kind]daemonRecipe{
 	},
 }
 
+var courier = daemonRecipe{
+	title: "Courier", pkg: "courier-mta",
+	dirs: []string{"conf:etc/lab", "log:var/log"}, files: courierFiles, syslogs: true,
+	script: `
+		install -d -o root -g courier -m 775 /run/courier
+		install -d -o courier -g courier -m 750 /run/courier/authdaemon
+		cd /etc/lab
+		cp me defaultdomain hosteddomains.txt esmtpacceptmailfor locals userdb /etc/courier/
+		mv /etc/courier/hosteddomains.txt /etc/courier/hosteddomains/lab
+		chmod 700 /etc/courier/userdb
+		chmod 600 /etc/courier/userdb
+		for f in authdaemonrc courierd esmtpd esmtpd-msa imapd pop3d; do
+			cat add.$f >>/etc/courier/$f
+		done
+		: >/etc/environment
+		: >/etc/courier/dhparams.pem
+		makehosteddomains
+		makesmtpaccess
+		makealiases
+		makeuserdb
+		maildirmake /var/vmail/Maildir
+		chown -R vmail:vmail /var/vmail
+		authdaemond start
+		courier start
+		for s in esmtpd esmtpd-msa imapd pop3d; do
+			$s start
+		done
+		# They are daemons all of them, and their orphans must be buried.
+		trap "exit 0" TERM
+		while :; do
+			sleep 3600 &
+			wait $!
+		done`,
+}
+
 var opensmtpd = daemonRecipe{
 	title: "OpenSMTPD", pkg: "opensmtpd",
 	dirs: []string{"conf:etc/lab", "log:var/log"}, files: opensmtpdFiles, syslogs: true,
@@ -87,7 +125,7 @@ var opensmtpd = daemonRecipe{
 }
 
 // StartDaemon runs the server of rootDir (see Root) on host, as StartPostfix
-// does, and returns when ports 25 and 587 greet. Of o it heeds Recipients,
+// does, and returns when ports 25 and 587 greet, of Courier 143 and 110 too. Of o it heeds Recipients,
 // Password, Hostname, Resolver, Syslog and Extra.
 func StartDaemon(ctx context.Context, host *Host, kind Kind, rootDir, workDir string, o Options) (*Daemon, error) {
 	r, ok := daemonRecipes[kind]
@@ -138,7 +176,11 @@ func StartDaemon(ctx context.Context, host *Host, kind Kind, rootDir, workDir st
 	if err := host.lab.adopt(d); err != nil {
 		return nil, errors.Join(err, d.Stop())
 	}
-	for _, port := range []uint16{25, 587} {
+	ports := []uint16{25, 587}
+	if kind == KindCourier {
+		ports = append(ports, 143, 110)
+	}
+	for _, port := range ports {
 		if err := d.awaitGreeting(ctx, port); err != nil {
 			return nil, errors.Join(fmt.Errorf("start %s: %w", r.title, err), d.Stop())
 		}
@@ -246,6 +288,33 @@ func recipientNames(o Options, format string) string {
 		fmt.Fprintf(&b, format, name)
 	}
 	return b.String()
+}
+
+// courierFiles: a fault costs a client of Courier 8, 16, ... seconds (TARPIT), and five connections are all that one may
+// have; whether an attacker is slowed down is what the lab is there to measure.
+func courierFiles(o Options) (map[string]string, error) {
+	var users strings.Builder
+	sum := sha256.Sum256([]byte(o.Password))
+	hash := base64.StdEncoding.EncodeToString(sum[:])
+	for i := range o.Recipients {
+		fmt.Fprintf(&users, "%s\tuid=%d|gid=%d|home=/var/vmail|systempw={SHA256}%s\n", userAddress(i+1), uidUser, uidUser, hash)
+	}
+	const many = "MAXDAEMONS=200\nMAXPERC=200\nMAXPERIP=200\n"
+	mx := many + "TCPDOPTS=\"-stderrlogger=/usr/sbin/courierlogger -noidentlookup -nodnslookup\"\nPORT=25\nBOFHCHECKDNS=0\nTARPIT=0\n" + o.Extra
+	return map[string]string{
+		"conf/me":                 o.Hostname + "\n",
+		"conf/defaultdomain":      "example.org\n",
+		"conf/locals":             "localhost\n",
+		"conf/hosteddomains.txt":  "example.org\n",
+		"conf/esmtpacceptmailfor": "example.org\n",
+		"conf/userdb":             users.String(),
+		"conf/add.authdaemonrc":   `authmodulelist="authuserdb"` + "\n",
+		"conf/add.courierd":       `DEFAULTDELIVERY="| /bin/cat >/dev/null"` + "\n",
+		"conf/add.esmtpd":         mx,
+		"conf/add.esmtpd-msa":     mx + "PORT=587\nAUTH_REQUIRED=1\nESMTPAUTH=\"LOGIN PLAIN\"\n",
+		"conf/add.imapd":          many,
+		"conf/add.pop3d":          many + "POP3AUTH=\"LOGIN PLAIN\"\n",
+	}, nil
 }
 
 // opensmtpdFiles: OpenSMTPD offers AUTH only under TLS, so it needs a key.

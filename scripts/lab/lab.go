@@ -1,7 +1,7 @@
 //go:build linux
 
 // Package lab is a mail host, its attackers and its honest senders on one
-// machine: network namespaces, a real Postfix (or Exim, OpenSMTPD, Sendmail,
+// machine: network namespaces, a real Postfix (or Exim, OpenSMTPD, Sendmail, Courier,
 // Dovecot; see StartDaemon) in a private root, and clients that speak real SMTP. The demo program and the end-to-end tests are written
 // on top of it.
 //

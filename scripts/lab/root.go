@@ -24,7 +24,7 @@ import (
 )
 
 // recipe is part of the cache key: raise it when what goes into a root changes.
-const recipe = "r2"
+const recipe = "r3"
 
 // A Kind is what a private root holds.
 type Kind string
@@ -37,6 +37,7 @@ const (
 	KindExim      Kind = "exim"      // Exim and rsyslog
 	KindOpenSMTPD Kind = "opensmtpd" // OpenSMTPD and rsyslog
 	KindSendmail  Kind = "sendmail"  // Sendmail, Cyrus SASL and rsyslog
+	KindCourier   Kind = "courier"   // Courier with IMAP and POP3, and rsyslog
 	KindFail2ban  Kind = "fail2ban"  // fail2ban and its Python
 	KindDNS       Kind = "dns"       // unbound, rbldnsd and dig
 	KindFilters   Kind = "filters"   // nft, ipset, iptables and xdp-filter
@@ -73,6 +74,7 @@ var rootPackages = map[Kind][]string{
 	KindOpenSMTPD:  {"opensmtpd", "rsyslog"},
 	KindOpenSMTPD7: {"opensmtpd", "rsyslog"},
 	KindSendmail:   {"sendmail-bin", "sendmail-cf", "sensible-mda", "m4", "sasl2-bin", "libsasl2-modules", "rsyslog", "sed", "grep"},
+	KindCourier:    {"courier-mta", "courier-imap", "courier-pop", "courier-authlib-userdb", "rsyslog", "sed", "grep", "findutils"},
 	KindFail2ban:   {"fail2ban", "python3", "python3-pyinotify"},
 	KindDNS:        {"unbound", "rbldnsd", "bind9-dnsutils"},
 	KindFilters:    {"nftables", "ipset", "iptables", "xdp-tools"},
@@ -105,6 +107,7 @@ const (
 	uidSubmit   = 28909
 	uidUser     = 28910
 	gidSASL     = 28911
+	uidCourier  = 28912
 )
 
 var rootFiles = map[string]string{
@@ -120,7 +123,8 @@ opensmtpq:x:%[6]d:%[6]d:OpenSMTPD queue:/var/lib/opensmtpd/empty:/bin/false
 smmta:x:%[7]d:%[7]d:Sendmail:/var/lib/sendmail:/bin/false
 smmsp:x:%[8]d:%[8]d:Sendmail submission:/var/lib/sendmail:/bin/false
 vmail:x:%[9]d:%[9]d:mailboxes:/var/vmail:/bin/false
-`, uidPostfix, uidDovecot, uidDovenull, uidExim, uidSMTPD, uidSMTPQ, uidSendmail, uidSubmit, uidUser),
+courier:x:%[10]d:%[10]d:Courier:/var/lib/courier:/bin/false
+`, uidPostfix, uidDovecot, uidDovenull, uidExim, uidSMTPD, uidSMTPQ, uidSendmail, uidSubmit, uidUser, uidCourier),
 	"etc/group": fmt.Sprintf(`root:x:0:
 adm:x:4:
 mail:x:8:
@@ -136,7 +140,8 @@ smmta:x:%d:
 smmsp:x:%d:
 vmail:x:%d:
 sasl:x:%d:
-`, uidPostfix, uidDovecot, uidDovenull, gidPostdrop, uidExim, uidSMTPD, uidSMTPQ, uidSendmail, uidSubmit, uidUser, gidSASL),
+courier:x:%d:
+`, uidPostfix, uidDovecot, uidDovenull, gidPostdrop, uidExim, uidSMTPD, uidSMTPQ, uidSendmail, uidSubmit, uidUser, gidSASL, uidCourier),
 	"etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\nprotocols: files\n",
 	"etc/hosts":         "127.0.0.1 localhost\n::1 localhost\n",
 	// Nobody answers there: a lookup fails at once instead of leaving the lab.
@@ -600,6 +605,22 @@ var rootSteps = map[Kind][]func(root string) error{
 		// update-alternatives would have made these.
 		link("../libexec/sendmail/sendmail", "usr/sbin/sendmail"),
 		link("../libexec/sendmail/makemap", "usr/sbin/makemap"),
+	},
+	KindCourier: {
+		ownedDir("var/vmail", uidUser, uidUser, 0o700),
+		ownedDir("var/lib/courier", uidCourier, uidCourier, 0o750),
+		ownedDir("var/lib/courier/allfilters", uidCourier, uidCourier, 0o750),
+		ownedDir("var/lib/courier/filters", uidCourier, uidCourier, 0o750),
+		ownedDir("var/lib/courier/msgq", uidCourier, uidCourier, 0o750),
+		ownedDir("var/lib/courier/msgs", uidCourier, uidCourier, 0o750),
+		ownedDir("var/lib/courier/track", uidCourier, uidCourier, 0o750),
+		ownedDir("var/lib/courier/tmp", uidCourier, uidCourier, 0o770),
+		func(root string) error { // as its maintainer script does
+			path := filepath.Join(root, "usr/lib/courier/courier/submitmkdir")
+			return errors.Join(os.Chown(path, uidCourier, uidCourier), unix.Chmod(path, 0o4755))
+		},
+		link("makedat.courier", "usr/bin/makedat"),
+		link("maildirmake.courier", "usr/bin/maildirmake"),
 	},
 	KindFail2ban: {
 		ownedDir("run/fail2ban", 0, 0, 0o755),
