@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -105,7 +106,7 @@ func checkMessage(t *testing.T, daemon, msg string) {
 	}
 	// What the client= line left behind must be in its slot too.
 	if p.Parse([]byte("Mar  2 10:00:01 mx postfix/qmgr[1]: "+firstWord(msg)+" from=<>, size=1, nrcpt=1 (queue active)"), corpusRef, &e) {
-		if daemon != "smtpd" || !strings.Contains(msg, "client=") || !slices(trusted(daemon, msg+","), e.Source) {
+		if daemon != "smtpd" || !strings.Contains(msg, "client=") || !slices.Contains(trusted(daemon, msg+","), e.Source) {
 			t.Errorf("delivered by %s after %q", e.Source, msg)
 		}
 		// ... and who delivered it hits the trap, but not with the null sender.
@@ -113,15 +114,6 @@ func checkMessage(t *testing.T, daemon, msg string) {
 			t.Errorf("a bounce by %s hits a trap after %q", e.Source, msg)
 		}
 	}
-}
-
-func slices(as []netip.Addr, a netip.Addr) bool {
-	for _, x := range as {
-		if x == a {
-			return true
-		}
-	}
-	return false
 }
 
 func firstWord(s string) string { w, _, _ := strings.Cut(s, " "); return w }

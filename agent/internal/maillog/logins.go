@@ -2,8 +2,9 @@ package maillog
 
 import (
 	"bytes"
+	"hash/maphash"
 	"net/netip"
-	"sort"
+	"slices"
 )
 
 // One failed login may be told up to four times: by Dovecot's auth process, by its worker, by PAM, and by the server that
@@ -35,10 +36,23 @@ const (
 	loginWindow  = 200 // seconds: a session that fails to log in is closed after 180
 )
 
-// logins knows the sources that failed of late: at least the last loginSources, at most twice as many. They are in maps,
-// not in places by their hash: a few hundred sources are enough to fill one such place and push each other out.
+// logins knows the sources that failed of late: at least the last loginSources, at most twice as many. They are not kept in
+// places by their hash alone: a few hundred sources are enough to fill one such place and push each other out.
 type logins struct {
-	young, old map[[16]byte]login // made at the first failure; when young is full it becomes old
+	seed       maphash.Seed
+	young, old generation // made at the first failure; when young is full it becomes old
+}
+
+// A generation is up to loginSources sources. It is what a map would be, but what it has of a source is changed in place: half
+// of a failed login's time went into copying a login out of a map and back.
+type generation struct {
+	index []uint16 // by hash, where in list + 1; 0 is free, and at least half of it is
+	list  []sourceLogin
+}
+
+type sourceLogin struct {
+	addr [16]byte
+	login
 }
 
 // A login is what one source did of late.
@@ -66,14 +80,11 @@ func (p *Parser) countLogin(h *header, e *Event) {
 }
 
 func (t *logins) count(a netip.Addr, h *header, user uint64, n int, now int64) int {
-	addr := a.As16()
-	l := t.get(addr)
+	l := t.of(a.As16())
 	if d := now - l.at; d > loginWindow || d < -loginWindow {
-		l = login{at: now}
+		*l = login{at: now}
 	}
-	n = l.count(h, user, n, now)
-	t.put(addr, l)
-	return n
+	return l.count(h, user, n, now)
 }
 
 func (l *login) count(h *header, user uint64, n int, now int64) int {
@@ -98,28 +109,62 @@ func (l *login) count(h *header, user uint64, n int, now int64) int {
 	return n
 }
 
-// get returns the zero login for a source that is not known.
-func (t *logins) get(addr [16]byte) login {
-	if l, ok := t.young[addr]; ok {
-		return l
-	}
-	return t.old[addr]
-}
-
-func (t *logins) put(addr [16]byte, l login) {
+// of is where the login of a source is kept, among the young, until the next call.
+func (t *logins) of(addr [16]byte) *login {
 	t.make()
-	if len(t.young) >= loginSources {
-		if _, ok := t.young[addr]; !ok {
-			t.young, t.old = t.old, t.young
-			clear(t.young)
-		}
+	h := maphash.Bytes(t.seed, addr[:])
+	i, at := t.young.find(h, addr)
+	if at >= 0 {
+		return &t.young.list[at].login
 	}
-	t.young[addr] = l
+	var l login
+	if _, at := t.old.find(h, addr); at >= 0 {
+		l = t.old.list[at].login
+	}
+	if len(t.young.list) >= loginSources {
+		t.young, t.old = t.old, t.young
+		t.young.list = t.young.list[:0]
+		clear(t.young.index)
+		i, _ = t.young.find(h, addr)
+	}
+	return t.young.add(i, addr, l)
 }
 
 func (t *logins) make() {
-	if t.young == nil {
-		t.young, t.old = make(map[[16]byte]login, loginSources), make(map[[16]byte]login, loginSources)
+	if t.young.index == nil {
+		t.seed = maphash.MakeSeed()
+		t.young.index, t.old.index = make([]uint16, 2*loginSources), make([]uint16, 2*loginSources)
+	}
+}
+
+// find returns the place in the index of a source, and that in the list, or -1.
+func (g *generation) find(h uint64, addr [16]byte) (i, at int) {
+	for i = int(h % (2 * loginSources)); g.index[i] != 0; i = (i + 1) % (2 * loginSources) {
+		if at = int(g.index[i]) - 1; g.list[at].addr == addr {
+			return i, at
+		}
+	}
+	return i, -1
+}
+
+// add puts a source that is not there at place i of the index.
+func (g *generation) add(i int, addr [16]byte, l login) *login {
+	g.list = append(g.list, sourceLogin{addr, l})
+	g.index[i] = uint16(len(g.list))
+	return &g.list[len(g.list)-1].login
+}
+
+// restore puts a source among the old or the young ones, as it was stored.
+func (t *logins) restore(old bool, addr [16]byte, l login) {
+	t.make()
+	g := &t.young
+	if old {
+		g = &t.old
+	}
+	if i, at := g.find(maphash.Bytes(t.seed, addr[:]), addr); at >= 0 {
+		g.list[at].login = l
+	} else {
+		g.add(i, addr, l)
 	}
 }
 
@@ -127,22 +172,28 @@ func (t *logins) make() {
 // addresses, so that the same table gives the same bytes.
 func (t *logins) each(old bool, f func([16]byte, *login)) {
 	newest := int64(0)
-	for _, l := range t.young {
-		newest = max(newest, l.at)
+	for i := range t.young.list {
+		newest = max(newest, t.young.list[i].at)
 	}
-	m := t.young
+	g := &t.young
 	if old {
-		m = t.old
+		g = &t.old
 	}
-	addrs := make([][16]byte, 0, len(m))
-	for addr := range m {
-		addrs = append(addrs, addr)
-	}
-	sort.Slice(addrs, func(i, j int) bool { return bytes.Compare(addrs[i][:], addrs[j][:]) < 0 })
-	for _, addr := range addrs {
-		l := m[addr]
-		if _, again := t.young[addr]; newest-l.at <= loginWindow && !(old && again) {
-			f(addr, &l)
+	list := make([]*sourceLogin, 0, len(g.list))
+	for i := range g.list {
+		l := &g.list[i]
+		if newest-l.at > loginWindow {
+			continue
 		}
+		if old {
+			if _, at := t.young.find(maphash.Bytes(t.seed, l.addr[:]), l.addr); at >= 0 {
+				continue
+			}
+		}
+		list = append(list, l)
+	}
+	slices.SortFunc(list, func(a, b *sourceLogin) int { return bytes.Compare(a.addr[:], b.addr[:]) })
+	for _, l := range list {
+		f(l.addr, &l.login)
 	}
 }

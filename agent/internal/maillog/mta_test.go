@@ -464,7 +464,7 @@ func TestLoginsBounded(t *testing.T) {
 			t.Fatalf("%d: %v", i, e)
 		}
 	}
-	if n := len(p.logins.young) + len(p.logins.old); n > 2*loginSources || len(p.logins.old) != loginSources {
+	if n := len(p.logins.young.list) + len(p.logins.old.list); n > 2*loginSources || len(p.logins.old.list) != loginSources {
 		t.Errorf("%d entries", n)
 	}
 }

@@ -97,9 +97,6 @@ func readState(b []byte) (s state, ok bool) {
 		if n, ok = list(loginSources, loginBytes); !ok {
 			return s, false
 		}
-		if n > 0 {
-			s.logins.make()
-		}
 		for ; n > 0; n, b = n-1, b[loginBytes:] {
 			addr, l, c := [16]byte(b), login{at: int64(le.Uint64(b[16:]))}, b[24:]
 			for i := range l.owed {
@@ -114,11 +111,7 @@ func readState(b []byte) (s state, ok bool) {
 			if addr == [16]byte{} || l.at < 0 {
 				return s, false
 			}
-			if old {
-				s.logins.old[addr] = l
-			} else {
-				s.logins.young[addr] = l
-			}
+			s.logins.restore(old, addr, l)
 		}
 		if !old {
 			break
