@@ -20,13 +20,8 @@ import (
 
 // This file reads the logs of a replay, in the order of time.
 
-const (
-	// maxReplayLine bounds a line, in bytes; the rest of a longer one is skipped, as the live agent does.
-	maxReplayLine = 64 << 10
-	replayBuffer  = 2 * maxReplayLine
-	// lookAhead is how many bytes at the start of a log are searched for a stamp.
-	lookAhead = maxReplayLine
-)
+// lookAhead is how many bytes at the start of a log are searched for a stamp.
+const lookAhead = maxReplayLine
 
 // replayLog is one log being read.
 type replayLog struct {
@@ -34,10 +29,10 @@ type replayLog struct {
 	opened io.Closer
 	zip    *gzip.Reader
 	in     *bufio.Reader
+	lines  *lines    // of in, since the first was asked for
 	ref    time.Time // gives stamps without a year theirs
 	first  time.Time // stamp of its first line that has one; zero if there is none near the start
 	number int       // of the last line
-	buf    []byte
 
 	// The line to come, where several logs are read in turns.
 	line []byte
@@ -237,7 +232,7 @@ func (r *replay) open(name string, bar *progress) (*replayLog, error) {
 	if !dated {
 		fmt.Fprintf(r.err, "note: lines without a year are taken to be of %d; say --year\n", unknownYear)
 	}
-	l.in = bufio.NewReaderSize(bar.reader(f), replayBuffer)
+	l.in = bufio.NewReaderSize(bar.reader(f), lookAhead)
 	magic, _ := l.in.Peek(6)
 	if kind, tool := packed(magic); kind != "" {
 		l.close()
@@ -249,7 +244,7 @@ func (r *replay) open(name string, bar *progress) (*replayLog, error) {
 			l.close()
 			return nil, fmt.Errorf("replay %s: %w", name, err)
 		}
-		l.zip, l.in = z, bufio.NewReaderSize(z, replayBuffer)
+		l.zip, l.in = z, bufio.NewReaderSize(z, lookAhead)
 	}
 	if len(r.opts.files) > 1 && name != "-" {
 		head, _ := l.in.Peek(lookAhead) // an error comes again
@@ -286,28 +281,26 @@ func packed(magic []byte) (kind, tool string) {
 }
 
 func (l *replayLog) close() {
-	if l.zip != nil {
-		l.zip.Close()
+	if l.lines != nil {
+		l.lines.close()
 	}
 	if l.opened != nil {
 		l.opened.Close()
+		if l.lines != nil {
+			<-l.lines.done
+		}
 	}
-	l.zip, l.opened, l.in, l.buf = nil, nil, nil, nil
+	if l.zip != nil {
+		l.zip.Close()
+	}
+	l.zip, l.opened, l.in, l.lines = nil, nil, nil, nil
 }
 
-// next reads up to a newline, which it strips; what is beyond maxReplayLine is skipped.
 func (l *replayLog) next() ([]byte, error) {
-	line, err := l.in.ReadSlice('\n')
-	if errors.Is(err, bufio.ErrBufferFull) {
-		l.buf = append(l.buf[:0], line[:maxReplayLine]...)
-		for errors.Is(err, bufio.ErrBufferFull) {
-			_, err = l.in.ReadSlice('\n')
-		}
-		return l.buf, err
+	if l.lines == nil {
+		l.lines = newLines(l.in)
 	}
-	line = bytes.TrimSuffix(line, []byte("\n"))
-	line = bytes.TrimSuffix(line, []byte("\r"))
-	return line[:min(len(line), maxReplayLine)], err
+	return l.lines.next()
 }
 
 // listErrors are what lists, and the servers of theirs, answer to everybody who asks in a way that they do not serve.
