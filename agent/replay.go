@@ -70,6 +70,7 @@ type replay struct {
 		block *replayBlock
 	}
 	notices []verdict.Notice
+	verdict verdict.Verdict // the last one
 }
 
 // replayBlock is one block that would have been made. Field names are those of the JSON output.
@@ -226,7 +227,8 @@ func (r *replay) event(e *maillog.Event) {
 			}
 		}
 	}
-	v, ok := r.scorer.Observe(e, at)
+	v := &r.verdict
+	ok := r.scorer.ObserveInto(e, at, v)
 	r.notices = append(r.notices, r.scorer.News()...)
 	if !ok {
 		return

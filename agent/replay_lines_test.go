@@ -51,7 +51,7 @@ func TestLines(t *testing.T) {
 			want = append(want, line[:min(len(line), maxReplayLine)])
 		}
 		end := []error{io.EOF, broken}[seed%2]
-		l := newLines(&dribble{text, r, []int{1, 100, 1 << 20}[r.IntN(3)]*(1+len(text)/2000), end})
+		l := newLines(&dribble{text, r, []int{1, 100, 1 << 20}[r.IntN(3)] * (1 + len(text)/2000), end})
 		for i := 0; ; i++ {
 			line, err := l.next()
 			if err != nil {

@@ -86,7 +86,9 @@ func run() error {
 	}
 	b.host = top.MX[0]
 	b.agent = filepath.Join(b.lab.Dir(), "mxshield-agent")
-	if out, err := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", b.agent, "github.com/mxshield/mxshield/agent").CombinedOutput(); err != nil {
+	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-o", b.agent, "github.com/mxshield/mxshield/agent")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as make build does it
+	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the agent: %w: %s", err, out)
 	}
 	if b.f2b, err = lab.StartFail2ban(ctx, b.host, root, filepath.Join(b.lab.Dir(), "fail2ban")); err != nil {

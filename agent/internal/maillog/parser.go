@@ -87,13 +87,34 @@ type tagRole struct {
 	plain bool // has no bracket, so that what follows one is no part of it
 	role  role
 	text  [32]byte
+	end   uint64 // the last eight bytes, or those that there are behind zeros
 }
 
-// at is the place of a tag of n bytes, end being the eight bytes in front of what follows it.
-func (c *tagCache) at(end uint64, n int) *tagRole {
-	if n < 8 {
-		end >>= 64 - 8*uint(n)
+// is says that b[from:to] is this tag, end being what at was asked for. In front of it there are eight bytes at least.
+func (x *tagRole) is(b []byte, from, to int, end uint64) bool {
+	n := to - from
+	if x.n != n || x.end != end {
+		return false
 	}
+	if n <= 8 {
+		return true
+	}
+	if n <= 16 {
+		return load8(x.text[:], 0) == load8(b, from)
+	}
+	return string(b[from:to]) == string(x.text[:min(n, len(x.text))])
+}
+
+// tagEnd is the end of a tag of n bytes, of the eight bytes in front of what follows it.
+func tagEnd(last uint64, n int) uint64 {
+	if n < 8 {
+		last >>= 64 - 8*uint(n)
+	}
+	return last
+}
+
+// at is the place of a tag of n bytes.
+func (c *tagCache) at(end uint64, n int) *tagRole {
 	return &c[(end^uint64(n))*0x9fb21c651e98df25>>58]
 }
 
@@ -104,9 +125,10 @@ func (c *tagCache) role(tag []byte) role {
 	}
 	var end [8]byte
 	copy(end[max(0, 8-n):], tag[max(0, n-8):])
-	x := c.at(load8(end[:], 0), n)
+	last := tagEnd(load8(end[:], 0), n)
+	x := c.at(last, n)
 	if string(x.text[:x.n]) != string(tag) {
-		x.n, x.role, x.plain = n, roleOf(tag), bytes.IndexByte(tag, '[') < 0
+		x.n, x.role, x.plain, x.end = n, roleOf(tag), bytes.IndexByte(tag, '[') < 0, last
 		copy(x.text[:], tag)
 	}
 	return x.role

@@ -106,8 +106,9 @@ func (p *Parser) quick(b []byte, h *header) bool {
 	if tag-word < 3 {
 		return false
 	}
-	x := p.tags.at(load8(b, tag-8), tag-word)
-	if x.n != tag-word || !x.plain || string(b[word:tag]) != string(x.text[:x.n]) {
+	last := tagEnd(load8(b, tag-8), tag-word)
+	x := p.tags.at(last, tag-word)
+	if !x.plain || !x.is(b, word, tag, last) {
 		return false
 	}
 	h.stamp, h.tag, h.msg, h.role, h.count, h.seen = b[:n], b[word:tag], b[end+1:], x.role, 1, true

@@ -562,12 +562,12 @@ func unix(t time.Time) uint32 { return uint32(min(max(t.Unix(), 1), math.MaxUint
 
 // Observe takes in one event, read at now. It returns a verdict at the moment there is one to give.
 func (s *Scorer) Observe(e *maillog.Event, now time.Time) (v Verdict, ok bool) {
-	ok = s.observe(e, now, &v)
+	ok = s.ObserveInto(e, now, &v)
 	return v, ok
 }
 
-// observe is Observe with its verdict, which is large, in a place that is empty.
-func (s *Scorer) observe(e *maillog.Event, now time.Time, v *Verdict) bool {
+// ObserveInto is Observe for those who have many events: a verdict is large and seldom, and v is changed only if there is one.
+func (s *Scorer) ObserveInto(e *maillog.Event, now time.Time, v *Verdict) bool {
 	k := e.Kind
 	if k == maillog.None || k >= maillog.NumKinds || !e.Source.IsValid() {
 		return false
