@@ -1,6 +1,9 @@
 package maillog
 
-import "bytes"
+import (
+	"bytes"
+	"net/netip"
+)
 
 // Dovecot logs "service: message" behind its tag, or "service: Level: message" in a file of its own. Login processes
 // (imap-login, ...) and the auth process speak of clients; all other services come after the login.
@@ -165,54 +168,77 @@ func (p *Parser) dovecotLogin(b []byte, e *Event) bool {
 	if len(b) > whole {
 		return false
 	}
-	i := last(b, " rip=")
+	const mark = " rip="
+	i := last2(b, mark)
 	if i < 1 || b[i-1] != ',' && b[i-1] != ':' {
 		return false
 	}
-	c := b[i+len(" rip="):]
-	n := bytes.IndexByte(c, ',')
-	if n < 0 {
-		n = len(c)
+	c := b[i+len(mark):]
+	var v4 [4]byte
+	n := quad(b[i+len(mark)-1:], &v4) - 1 // as addrIn
+	if n > 0 && n < len(c) && c[n] == ',' && v4 != [4]byte{} {
+		e.Source = netip.AddrFrom4(v4)
+	} else {
+		if n = bytes.IndexByte(c, ','); n < 0 {
+			n = len(c)
+		}
+		var ok bool
+		if e.Source, ok = parseAddr(c[:n]); !ok {
+			return false
+		}
 	}
-	first := bytes.Index(b, []byte(" rip="))
-	if !has(c[n:], ", lip=") && (first != i || !loginEnd(c[n:])) {
+	once := last2(b[:i], mark) < 0
+	if !has(c[n:], ", lip=") && (!once || !loginEnd(c[n:])) {
 		return false
 	}
-	if first != i && bytes.Contains(b[first:i], []byte(", TLS")) {
+	if !once && bytes.Contains(b[bytes.Index(b, []byte(mark)):i], []byte(", TLS")) {
 		return false // what TLS has to complain of should not hold one
 	}
-	a, ok := addrIn(b, i+len(" rip="), n)
-	if !ok {
-		return false
-	}
 	head, user := b[:i], []byte(nil)
-	if j := bytes.Index(head, []byte(": user=<")); j >= 0 {
+	j := bytes.IndexByte(head, ':')
+	if j >= 0 && !has(head[j:], ": user=<") {
+		j = bytes.Index(head, []byte(": user=<"))
+	}
+	if j >= 0 {
 		user = head[j+len(": user=<"):]
 		head = head[:j]
 		if k := lastByte(user, '>'); k >= 0 {
 			user = user[:k]
 		}
 	}
-	e.Source, e.Kind = a, Other
+	e.Kind = Other
 	if string(head) == "Login" || string(head) == "Logged in" { // the latter since 2.4
 		e.Kind, e.User = AuthSuccess, p.userHash(user)
 		return true
 	}
-	if j := bytes.Index(head, []byte("(auth failed, ")); j >= 0 {
-		n, d := 0, head[j+len("(auth failed, "):]
-		k := 0
-		for k < len(d) && isDigit(d[k]) && k < 5 {
-			n = n*10 + int(d[k]-'0')
-			k++
+	proxied := false
+	for c := head; ; c = c[1:] {
+		j := bytes.IndexByte(c, '(')
+		if j < 0 {
+			break
 		}
-		if !has(d[k:], " attempt") {
+		c = c[j:]
+		if d, ok := cut(c, "(auth failed, "); ok {
+			n, k := 0, 0
+			for k < len(d) && isDigit(d[k]) && k < 5 {
+				n = n*10 + int(d[k]-'0')
+				k++
+			}
+			if !has(d[k:], " attempt") {
+				e.Kind = Other
+				return true
+			}
+			e.Kind, e.User = AuthFailure, p.userHash(user)
+			e.Count *= max(1, n)
 			return true
 		}
-		e.Kind, e.User = AuthFailure, p.userHash(user)
-		e.Count *= max(1, n)
-		return true
+		proxied = proxied || has(c, "(proxy dest auth failed)")
+		if has(c, "(no auth attempts") || has(c, "(disconnected before ") || // auth was ready, greeting
+			has(c, "(disconnected during TLS") || has(c, "(client didn't finish") {
+			e.Kind = LostConnection
+		}
 	}
-	if j := bytes.Index(head, []byte(" authentication attempts)")); j >= 0 || bytes.Contains(head, []byte("(proxy dest auth failed)")) {
+	if j := endOf(head, " authentication attempts)"); j >= 0 || proxied {
 		// version 1, "(N authentication attempts)"; the server that the login was passed on to refused it
 		n, scale := 0, 1
 		for j--; j >= 0 && isDigit(head[j]) && scale <= 1000; j-- {
@@ -222,17 +248,24 @@ func (p *Parser) dovecotLogin(b []byte, e *Event) bool {
 		e.Count *= max(1, n)
 		return true
 	}
-	switch {
-	case bytes.Contains(head, []byte("Too many invalid commands")):
+	if bytes.IndexByte(head, 'T') >= 0 && bytes.Contains(head, []byte("Too many invalid commands")) {
 		e.Kind = TooManyErrors
-	case bytes.Contains(head, []byte("(no auth attempts")),
-		bytes.Contains(head, []byte("(disconnected before ")), // auth was ready, greeting
-		bytes.Contains(head, []byte("(disconnected during TLS")),
-		bytes.Contains(head, []byte("(client didn't finish")):
-		e.Kind = LostConnection
 	}
 	// Else: told not to send passwords in the clear, a certificate missing, a backend or we ourselves at fault.
 	return true
+}
+
+// endOf is where words that end in a parenthesis stand first, -1 if nowhere.
+func endOf(b []byte, words string) int {
+	for i := 0; ; i++ {
+		j := bytes.IndexByte(b[i:], ')')
+		if j < 0 {
+			return -1
+		}
+		if i += j; i+1 >= len(words) && string(b[i+1-len(words):i+1]) == words {
+			return i + 1 - len(words)
+		}
+	}
 }
 
 // loginEnd says that nothing but Dovecot's own words follows the address, in a line without lip= (login_log_format_elements):
@@ -292,9 +325,9 @@ func (p *Parser) dovecotAuth(h *header, b []byte, e *Event) bool {
 			break
 		}
 		i += j + 1
-		if s, u, w, ok := authSlot(b, i-1); ok {
-			if a, ok := parseAddr(s); ok {
-				e.Source, user, why = a, u, w
+		if at, n, w, ok := authSlot(b, i-1); ok {
+			if a, ok := addrIn(b, at, n); ok {
+				e.Source, user, why = a, b[:at-1], w
 				found++
 			}
 		}
@@ -313,57 +346,89 @@ func (p *Parser) dovecotAuth(h *header, b []byte, e *Event) bool {
 		}
 		driver, why = why[:i], why[i+2:]
 	}
-	h.key = uint32(hash(p.seed, driver, false))
-	switch {
-	case has(why, "unknown user"), has(why, "Unknown user"), has(why, "Password mismatch"),
-		has(why, "password mismatch"), has(why, "invalid credentials"), has(why, "Invalid credentials"),
-		has(why, "Authentication failure"), has(why, "user not found"):
-		e.Kind = AuthFailure
-	case has(why, "pam_authenticate() failed: "):
+	h.key = p.drivers.hash(p.seed, driver)
+	if !authFailed(why) {
+		why, ok = cut(why, "pam_authenticate() failed: ")
+		if !ok {
+			return false
+		}
 		// System errors of PAM are ours.
 		e.Kind = Other
-		w := why[len("pam_authenticate() failed: "):]
-		if has(w, "Authentication failure") || has(w, "authentication error") || has(w, "User not known") || has(w, "unknown user") ||
-			has(w, "Permission denied") || has(w, "Have exhausted maximum number of retries") {
-			e.Kind = AuthFailure
+		if !(has(why, "Authentication failure") || has(why, "authentication error") || has(why, "User not known") || has(why, "unknown user") ||
+			has(why, "Permission denied") || has(why, "Have exhausted maximum number of retries")) {
+			return true
 		}
-	default:
-		return false
 	}
-	if e.Kind == AuthFailure {
-		e.User = p.userHash(user)
-	}
+	e.Kind, e.User = AuthFailure, p.userHash(user)
 	return true
 }
 
+// authFailed says that a database refused the login, and did not fail itself.
+func authFailed(why []byte) bool {
+	if len(why) == 0 {
+		return false
+	}
+	switch why[0] {
+	case 'P', 'p':
+		return has(why[1:], "assword mismatch")
+	case 'U':
+		return has(why, "Unknown user")
+	case 'u':
+		return has(why, "unknown user") || has(why, "user not found")
+	case 'I', 'i':
+		return has(why[1:], "nvalid credentials")
+	case 'A':
+		return has(why, "Authentication failure")
+	}
+	return false
+}
+
+// driverCache is the last database and its hash: most servers have one.
+type driverCache struct {
+	n    int // 0: none
+	text [40]byte
+	sum  uint32
+}
+
+func (c *driverCache) hash(seed uint64, driver []byte) uint32 {
+	if c.n == 0 || string(c.text[:c.n]) != string(driver) {
+		c.n, c.sum = copy(c.text[:], driver), uint32(hash(seed, driver, false))
+		if len(driver) > len(c.text) {
+			c.n = 0
+		}
+	}
+	return c.sum
+}
+
 // authSlot looks at the ')' at b[i]: "U,IP): WHY", "U,IP,<S>): WHY", "U,IP,sasl:mech)<S>: WHY". It looks at no more than a few
-// hundred bytes on either side.
-func authSlot(b []byte, i int) (addr, user, why []byte, ok bool) {
+// hundred bytes on either side. IP is b[at:at+n].
+func authSlot(b []byte, i int) (at, n int, why []byte, ok bool) {
 	rest := b[i+1:]
 	if c, isSession := cut(rest, "<"); isSession {
 		k := bytes.IndexByte(c[:min(len(c), 100)], '>')
 		if k < 0 {
-			return nil, nil, nil, false
+			return 0, 0, nil, false
 		}
 		rest = c[k+1:]
 	}
 	if why, ok = cut(rest, ": "); !ok {
-		return nil, nil, nil, false
+		return 0, 0, nil, false
 	}
-	head := b[max(0, i-200):i]
+	start := max(0, i-200)
+	head := b[start:i]
 	for range 3 {
 		k := lastByte(head, ',')
 		if k < 0 {
-			return nil, nil, nil, false
+			return 0, 0, nil, false
 		}
 		f := head[k+1:]
 		if len(f) == 0 || len(f) > 1 && f[0] == '<' && f[len(f)-1] == '>' || has(f, "sasl:") || string(f) == "master" {
 			head = head[:k]
 			continue
 		}
-		return f, b[:max(0, i-200)+k], why, true
+		return start + k + 1, len(f), why, true
 	}
-	return nil, nil, nil, false
+	return 0, 0, nil, false
 }
 
 // pamFailure reads "pam_MODULE(dovecot:auth): authentication failure; logname=.. uid=.. euid=.. tty=dovecot ruser=U rhost=IP[  user=U2]".

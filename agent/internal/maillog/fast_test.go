@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"regexp"
 	"testing"
 	"time"
 )
@@ -146,6 +147,7 @@ func TestQuick(t *testing.T) {
 	for _, log := range []func(int) [][]byte{mixedLog, eximLog, dovecotLog, sendmailLog, opensmtpdLog, courierLog} {
 		lines = append(lines, log(300)...)
 	}
+	lines = append(lines, eximForms()...)
 	rnd := rand.New(rand.NewPCG(7, 8))
 	const odd = " :[]<>()Ta0-.\n\r\x00\xff"
 	p, seen := New(Options{}), 0
@@ -178,6 +180,27 @@ func TestQuick(t *testing.T) {
 	}
 }
 
+// eximForms are lines of Exim's own file in the forms that quickExim knows beside those of eximLog.
+func eximForms() (log [][]byte) {
+	for _, l := range corpusOfExim {
+		for _, stamp := range []string{"2026-03-02 10:00:00 ", "2026-03-02 10:00:59 ", "2026-03-02 10:01:00 [77] ", "2026-03-02 10:00:60 ", "2026-03-02 10:00:07 +0100 ", "2026-03-02 10:00:07.250 "} {
+			log = append(log, []byte(stamp+l))
+		}
+	}
+	return log
+}
+
+var corpusOfExim = []string{
+	"1rgXyz-0001Ab-Cd <= s@example.net H=h.example.net [192.0.2.1] P=esmtp S=1", "1rgXyz-0001Ab-Cd Completed", "1rgXyz-00000000Abc-1De2 => u <u@example.org> R=r T=t",
+	"1rgXyz_00000000Abc-1De2 => u <u@example.org> R=r T=t", "1rgXyz-00000000Ab_-1De2 => u", "PLAIN authenticator failed for (h) [192.0.2.1]: 535 Incorrect authentication data (set_id=u)",
+	"plain.x authenticator failed for (h) [192.0.2.1]: 535 Incorrect authentication data", "unqualified authenticator failed for (h) [192.0.2.1]: 535 Incorrect authentication data",
+	"SMTP connection from [192.0.2.1]:25 (TCP/IP connection count = 1)", "SMTP call from h [192.0.2.1] dropped: too many nonmail commands", "SMTP exim[7]: SMTP connection from [192.0.2.1]",
+	"SMTP dovecot: imap-login: Login: user=<u>, method=PLAIN, rip=192.0.2.1, lip=192.0.2.2", "no host name found for IP address 192.0.2.1", "no IP address found for host a.b (during SMTP connection from [192.0.2.1])",
+	"no exim[7]: no host name found for IP address 192.0.2.1", "unexpected EOF while reading SMTP command from [192.0.2.1]", "rejected EHLO from [192.0.2.1]: x", "rejected EHLO from [::1]",
+	"temporarily refused connection from [192.0.2.1]", "refused connection from [192.0.2.1]", "H=[192.0.2.1] rejected EHLO or HELO x", "auth: Info: sql(u,192.0.2.1): unknown user",
+	"imap-login: Info: Login: user=<u>, method=PLAIN, rip=192.0.2.1, lip=192.0.2.2", "mx dovecot: auth: sql(u,192.0.2.1): unknown user", "h authenticator failed for [192.0.2.1]: 535 Incorrect authentication data",
+}
+
 func TestQuad(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(9, 10))
 	read := 0
@@ -204,7 +227,7 @@ func TestQuad(t *testing.T) {
 // TestWords: what is looked for eight bytes at a time is found where it is.
 func TestWords(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(11, 12))
-	pieces := []string{"<", ">", ">: ", "\"", "\\", "; from=<", " to=<", ",to=<", ";", "gREYlist", "grey", "g", "x", "quota", "Q", "user@example.org", "@", "A", "\xc0", "\x1c", "\x5e"}
+	pieces := []string{"<", ">", ">: ", "\"", "\\", "; from=<", " to=<", ",to=<", ";", "gREYlist", "grey", "g", "x", "y>)", ")", "quota", "Q", "user@example.org", "@", "A", "\xc0", "\x1c", "\x5e"}
 	for range 60_000 {
 		var b []byte
 		for range rnd.IntN(12) {
@@ -231,6 +254,14 @@ func TestWords(t *testing.T) {
 				t.Fatalf("%q in %q: %d, want %d", word, b, got, want)
 			}
 		}
+		for _, word := range []string{" to=<", "grey", ">: "} {
+			if got, want := last2(b, word), bytes.LastIndex(b, []byte(word)); got != want {
+				t.Fatalf("%q in %q: %d, want %d", word, b, got, want)
+			}
+		}
+		if got, want := endOf(b, "y>)"), bytes.Index(b, []byte("y>)")); got != want {
+			t.Fatalf("%q: %d, want %d", b, got, want)
+		}
 		small := make([]byte, len(b))
 		for _, word := range []string{"greylist", "quota", "user"} {
 			if got, want := index(b, word), bytes.Index(small[:lower(small, b)], []byte(word)); got != want {
@@ -254,5 +285,146 @@ func TestEventCopy(t *testing.T) {
 	var got Event
 	if got.copy(&want); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestClasses(t *testing.T) {
+	for c := range 256 {
+		for i := range 8 {
+			for _, around := range []uint64{'x' * ones, 0, ^uint64(0), '/' * ones} {
+				w := around&^(0xff<<(8*i)) | uint64(c)<<(8*i)
+				high := uint64(0x80) << (8 * i)
+				if (notAlnum(w)&high == 0) != isAlnum(byte(c)) || (notHost(w)&high == 0) != isHost(byte(c)) {
+					t.Fatalf("byte %#x, place %d of %x", c, i, w)
+				}
+			}
+		}
+	}
+	rnd := rand.New(rand.NewPCG(13, 14))
+	for range 20_000 {
+		b := bytes.Repeat([]byte("a-Z_0.9"), 3)[:rnd.IntN(22)]
+		for range rnd.IntN(3) {
+			if len(b) > 0 {
+				b[rnd.IntN(len(b))] = " /:@[^`{\x80\x00(,"[rnd.IntN(12)]
+			}
+		}
+		most := rnd.IntN(30)
+		if got, want := hostRun(b, most), run(b, aHost, most); got != want {
+			t.Fatalf("%q up to %d: %d, want %d", b, most, got, want)
+		}
+	}
+}
+
+// TestMessageID: against an expression.
+func TestMessageID(t *testing.T) {
+	re := regexp.MustCompile(`^[A-Za-z0-9]{6}-(?:[A-Za-z0-9]{6}-[A-Za-z0-9]{2}|[A-Za-z0-9]{11}-[A-Za-z0-9]{4}) `)
+	rnd := rand.New(rand.NewPCG(15, 16))
+	found := 0
+	for range 100_000 {
+		b := []byte([]string{"1rgXyz-0001Ab-Cd <= x@example.org", "1rgXyz-00000000Abc-1De2 Completed"}[rnd.IntN(2)])
+		for range rnd.IntN(3) {
+			b[rnd.IntN(25)] = "-- aZ0_/:\x80"[rnd.IntN(10)]
+		}
+		b = b[:len(b)-rnd.IntN(len(b))]
+		want := len(re.Find(b))
+		if got := messageID(b); got != want {
+			t.Fatalf("%q: %d, want %d", b, got, want)
+		}
+		if want > 0 {
+			found++
+		}
+	}
+	if found < 20_000 {
+		t.Errorf("only %d are ids", found)
+	}
+}
+
+// checkRefusal: what plainRefusal reads is what eximHost reads, and names the sender and the recipient that are found by
+// their marks.
+func checkRefusal(t *testing.T, b []byte) bool {
+	var got, want Event
+	from, to, text, ok := plainRefusal(b, &got)
+	if !ok {
+		return false
+	}
+	if !eximHost(b, &want) || got != want {
+		t.Errorf("%q: %+v, want %+v", b, got, want)
+	}
+	s, _ := behind(b, markSender)
+	r, _ := behind(b, markRcpt)
+	if !bytes.Equal(from, upTo(s)) || !bytes.Equal(to, upTo(r)) || !bytes.HasSuffix(r, text) {
+		t.Errorf("%q: from %q to %q, then %q", b, from, to, text)
+	}
+	for _, trap := range []*Traps{corpusTraps, trapsOf("a@example.org", "b@example.org")} {
+		if got, want := trap.match(to) || trap.behind(text, markRcpt), trap.match(upTo(r)) || trap.behind(r, markRcpt); got != want {
+			t.Errorf("%q: a trap: %v, want %v", b, got, want)
+		}
+	}
+	return true
+}
+
+func refusals() (list [][]byte) {
+	for _, fields := range []string{"", " I=[192.0.2.9]:587", " X=TLS1.3:x:256 CV=no", ` X=TLS1.3:x:256 CV=no DN="CN=x"`, " U=a<b", " L.", " K I=[192.0.2.9]:25"} {
+		for _, rest := range []string{
+			" F=<s@example.com> rejected RCPT <a@example.org>: Unrouteable address", " F=<> temporarily rejected RCPT <a@example.org>: greylisted for a minute",
+			` F=<"x> rejected RCPT <a@example.org>: "@example.com> rejected RCPT <b@example.org>: Unknown user`, " F=<s@example.com> rejected RCPT <a@example.org>: x rejected RCPT <b@example.org>: y",
+			" F=<s@example.com> rejected RCPT <a@example.org>", " F=<s> rejected RCPT b@example.org: no", " F=<s@example.com> rejected after DATA: spam", " sender verify fail for <x>: no",
+		} {
+			list = append(list, []byte(fields+rest))
+		}
+	}
+	return list
+}
+
+func TestPlainRefusal(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(17, 18))
+	read := 0
+	list := refusals()
+	for range 60_000 {
+		b := bytes.Clone(list[rnd.IntN(len(list))])
+		for range rnd.IntN(3) {
+			b[rnd.IntN(len(b))] = "<>\"\\ =:FI@"[rnd.IntN(10)]
+		}
+		if checkRefusal(t, b[:len(b)-rnd.IntN(len(b)+1)*rnd.IntN(2)]) {
+			read++
+		}
+	}
+	if read < 2_000 {
+		t.Errorf("only %d were read", read)
+	}
+}
+
+func FuzzPlainRefusal(f *testing.F) {
+	for _, b := range refusals() {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) { checkRefusal(t, b) })
+}
+
+// TestLoginTable: against maps.
+func TestLoginTable(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(19, 20))
+	var got logins
+	young, old := map[[16]byte]login{}, map[[16]byte]login{}
+	for i := range 100_000 {
+		addr := netip.AddrFrom4([4]byte{10, 0, byte(rnd.IntN(40)), byte(rnd.IntN(256))}).As16()
+		if i%3 == 0 {
+			addr = netip.AddrFrom16([16]byte{0x20, 1, 7: byte(rnd.IntN(20)), 15: byte(rnd.IntN(200))}).As16()
+		}
+		want, ok := young[addr]
+		if !ok {
+			if want = old[addr]; len(young) == loginSources {
+				young, old = map[[16]byte]login{}, young
+			}
+		}
+		l := got.at(addr)
+		if *l != want || len(got.young.all) > loginSources {
+			t.Fatalf("%d: %+v, want %+v", i, *l, want)
+		}
+		l.at, l.owed[1] = int64(i), uint16(i)
+		young[addr] = *l
+	}
+	if len(got.young.all) != len(young) || len(got.old.all) != len(old) || len(old) != loginSources {
+		t.Errorf("%d and %d, want %d and %d", len(got.young.all), len(got.old.all), len(young), len(old))
 	}
 }

@@ -36,6 +36,9 @@ type header struct {
 	at    time.Time // when it was written, if that is known
 	by    reporter  // who says that a login failed
 	key   uint32    // what tells two lines of one reporter apart, see logins
+
+	opens  opening // what a message of Exim's begins with, if quickExim has looked
+	opened int     // how long that is
 }
 
 // split finds tag, process id and message of a line. Everything up to the message is written by syslogd and the MTA,
@@ -370,6 +373,8 @@ type isoCache struct {
 	local struct {
 		text   [2]uint64
 		minute time.Time
+		second uint32 // ":SS " as load4 has it, 0: nothing is remembered
+		at     time.Time
 	}
 }
 
@@ -523,7 +528,7 @@ func (p *Parser) isoTime(b []byte, ref time.Time) (time.Time, bool) {
 		at := time.Date(year, time.Month(month), day, hour, minute, sec, int(frac), ref.Location())
 		if n == len(b) {
 			c.local.text = [2]uint64{load8(b, 0), load8(b, 8)}
-			c.local.minute = at.Add(-time.Duration(sec)*time.Second - frac)
+			c.local.minute, c.local.second = at.Add(-time.Duration(sec)*time.Second-frac), 0
 		}
 		return at, true
 	}

@@ -242,6 +242,7 @@ type Parser struct {
 	tags                tagCache
 	hosts               hostCache
 	domains             domainCache
+	drivers             driverCache
 	host                uint64 // of the line at hand: its queue ids are its own
 	stamps              stampCache
 	isoStamps           isoCache

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/bits"
+	"time"
 )
 
 // This file is the way of nearly all lines: what it cannot read goes the plain way (header.split, dotted, skipEcho) and it
@@ -25,11 +26,44 @@ func others(w uint64) uint64 {
 	return (w&^highs + (0x80-10)*ones | w) & highs
 }
 
+// notAlnum and notHost have the high bit of each byte that is no aAlnum, no aHost.
+func notAlnum(w uint64) uint64 {
+	x := w &^ highs
+	l := x | 0x20*ones
+	letter := (l + (0x80-'a')*ones) &^ (l + (0x80-'z'-1)*ones)
+	digit := (x + (0x80-'0')*ones) &^ (x + (0x80-'9'-1)*ones)
+	return ^((letter | digit) &^ w) & highs
+}
+
+func notHost(w uint64) uint64 {
+	x := w &^ highs
+	l := x | 0x20*ones
+	letter := (l + (0x80-'a')*ones) &^ (l + (0x80-'z'-1)*ones)
+	digit := (x + (0x80-'-')*ones) &^ (x + (0x80-'9'-1)*ones) & (x ^ '/'*ones + ^uint64(highs)) // and - and .
+	line := ^(x ^ '_'*ones + ^uint64(highs))
+	return ^((letter | digit | line) &^ w) & highs
+}
+
+// hostRun is run(b, aHost, most).
+func hostRun(b []byte, most int) int {
+	b = b[:min(len(b), most)]
+	n := 0
+	for ; n+8 <= len(b); n += 8 {
+		if z := notHost(load8(b, n)); z != 0 {
+			return n + bits.TrailingZeros64(z)/8
+		}
+	}
+	for n < len(b) && isHost(b[n]) {
+		n++
+	}
+	return n
+}
+
 // quick is split for lines with a stamp of RFC 3164 or 3339, the host of the line before, a tag that was seen of late and a
 // process id, or none, and for most of Exim's own. It says no to all that needs a second look.
 func (p *Parser) quick(b []byte, h *header) bool {
 	c := &p.hosts
-	if len(b) < 48 {
+	if len(b) < 44 {
 		return false
 	}
 	if b[len(b)-1] == '\n' {
@@ -46,7 +80,7 @@ func (p *Parser) quick(b []byte, h *header) bool {
 	n := 15
 	w, v := load8(b, 0), load8(b, 8)
 	if b[10] == ' ' && b[4] == '-' {
-		return h.quickExim(b)
+		return p.quickExim(b, h)
 	}
 	if !c.plain {
 		return false
@@ -115,15 +149,31 @@ func (p *Parser) quick(b []byte, h *header) bool {
 	return true
 }
 
-// quickExim reads "YYYY-MM-DD HH:MM:SS " and a message that begins with a message's id or with H=, which makes it one of
-// Exim's.
-func (h *header) quickExim(b []byte) bool {
+// quickExim reads "YYYY-MM-DD HH:MM:SS " and a message that begins as only Exim's do: see eximOpening. What begins with a
+// process id has no tag either, so it is Exim's too.
+func (p *Parser) quickExim(b []byte, h *header) bool {
 	const n = len("YYYY-MM-DD HH:MM:SS")
-	if b[n] != ' ' || stampLen(b) != n {
+	l := &p.isoStamps.local
+	if load8(b, 0) == l.text[0] && load8(b, 8) == l.text[1] && l.minute.Location() == h.ref.Location() {
+		const frame, frameMask = ':' | ' '<<24, 0xff | 0xff<<24
+		w := load4(b, 16)
+		if w != l.second {
+			ten, one := w>>8&0xff-'0', w>>16&0xff-'0'
+			if w&frameMask != frame || ten > 5 || one > 9 {
+				return false
+			}
+			l.second, l.at = w, l.minute.Add(time.Duration(ten*10+one)*time.Second)
+		}
+		h.at = l.at
+	} else if b[n] != ' ' || stampLen(b) != n {
 		return false
 	}
 	m := b[n+1:]
-	if !(m[0] == 'H' && m[1] == '=') && messageID(m) == 0 {
+	if m[0] == '[' {
+		m = h.eximPid(m)
+	}
+	h.opens, h.opened = eximOpening(m)
+	if h.opens == opensOther && b[n+1] != '[' {
 		return false
 	}
 	h.kind, h.stamp, h.mta, h.msg, h.count = stampISO, b[:n], Exim, m, 1
@@ -297,4 +347,30 @@ func lastByte(b []byte, c byte) int {
 	for i += 7; i >= 0 && b[i] != c; i-- {
 	}
 	return i
+}
+
+// last2 is last of a word whose first two bytes do not often stand together.
+func last2(b []byte, word string) int {
+	n := len(word)
+	first, second := uint64(word[0])*ones, uint64(word[1])*ones
+	i := len(b) - n // the last place where it may begin
+	for i >= 7 {
+		// zeros may say too much, never too little.
+		z := zeros(load8(b, i-7)^first) & zeros(load8(b, i-6)^second)
+		if z == 0 {
+			i -= 8
+			continue
+		}
+		i -= bits.LeadingZeros64(z) / 8
+		if string(b[i:i+n]) == word {
+			return i
+		}
+		i--
+	}
+	for ; i >= 0; i-- {
+		if b[i] == word[0] && string(b[i:i+n]) == word {
+			return i
+		}
+	}
+	return -1
 }
