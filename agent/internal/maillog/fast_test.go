@@ -417,14 +417,14 @@ func TestLoginTable(t *testing.T) {
 				young, old = map[[16]byte]login{}, young
 			}
 		}
-		l := got.at(addr)
-		if *l != want || len(got.young.all) > loginSources {
+		l := got.of(addr)
+		if *l != want || len(got.young.list) > loginSources {
 			t.Fatalf("%d: %+v, want %+v", i, *l, want)
 		}
 		l.at, l.owed[1] = int64(i), uint16(i)
 		young[addr] = *l
 	}
-	if len(got.young.all) != len(young) || len(got.old.all) != len(old) || len(old) != loginSources {
-		t.Errorf("%d and %d, want %d and %d", len(got.young.all), len(got.old.all), len(young), len(old))
+	if len(got.young.list) != len(young) || len(got.old.list) != len(old) || len(old) != loginSources {
+		t.Errorf("%d and %d, want %d and %d", len(got.young.list), len(got.old.list), len(young), len(old))
 	}
 }
