@@ -22,7 +22,7 @@ const (
 
 var shapes = map[MTA][]*regexp.Regexp{
 	Exim: compile(
-		`(?:\[1[/\\]\d+\] )?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[0-9.]*(?: [+-]\d{4})? )?(?:\[\d+\] )?(?:[A-Za-z0-9]{6}-[A-Za-z0-9]{6,11}-[A-Za-z0-9]{2,4} )?(?:`+
+		`(?:\[1[/\\]\d+\] )?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[0-9.]*(?: ?(?:Z|[+-]\d\d:?\d\d))? )?(?:\[\d+\] )?(?:[A-Za-z0-9]{6}-[A-Za-z0-9]{6,11}-[A-Za-z0-9]{2,4} )?(?:`+
 			`H=|<= (?:[^ "\\]|\\.|"(?:[^"\\]|\\.)*")+ H=|[A-Za-z0-9_-]+ authenticator failed for (?:H=)?|`+
 			`SMTP (?:connection|call) from |SMTP (?:command|data) timeout (?:\(message abandoned\) )?on (?:TLS )?connection from |`+
 			`SMTP (?:syntax|protocol) error in ".*?" H=|SMTP protocol synchronization error \([^)]*\): rejected (?:connection from|".*?") H=|`+
@@ -30,7 +30,7 @@ var shapes = map[MTA][]*regexp.Regexp{
 			`rejected (?:EHLO|HELO|MAIL) from |unqualified [a-z]+ rejected: <.*?> H=|(?:temporarily )?(?:refused|rejected) connection from |Connection from |TLS error on connection from |`+
 			`F=(?:[^ "\\]|\\.|"(?:[^"\\]|\\.)*")+ H=)`+eximRE,
 		`(?:\[\d+\] )?SMTP (?:syntax|protocol|protocol synchronization) error .*" H=`+eximRE+`(?: I=\[[^ ]*)?[A-Za-z0-9 /-]+$`,
-		`(?:\[1[/\\]\d+\] )?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[0-9.]*(?: [+-]\d{4})? )?(?:\[\d+\] )?no host name found for IP address `+ipRE+`(?: |$)`,
+		`(?:\[1[/\\]\d+\] )?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[0-9.]*(?: ?(?:Z|[+-]\d\d:?\d\d))? )?(?:\[\d+\] )?no host name found for IP address `+ipRE+`(?: |$)`,
 	),
 	Sendmail: compile(
 		`[A-Za-z0-9]{5,24}: (?:lost input channel from |timeout waiting for input from |rejecting commands from |rejecting server [A-Z-]+ from |collect: relay=|AUTH=server, relay=|)`+relayRE,
@@ -47,7 +47,7 @@ var shapes = map[MTA][]*regexp.Regexp{
 	Dovecot: compile(
 		`(?:imap|pop3|managesieve|submission)-login: .*[,:] rip=`+ipRE+`, lip=`,
 		`(?:imap|pop3|managesieve|submission)-login: .*[,:] rip=`+ipRE+`(?:, mpid=[0-9]*)?[^<>=]*(?:, session=<[^>]*>)?$`,
-		`pam_[a-z]+\(dovecot:auth\): authentication failure; .* rhost=`+ipRE+`(?: |$)`,
+		`pam_[A-Za-z0-9_]*\(dovecot:auth\): authentication failure; .* rhost=`+ipRE+`(?: |$)`,
 	),
 	Courier: compile(
 		`LOGIN(?: FAILED)?, .*, ip=\[`+ipRE+`\](?:,|$)`,
