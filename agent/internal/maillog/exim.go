@@ -68,7 +68,7 @@ func (h *header) eximSyslog(m []byte) ([]byte, bool) {
 
 func (h *header) eximMessage(p *Parser, m []byte, e *Event) bool {
 	opens, n := h.opens, h.opened
-	if opens == opensOther {
+	if opens == opensUnseen {
 		opens, n = eximOpening(m)
 	}
 	switch opens {
@@ -90,12 +90,13 @@ func (h *header) eximMessage(p *Parser, m []byte, e *Event) bool {
 type opening uint8
 
 const (
-	opensOther opening = iota
-	opensHost          // "H="
-	opensID            // a message's id and a blank
-	opensAuth          // "DRIVER authenticator failed for "
-	opensSMTP          // "SMTP " and a word of eximSMTP, which are for eximS
-	opensWords         // from here on the words of eximStarts
+	opensUnseen opening = iota // nobody has looked
+	opensOther
+	opensHost  // "H="
+	opensID    // a message's id and a blank
+	opensAuth  // "DRIVER authenticator failed for "
+	opensSMTP  // "SMTP " and a word of eximSMTP, which are for eximS
+	opensWords // from here on the words of eximStarts
 )
 
 // eximOpening says what m begins with, and how long that is. No line of another program's begins so behind a stamp of Exim's:
@@ -151,6 +152,21 @@ func eximOpening(m []byte) (opening, int) {
 }
 
 const authenticator = " authenticator failed for "
+
+// eximOwn says that a message with another opening is one of Exim's all the same: no service of Dovecot's and no host with a
+// tag begins so, see ownFile.
+func eximOwn(m []byte) bool {
+	n := hostRun(m, 64)
+	if n == 0 || n == 64 || n == len(m) {
+		return false
+	}
+	if c := m[n]; c != ' ' {
+		return c != ':' && c != '('
+	}
+	m = m[n+1:]
+	n = blank(m)
+	return n > 0 && n < len(m) && m[n-1] != ':'
+}
 
 // eximSMTP are the second words of the messages that begin with SMTP.
 var eximSMTP = [...]string{"connection ", "call ", "syntax ", "protocol ", "command ", "data "}

@@ -198,6 +198,8 @@ var corpusOfExim = []string{
 	"SMTP dovecot: imap-login: Login: user=<u>, method=PLAIN, rip=192.0.2.1, lip=192.0.2.2", "no host name found for IP address 192.0.2.1", "no IP address found for host a.b (during SMTP connection from [192.0.2.1])",
 	"no exim[7]: no host name found for IP address 192.0.2.1", "unexpected EOF while reading SMTP command from [192.0.2.1]", "rejected EHLO from [192.0.2.1]: x", "rejected EHLO from [::1]",
 	"temporarily refused connection from [192.0.2.1]", "refused connection from [192.0.2.1]", "H=[192.0.2.1] rejected EHLO or HELO x", "auth: Info: sql(u,192.0.2.1): unknown user",
+	"cwd=/var/spool/exim 3 args: /usr/sbin/exim -q", "Start queue run: pid=7", "exim 4.98 daemon started: pid=7", "Warning: purging the environment.",
+	"mx1 exim[7]: H=[192.0.2.1] rejected EHLO", "mx1 :: x", "mx1  dovecot: x", "auth(u,192.0.2.1): x",
 	"imap-login: Info: Login: user=<u>, method=PLAIN, rip=192.0.2.1, lip=192.0.2.2", "mx dovecot: auth: sql(u,192.0.2.1): unknown user", "h authenticator failed for [192.0.2.1]: 535 Incorrect authentication data",
 }
 

@@ -149,8 +149,8 @@ func (p *Parser) quick(b []byte, h *header) bool {
 	return true
 }
 
-// quickExim reads "YYYY-MM-DD HH:MM:SS " and a message that begins as only Exim's do: see eximOpening. What begins with a
-// process id has no tag either, so it is Exim's too.
+// quickExim reads "YYYY-MM-DD HH:MM:SS " and a message that begins as only Exim's do: see eximOpening and eximOwn. What begins
+// with a process id has no tag either, so it is Exim's too.
 func (p *Parser) quickExim(b []byte, h *header) bool {
 	const n = len("YYYY-MM-DD HH:MM:SS")
 	l := &p.isoStamps.local
@@ -173,7 +173,7 @@ func (p *Parser) quickExim(b []byte, h *header) bool {
 		m = h.eximPid(m)
 	}
 	h.opens, h.opened = eximOpening(m)
-	if h.opens == opensOther && b[n+1] != '[' {
+	if h.opens == opensOther && b[n+1] != '[' && !eximOwn(m) {
 		return false
 	}
 	h.kind, h.stamp, h.mta, h.msg, h.count = stampISO, b[:n], Exim, m, 1
