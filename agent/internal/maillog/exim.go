@@ -123,8 +123,8 @@ func eximOpening(m []byte) (opening, int) {
 					return opensSMTP, len("SMTP ")
 				}
 			}
+			return opensOther, 0
 		}
-		return opensOther, 0
 	case 'n':
 		end = eximStartsU
 	case 'u':
