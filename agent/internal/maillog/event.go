@@ -141,8 +141,8 @@ type Event struct {
 	// Midway says that another recipient of the same message was accepted before. Only Postfix tells.
 	Midway bool
 	// User is a 64-bit seeded hash of whom the event is about, 0 if the line does not say: the user name of a login, the
-	// recipient of a Recipient, an UnknownRecipient or (Postfix) a RelayDenied, the domain of the sender of a Delivered. The name itself is the
-	// attacker's text and goes no further than this.
+	// recipient of a Recipient, an UnknownRecipient or (Postfix, Exim) a RelayDenied, the domain of the sender of a Delivered. The lower half
+	// of a RelayDenied's is the domain of the recipient. The name itself is the attacker's text and goes no further than this.
 	User uint64
 }
 

@@ -429,7 +429,7 @@ func (p *Parser) eximRefused(h *header, b []byte, e *Event) bool {
 	if !named && !eximHost(c, e) {
 		return false
 	}
-	if e.Kind != UnknownRecipient && (p.traps == nil || e.Submission) {
+	if e.Kind != UnknownRecipient && e.Kind != RelayDenied && (p.traps == nil || e.Submission) {
 		return true
 	}
 	if !named {
@@ -444,6 +444,8 @@ func (p *Parser) eximRefused(h *header, b []byte, e *Event) bool {
 		if e.Automatic = bounce; len(to) > 0 {
 			e.User = p.recipientHashAt(to, at)
 		}
+	} else if e.Kind == RelayDenied && len(to) > 0 {
+		e.User = p.relayedHash(to, at)
 	}
 	if ok && named && !bounce && !e.Submission && p.traps != nil && (p.traps.matchAt(to, at) || p.traps.behind(r, markRcpt)) {
 		e.Kind = Trap

@@ -263,10 +263,12 @@ func (p *Parser) acted(q, b []byte, refused, content bool, e *Event) bool {
 	switch e.Kind {
 	case UnknownRecipient:
 		e.Automatic, e.Midway = bounce, !content && len(q) > 0 && string(q) != "NOQUEUE"
-		fallthrough
-	case RelayDenied:
 		if len(to) > 0 {
 			e.User = p.recipientHashAt(to, at)
+		}
+	case RelayDenied:
+		if len(to) > 0 {
+			e.User = p.relayedHash(to, at)
 		}
 	}
 	if !e.Submission && !bounce && p.traps != nil && p.traps.either(to, at, rest) {

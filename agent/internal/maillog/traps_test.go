@@ -117,6 +117,56 @@ func TestRecipients(t *testing.T) {
 	}
 }
 
+// TestGuessesAreApart: what is refused is one recipient with all its +tags, and another one with each dash; of what is reached a
+// dash may be a tag too. The lower half of what we do not relay is its domain's.
+func TestGuessesAreApart(t *testing.T) {
+	p := New(Options{Seed: 3, Recipients: true})
+	hash := func(line string) uint64 {
+		var e Event
+		if !p.Parse([]byte("Mar  2 10:00:00 mx "+line), corpusRef, &e) || e.User == 0 {
+			t.Fatalf("%s: %+v", line, e)
+		}
+		return e.User
+	}
+	for _, mta := range []struct{ name, line string }{
+		{"postfix", "postfix/smtpd[1]: NOQUEUE: reject: RCPT from h[192.0.2.1]: 550 5.1.1 <@>: Recipient address rejected: User unknown; from=<s@example.com> to=<@> proto=ESMTP helo=<h>"},
+		{"exim", "exim[1]: H=(h) [192.0.2.1] F=<s@example.com> rejected RCPT <@>: Unrouteable address"},
+		{"sendmail", "sm-mta[1]: 622A1abC012345: ruleset=check_rcpt, arg1=<@>, relay=h [192.0.2.1], reject=550 5.1.1 <@>... User unknown"},
+	} {
+		refused := func(to string) uint64 { return hash(strings.ReplaceAll(mta.line, "<@>", "<"+to+">")) }
+		sales, shop, info := refused("info-sales@example.org"), refused("info-shop@example.org"), refused("info@example.org")
+		if sales == shop || sales == info || shop == info {
+			t.Errorf("%s: two guesses are one", mta.name)
+		}
+		if refused("ops+a@example.org") != refused("OPS+b@Example.org") || refused("a@example.org") == refused("a@example.net") {
+			t.Errorf("%s: tags or domains", mta.name)
+		}
+	}
+	for _, l := range []string{
+		"postfix/smtpd[1]: 4D0000000001: client=h[192.0.2.1]",
+		"postfix/qmgr[1]: 4D0000000001: from=<s@example.com>, size=1, nrcpt=5 (queue active)",
+	} {
+		var e Event
+		p.Parse([]byte("Mar  2 10:00:00 mx "+l), corpusRef, &e)
+	}
+	reached := func(to string) uint64 {
+		return hash("postfix/lmtp[1]: 4D0000000001: to=<" + to + ">, relay=x, delay=1, dsn=2.0.0, status=sent (250 ok)")
+	}
+	if reached("u-1@example.org") != reached("u+2@example.org") || reached("u@example.org") == reached("v@example.org") {
+		t.Error("reached")
+	}
+	for _, line := range []string{
+		"postfix/smtpd[1]: NOQUEUE: reject: RCPT from h[192.0.2.1]: 554 5.7.1 <@>: Relay access denied; from=<s@example.com> to=<@> proto=ESMTP helo=<h>",
+		"exim[1]: H=(h) [192.0.2.1] F=<s@example.com> rejected RCPT <@>: relay not permitted",
+	} {
+		relayed := func(to string) uint64 { return hash(strings.ReplaceAll(line, "<@>", "<"+to+">")) }
+		a, b, c := relayed("a@left.example"), relayed("b@Left.Example"), relayed("a@other.example")
+		if uint32(a) != uint32(b) || a == b || uint32(a) == uint32(c) {
+			t.Errorf("%.40s: relayed %x %x %x", line, a, b, c)
+		}
+	}
+}
+
 // TestTransitPersists: a message on its way to a trap outlives a restart, and who may hit it too.
 func TestTransitPersists(t *testing.T) {
 	for _, sender := range []string{"s@example.com", ""} {
