@@ -18,6 +18,9 @@ const (
 	light4    = 128 // ... or that offend at all
 	many6     = 16  // /64s of a /56, /56s of a /48
 	offending = 4   // a source offends from a fourth of the threshold on
+	grazing   = 10  // ... and grazes it from a tenth on
+	graze4    = 192 // hosts of a /24 that at least graze it
+	graze6    = 64  // parts of a /56 or /48 that do
 	areaPause = 600 // seconds until an area that may not be blocked is looked at again
 	areaSet   = 4
 )
@@ -36,7 +39,17 @@ type area struct {
 	seen    [2][4]uint64 // in this half-life, in the one before
 	over    [2][4]uint64 // the same for those over the threshold
 	open    [4]uint64    // unblocked by hand since
+	light   [2][4]uint64 // as seen, with those that only graze the threshold; not stored
 }
+
+// A degree is how much a source offends.
+type degree uint8
+
+const (
+	grazes degree = iota
+	offends
+	exceeds
+)
 
 func parts(m *[2][4]uint64) (n int) {
 	for i := range m[0] {
@@ -51,6 +64,14 @@ func (a *area) many() bool {
 		return parts(&a.over) >= many4 || parts(&a.seen) >= light4
 	}
 	return parts(&a.seen) >= many6
+}
+
+// grazed says that a verdict on the whole area is due if nobody in it has credit.
+func (a *area) grazed() bool {
+	if a.bits == 24 {
+		return parts(&a.light) >= graze4
+	}
+	return parts(&a.light) >= graze6
 }
 
 // areas is a cache of sets of four. What has a block or many parts stays longest.
@@ -117,9 +138,9 @@ func (s *Scorer) area(net uint64, width uint8, fresh bool, now uint32) (a *area,
 		return nil, 0
 	}
 	worth := func(a *area) int {
-		w := parts(&a.seen)
+		w := 8*parts(&a.seen) + parts(&a.light)
 		if a.until > now {
-			w += 1000
+			w += 10000
 		}
 		return w
 	}
@@ -151,9 +172,10 @@ func (a *area) roll(epoch, now uint32) {
 	case epoch == a.epoch+1:
 		a.seen[1], a.seen[0] = a.seen[0], [4]uint64{}
 		a.over[1], a.over[0] = a.over[0], [4]uint64{}
+		a.light[1], a.light[0] = a.light[0], [4]uint64{}
 		a.all, a.auth = a.all/2, a.auth/2
 	case epoch > a.epoch || a.epoch > now+1:
-		a.seen, a.over = [2][4]uint64{}, [2][4]uint64{}
+		a.seen, a.over, a.light = [2][4]uint64{}, [2][4]uint64{}, [2][4]uint64{}
 		a.all, a.auth = 0, 0
 	default:
 		return // late: it counts as now
@@ -161,33 +183,37 @@ func (a *area) roll(epoch, now uint32) {
 	a.epoch = epoch
 }
 
-// spreads notes that a source has begun to offend, or is over the threshold, and gives the verdict on its area if that
+// spreads notes that a source grazes the threshold, has begun to offend, or is over it, and gives the verdict on its area if that
 // is due.
-func (s *Scorer) spreads(k key, r *record, kind maillog.Kind, over bool, at, nowSec uint32, now time.Time) (Verdict, bool) {
+func (s *Scorer) spreads(k key, r *record, kind maillog.Kind, how degree, at, nowSec uint32, now time.Time) (Verdict, bool) {
 	list, n := s.levels(k)
 	half := uint32(s.cfg.HalfLife / time.Second)
 	for _, l := range list[:n] {
 		a, id := s.area(l.net, l.bits, true, nowSec)
 		a.roll(at/half, nowSec/half)
-		a.seen[0][l.part>>6] |= 1 << (l.part & 63)
-		if over {
-			a.over[0][l.part>>6] |= 1 << (l.part & 63)
+		word, bit := l.part>>6, uint64(1)<<(l.part&63)
+		a.light[0][word] |= bit
+		if how >= offends {
+			a.seen[0][word] |= bit
+			s.areas.mark(id)
+		}
+		if how == exceeds {
+			a.over[0][word] |= bit
 		}
 		a.all = uint16(min(math.MaxUint16, int(a.all)+1))
 		if kind == maillog.AuthFailure {
 			a.auth = uint16(min(math.MaxUint16, int(a.auth)+1))
 		}
-		s.areas.mark(id)
 	}
 	for _, l := range list[:n] {
-		a, _ := s.area(l.net, l.bits, false, nowSec)
+		a, id := s.area(l.net, l.bits, false, nowSec)
 		if a == nil { // the narrower one took its place
 			continue
 		}
 		if a.until > nowSec+uint32(s.cfg.Max/time.Second) { // the wall clock was wrong
 			a.until = nowSec
 		}
-		if a.until > nowSec || !a.many() || nowSec < a.checked+areaPause && a.checked <= nowSec {
+		if a.until > nowSec || !a.many() && !a.grazed() || nowSec < a.checked+areaPause && a.checked <= nowSec {
 			continue
 		}
 		cause := r.cause()
@@ -197,6 +223,7 @@ func (s *Scorer) spreads(k key, r *record, kind maillog.Kind, over bool, at, now
 		if cause == block.NoCause {
 			continue // the next one has a better one
 		}
+		s.areas.mark(id)
 		if v, ok := s.survey(a, cause, nowSec, now); ok {
 			return v, true
 		}
@@ -206,7 +233,7 @@ func (s *Scorer) spreads(k key, r *record, kind maillog.Kind, over bool, at, now
 
 // survey looks at the sources of an area: whether mail comes from it, and what they did.
 func (s *Scorer) survey(a *area, cause block.Cause, nowSec uint32, now time.Time) (Verdict, bool) {
-	e := Evidence{Threshold: s.cfg.Threshold, Parts: parts(&a.seen)}
+	e := Evidence{Threshold: s.cfg.Threshold, Parts: parts(&a.light)}
 	var credit, hour uint32 // sources with credit, and the hour of the first one
 	mail, total := s.ownInside(a.prefix()), 0.0
 	look := func(slot int, k key) {
@@ -258,7 +285,7 @@ func (s *Scorer) survey(a *area, cause block.Cause, nowSec uint32, now time.Time
 			}
 		}
 	}
-	if mail {
+	if mail || credit > 0 && !a.many() {
 		a.checked = nowSec
 		return Verdict{}, false
 	}
@@ -312,6 +339,8 @@ func (s *Scorer) resetAreas(p netip.Prefix) {
 				bit := uint64(1) << (part & 63)
 				a.seen[0][part>>6] &^= bit
 				a.seen[1][part>>6] &^= bit
+				a.light[0][part>>6] &^= bit
+				a.light[1][part>>6] &^= bit
 				a.over[0][part>>6] &^= bit
 				a.over[1][part>>6] &^= bit
 				a.open[part>>6] |= bit
@@ -384,6 +413,7 @@ func (s *Scorer) loadArea(k, b []byte) error {
 			b = b[8:]
 		}
 	}
+	n.light = n.seen
 	a, id := s.area(n.net, n.bits, true, 0)
 	*a = n
 	s.areas.dirty[id/64] &^= 1 << (id % 64)

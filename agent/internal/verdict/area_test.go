@@ -217,3 +217,53 @@ func TestLoadAreaRefuses(t *testing.T) {
 		t.Error("loaded an area with host bits")
 	}
 }
+
+// TestGrazed: a network whose each part guesses once is blocked when nearly all of a /24 or many of a /56 or /48 have, but not if
+// a single message of it was accepted: a new pool of a large provider has typos too.
+func TestGrazed(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		part func(int) netip.Addr
+		n    int
+		want string
+	}{
+		{"/24", host24, graze4, "198.18.5.0/24"},
+		{"/64s of a /56", net56, graze6, "2001:db8:7:100::/56"},
+		{"/56s of a /48", net48, graze6, "2001:db8:8::/48"},
+	} {
+		for _, mail := range []bool{false, true} {
+			st := newStory()
+			st.others(1000)
+			if mail {
+				st.event(maillog.Event{Kind: maillog.Delivered, Source: c.part(200), Count: 1})
+			}
+			offendEach(st, c.n-1, 1, maillog.UnknownRecipient, c.part)
+			if len(st.verdicts) != 0 {
+				t.Fatalf("%s: blocked before: %+v", c.name, st.verdicts)
+			}
+			offendEach(st, 1, 1, maillog.UnknownRecipient, func(int) netip.Addr { return c.part(c.n - 1) })
+			if mail {
+				if len(st.verdicts) != 0 {
+					t.Errorf("%s with mail: %+v", c.name, st.verdicts)
+				}
+				continue
+			}
+			if len(st.verdicts) != 1 || st.verdicts[0].Prefix.String() != c.want || st.verdicts[0].Evidence.Parts != c.n {
+				t.Errorf("%s: %+v", c.name, st.verdicts)
+			}
+		}
+		// Bounces and callbacks of a network are no guesses, nor is what takes a day.
+		st := newStory()
+		for i := range 200 {
+			st.event(maillog.Event{Kind: maillog.UnknownRecipient, Source: c.part(i), Count: 1, User: spread(uint64(i + 1)), Automatic: true})
+			st.wait(10 * time.Second)
+		}
+		for i := range 200 {
+			st.event(maillog.Event{Kind: maillog.UnknownRecipient, Source: c.part(i), Count: 1, User: spread(uint64(i + 1))})
+			st.wait(5 * time.Minute)
+		}
+		if len(st.verdicts) != 0 {
+			t.Errorf("%s, honest: %+v", c.name, st.verdicts)
+		}
+	}
+}

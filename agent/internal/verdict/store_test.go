@@ -134,7 +134,7 @@ func TestEviction(t *testing.T) {
 	s, store := New(cfg), shelf{}
 	good := netip.MustParseAddr("192.0.2.1")
 	for i := range 20000 {
-		a := netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
+		a := netip.AddrFrom4([4]byte{198, 18, byte(i), byte(i >> 8)}) // no /24 offends as a whole
 		s.Observe(&maillog.Event{Kind: maillog.UnknownRecipient, Source: a, Count: 1}, t0)
 		if i%400 == 0 {
 			s.Observe(&maillog.Event{Kind: maillog.Delivered, Source: good, Count: 1}, t0)

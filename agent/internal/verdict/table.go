@@ -264,7 +264,7 @@ func (t *table) touch(slot int, r *record, good bool) {
 
 func (t *table) mark(slot int) { t.dirty[slot/64] |= 1 << (slot % 64) }
 
-// evidence is the counts behind the scores, for one in 45 of the sources the table may hold: those that offended
+// evidence is the counts behind the scores, for one in 55 of the sources the table may hold: those that offended
 // last. Decisions can do without it: then a source lacks the credit for its recipients. It is a cache of sets of four, found
 // by the hash of the source.
 type evidence struct {
@@ -306,7 +306,7 @@ var evidenceSlot = [maillog.NumKinds]uint8{
 	maillog.LostConnection: 14, maillog.Trap: 15, maillog.DNSListed: 16,
 }
 
-func (e *evidence) init(limit int) { e.sets = make([]evidenceSet, max(64, limit/194)) }
+func (e *evidence) init(limit int) { e.sets = make([]evidenceSet, max(64, limit/220)) }
 
 func (e *evidence) set(h uint64) *evidenceSet {
 	hi, _ := bits.Mul64(h, uint64(len(e.sets)))

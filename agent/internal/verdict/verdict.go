@@ -75,12 +75,14 @@
 //     senders use whole /24s; sixteen infected customers of a provider do happen, and are blocked one by one, and
 //     sixty with a few wrong recipients each are not blocked at all.
 //   - 16 different /64s of a /56, which is one customer's; 16 different /56s of a /48 for those who were given that much.
+//   - 192 hosts of a /24, or 64 parts of a /56 or /48, that had a tenth of the threshold: one unknown recipient each is enough, since
+//     a /48 has 65,536 /64s to guess twice from. Not if any of them has credit: a pool of a large provider has typos too.
 //
 // Never when mail was accepted from the area in two different clock hours, or people logged in, as far as its sources
 // are remembered; a known sender who offends is not noted at all. The ports are those of the cause; the submission ports
 // are closed only if half of the offenders guessed passwords. While the block of an area stands nobody in it
 // is blocked once more, except for what it leaves open: parts reset by hand, and the submission ports. The 4096 areas with
-// most offenders are remembered (184 bytes each). A fourth is enough because those who have a network to hide in stop early.
+// most offenders are remembered (248 bytes each). A fourth is enough because those who have a network to hide in stop early.
 //
 // # The password guard
 //
@@ -892,14 +894,21 @@ func (s *Scorer) judge(slot int, key key, r *record, c *counts, k maillog.Kind, 
 	}
 	p := s.score(r, c, w)
 	mail, auth := p.mail, p.auth
-	if (mail+auth)*offending < s.cfg.Threshold {
+	light := (mail+auth)*offending < s.cfg.Threshold
+	if light && (s.reached(before*grazing) || !s.reached((mail+auth)*grazing) || r.has()) {
 		return false
 	}
 	if at < nowSec && time.Duration(nowSec-at)*time.Second > s.cfg.HalfLife {
 		return false // history
 	}
 	if over := !s.reached(before) && s.reached(mail+auth); (over || before*offending < s.cfg.Threshold) && !r.known(k) {
-		if wide, ok := s.spreads(key, r, k, over, at, nowSec, now); ok {
+		how := offends
+		if over {
+			how = exceeds
+		} else if light {
+			how = grazes
+		}
+		if wide, ok := s.spreads(key, r, k, how, at, nowSec, now); ok {
 			*v = wide
 			v.Source = s.prefix(key)
 			return true
