@@ -170,9 +170,9 @@ func TestPatience(t *testing.T) {
 	}
 }
 
-// TestBounces: what answers forged mail counts a tenth, unless it comes as fast as no bounces do.
+// TestBounces: what answers forged mail counts a tenth, unless it comes as fast as no bounces do, but for the first two.
 func TestBounces(t *testing.T) {
-	for gap, want := range map[time.Duration]int{100 * time.Millisecond: 10, 3 * time.Second: 103} {
+	for gap, want := range map[time.Duration]int{100 * time.Millisecond: 12, 3 * time.Second: 103} {
 		s, at := New(DefaultConfig()), t0
 		for i := 1; ; i++ {
 			at = at.Add(gap)
@@ -226,6 +226,8 @@ func TestTryAgain(t *testing.T) {
 		{"two recipients we do not relay to, again and again", maillog.RelayDenied, true, 2, 5 * time.Minute, 40, false},
 		{"two recipients we do not relay to, without a pause", maillog.RelayDenied, true, 2, time.Minute, 12, true},
 		{"two recipients we do not relay to, for good", maillog.RelayDenied, false, 2, 5 * time.Minute, 6, true},
+		{"one recipient we do not relay to, for good", maillog.RelayDenied, false, 1, 5 * time.Minute, 300, false},
+		{"one recipient we do not relay to, for good, without a pause", maillog.RelayDenied, false, 1, 3 * time.Minute, 6, true},
 		{"a domain without DNS", maillog.SenderReject, true, 1, time.Second, 400, false},
 		{"a domain that is not", maillog.SenderReject, false, 1, time.Second, 60, true},
 		{"a hundred connections over the limit at once", maillog.RateLimit, false, 1, 0, 100, false},

@@ -283,7 +283,7 @@ func (s *Scorer) News() []Notice {
 // Notices returns what holds at now: alarms, and sources spared within the last 24 hours.
 func (s *Scorer) Notices(now time.Time) (list []Notice) {
 	sec := unix(now)
-	list = s.alarms.notices(list, sec)
+	list = s.strayNotices(s.alarms.notices(list, sec), sec)
 	for _, x := range s.spared.list {
 		if x.since != 0 && x.last+86400 > sec && s.isSpared(x.key, block.ScopeAll, sec) {
 			list = append(list, s.spareNotice(x.key, x.since, sec))

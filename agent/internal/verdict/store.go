@@ -21,7 +21,7 @@ import (
 // Kinds and causes are stored as numbers: a change of their order needs a new version.
 //
 // Version 1 had fewer flags, version 2 no reach, version 3 no unknown recipients; all are still read. Beside the sources there are
-// records whose key begins with 0xff: see share.go, alarm.go, area.go and crowd.go.
+// records whose key begins with 0xff: see share.go, alarm.go, area.go, crowd.go and stray.go.
 const (
 	storeVersion = 4
 	special      = 0xff // begins the keys of what is not a source
@@ -46,6 +46,7 @@ func (s *Scorer) Changed(fn func(key, val []byte)) {
 	s.changedAlarms(fn)
 	s.changedAreas(fn)
 	s.changedCrowds(fn)
+	s.changedStrays(fn)
 	for w, set := range s.dirty {
 		for ; set != 0; set &= set - 1 {
 			slot := w*64 + bits.TrailingZeros64(set)
@@ -190,6 +191,8 @@ func (s *Scorer) loadSpecial(key, val []byte) error {
 		return s.loadCrowd(key[1:], val)
 	case key[0] == 'a' && len(key) == 1:
 		return s.loadAlarms(val)
+	case key[0] == 's' && len(key) == 1:
+		return s.loadStrays(val)
 	}
 	return fmt.Errorf("%w: %x", errRecord, key)
 }

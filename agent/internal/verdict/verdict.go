@@ -147,12 +147,21 @@
 // The MTA's own limits (rate_limit) count once a second: a provider that opens a hundred connections at once is refused
 // fifty times before the first message is through, a flood goes on.
 //
+// # Stray domains
+//
+// A domain has moved away and its MX record still names us, or comes tomorrow and it names us already: the whole world is
+// refused to relay, and four refusals are a block. So once three known senders (bits of 64) were refused for the same domain
+// within a day, refusals for it count against nobody, and Notices say so. Nothing is relayed all the same: who feigns it with
+// three hosts that delivered mail before may knock at one domain. Only Postfix's lines are followed so, and Exim's. A monitor that asks
+// whether we are an open relay, with one recipient and four minutes or more between, counts a tenth.
+//
 // # Bounces and callbacks
 //
 // When somebody sends spam in our name, mail servers all over the world return it to senders that we do not have, or ask
 // whether we have them. Both come from the null sender (or postmaster's and the like), one recipient at a time. Such a
-// refusal counts a tenth, and not for patience, unless it comes within a second of what came before: a dictionary in the name of the null
-// sender has 10 guesses if it is fast and 100 if it is slow.
+// refusal counts a tenth, and not for patience, unless it is the third that comes within a second of what came before (Exim asks for a
+// name that cannot be, and then for the one it is about), or has a good recipient beside it, as neither has: a dictionary in the name
+// of the null sender has 12 guesses if it is fast and 100 if it is slow.
 //
 // # The crowd
 //
@@ -268,6 +277,7 @@ const (
 	asked          = 0.1  // what an unknown recipient of a bounce or callback counts
 	retried        = 0.1  // what is refused for now counts when it is tried again
 	quickAsk       = 1    // seconds to what came before, up to which it is none
+	pairs          = 2    // ... but for so many in a row: some ask for a name that cannot be and then for the one it is about
 	patientMail    = 80   // different unknown recipients in a day that block without a score
 	patientNames   = 20   // bits of names, about 24 of them, that do so
 
@@ -483,18 +493,20 @@ func (a Account) Why() string {
 type Scorer struct {
 	cfg Config
 	table
-	areas  areas
-	walked uint32 // when survey last walked over the table
-	share  share
-	crowds crowds
-	spared spared
-	own    map[key]netip.Addr // MXs of our own domains, see SetOwnMX
-	alarms alarms
-	away   map[key]*away
-	news   []Notice
-	calm   float64 // a score below this is over
-	decay  halving // of scores
-	fade   halving // of credit
+	areas   areas
+	walked  uint32 // when survey last walked over the table
+	share   share
+	crowds  crowds
+	spared  spared
+	own     map[key]netip.Addr // MXs of our own domains, see SetOwnMX
+	alarms  alarms
+	away    map[key]*away
+	news    []Notice
+	strays  [strays]stray
+	strayed bool    // strays have changed
+	calm    float64 // a score below this is over
+	decay   halving // of scores
+	fade    halving // of credit
 }
 
 // halving is 2^(-seconds/half-life), for up to 18 hours out of two tables.
@@ -632,15 +644,23 @@ func (s *Scorer) ObserveInto(e *maillog.Event, now time.Time, v *Verdict) bool {
 		return false
 	}
 	worth := s.decay.left(late)
-	bounce := e.Automatic && (!known || gap > quickAsk)
+	// Neither a bounce nor a question names somebody beside a good recipient.
+	bounce := e.Automatic && !e.Midway && r.inRow(n, gap, quickAsk+1) < pairs
 	switch {
 	case bounce:
 		worth *= asked
+	case k == maillog.RelayDenied && s.astray(h, r, e, at, nowSec):
+		if r.flags&flagBurst != 0 {
+			s.evidence.add(slot, h, k, n, 0)
+		}
+		return false
 	case e.Temporary && s.again(slot, h, r, e, n, gap):
 		worth *= retried
 	case k == maillog.RateLimit && known && gap == 0 && s.raw(r) > 0:
 		s.evidence.add(slot, h, k, n, 0)
 		return false
+	case k == maillog.RelayDenied && s.sameRelay(slot, h, e, gap):
+		worth *= retried
 	case k == maillog.UnknownRecipient && s.before(slot, h, r, e, n, gap):
 		worth *= missedBefore
 	}
@@ -685,6 +705,16 @@ func (s *Scorer) again(slot int, h uint64, r *record, e *maillog.Event, n int, g
 		return same
 	}
 	return false
+}
+
+// sameRelay says that a source that tries to relay to one recipient only does so again, after a pause: a monitor that asks
+// whether we are an open relay.
+func (s *Scorer) sameRelay(slot int, h uint64, e *maillog.Event, gap int64) bool {
+	if gap < relayPause || e.User == 0 {
+		return false
+	}
+	c := s.evidence.get(slot, h)
+	return c != nil && c.missed == 1<<(e.User>>58)
 }
 
 // before says that a source that tries few recipients there are not has tried this one before, and does not hammer at it: a
