@@ -94,9 +94,10 @@
 // seconds, which cannot be told from a guesser, is blocked after two minutes; a guesser who tries one name no more than
 // five times a minute is not, which is what limits on logins (anvil's, Dovecot's delays) are for.
 //
-// A failure without a name (older Postfix logs none) counts a tenth; from the fourth in a row with at most ten seconds
-// between them, a half: a saved wrong password may come every two minutes. If it comes more often it is blocked, since without
-// names it may be any number of them.
+// A failure without a name (older Postfix logs none) counts a tenth, after a pause of 45 seconds a twentieth, and from the fourth in
+// a row with at most ten seconds between them a half: a saved wrong password may come every minute for ever, as one with a
+// name may. If it comes more often it is blocked, since without names it may be any number of them. The bad case: a
+// guesser who tries no more than one a minute is not found.
 //
 // Successful logins are credit for failures just as messages are for the rest. The auth part alone must
 // reach the threshold before the submission ports are closed (cause auth_brute, scope all).
@@ -296,6 +297,7 @@ const (
 	relayRow    = 3  // the same for what we do not relay
 	relayPause  = 240
 	noName      = 0.1
+	noNamePause = 0.05 // after a pause
 	noNameRun   = 0.5
 	quick       = 10 // seconds
 )
@@ -1212,7 +1214,11 @@ func (r *record) guess(user uint64, n int, gap int64) (worth float64) {
 		}
 		slow := min(n, max(0, 3-run))
 		r.setRow(run + n)
-		return float64(slow)*noName + float64(n-slow)*noNameRun
+		each := noName
+		if gap >= pause {
+			each = noNamePause
+		}
+		return float64(slow)*each + float64(n-slow)*noNameRun
 	}
 	if bit := nameBit(user); r.names&bit == 0 {
 		worth = 1

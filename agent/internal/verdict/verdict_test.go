@@ -133,6 +133,18 @@ func TestAttackers(t *testing.T) {
 				st.wait(2 * time.Second)
 			}
 		}},
+		{"guessing every 40 seconds, no names in the log", block.AuthBrute, func(st *story) {
+			for range 80 {
+				st.login(0, false)
+				st.wait(40 * time.Second)
+			}
+		}},
+		{"null sender, a good recipient in front of the guesses", block.Dictionary, func(st *story) {
+			for i := range uint64(40) {
+				st.event(maillog.Event{Kind: maillog.UnknownRecipient, Source: src, Count: 1, User: spread(i + 1), Automatic: true, Midway: true})
+				st.wait(5 * time.Second)
+			}
+		}},
 		{"guessing every 20 seconds, no names in the log", block.AuthBrute, func(st *story) {
 			for range 60 {
 				st.login(0, false)
@@ -242,6 +254,12 @@ func TestHonest(t *testing.T) {
 				st.wait(2 * time.Minute)
 			}
 		}},
+		{"wrong saved password every minute for a day, no name in the log", func(st *story) {
+			for range 1440 {
+				st.login(0, false)
+				st.wait(time.Minute)
+			}
+		}},
 		{"wrong saved password every 5 minutes for a day, no name in the log", func(st *story) {
 			for range 288 {
 				st.login(0, false)
@@ -301,6 +319,14 @@ func TestHonest(t *testing.T) {
 			}
 			for i := range uint64(15) {
 				st.event(maillog.Event{Kind: maillog.UnknownRecipient, Source: src, Count: 1, User: spread(100 + i), Midway: true})
+			}
+		}},
+		{"asks about a forged sender every four minutes: a name that cannot be, and the one it is about", func(st *story) {
+			for i := range uint64(300) {
+				for j := range uint64(2) {
+					st.event(maillog.Event{Kind: maillog.UnknownRecipient, Source: src, Count: 1, User: spread(2*i + j + 1), Automatic: true})
+				}
+				st.wait(4 * time.Minute)
 			}
 		}},
 		{"somebody tries four passwords", func(st *story) {
