@@ -235,7 +235,7 @@ func (m *maker) honest() {
 	w = m.host("2001:db8:600d:1::1", "load balancer for a part of the mail, and of an attack from 08:00 to 09:30", false)
 	share := max(1800, m.scale(3000)) // a tenth of the mail, in small logs too
 	for range share {
-		w.session(func() { w.message(true) })
+		w.others(200, 100)
 		if w.at > 8*time.Hour && w.at < 9*time.Hour+30*time.Minute {
 			w.connect()
 			for range 25 {

@@ -16,7 +16,7 @@ import (
 // Options choose the log.
 type Options struct {
 	Seed  uint64
-	Lines int // about how many, at least 20000; the cast needs some 75000, or 150000 where it is told to come with 100000
+	Lines int // about how many, at least 20000; the cast needs some 135000, or 205000 where it is told to come with 100000
 	// Balancer makes one address the source of all lines: a load balancer whose clients the MTA does not see. The
 	// attack begins an hour after the mail.
 	Balancer bool
@@ -82,6 +82,8 @@ func New(o Options) (*Log, error) {
 		m.everyday()
 		m.attackers()
 		m.patient()
+		m.operations()
+		m.cunning()
 		for i := 0; len(m.lines) < o.Lines || i < 4*len(attacks); i++ {
 			m.ordinary(i)
 			if i%2 == 0 {
