@@ -208,8 +208,12 @@ func courierMessage(m []byte, e *Event) bool {
 	c := b[:i]
 	if len(c) > 0 && c[len(c)-1] == ' ' {
 		c = c[:len(c)-1]
+		n := len(c)
 		for len(c) > 0 && isHost(c[len(c)-1]) {
 			c = c[:len(c)-1]
+		}
+		if len(c) == n { // a blank behind no name
+			return false
 		}
 	}
 	if !bytes.HasSuffix(c, []byte(" (")) {
