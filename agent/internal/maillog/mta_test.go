@@ -164,6 +164,7 @@ var places = map[MTA][]place{
 	},
 	OpenSMTPD: {
 		{"smtpd", openID + ` smtp failed-command command="@" result="550 Invalid recipient: @"`, true, 0},
+		{"smtpd", openID + ` smtp failed-command command="@" result="524 5.2.4 Mailing list expansion problem: <@>"`, false, 0},
 		{"smtpd", openID + ` smtp envelope evpid=1 from=<@> to=<@>`, false, 0},
 		{"smtpd", openID + ` smtp envelope evpid=1 from=<@> to=<honeypot@example.org>`, false, 0},
 		{"smtpd", openID + ` smtp authentication user=@ result=permfail`, false, 0},

@@ -14,7 +14,8 @@ import (
 // So the sessions are kept in a table by their 16 hex digits (see Parser, Pending), bounded in number and age. A line of
 // a session whose beginning was not seen is no event. 6.0 to 6.3 write the address on every line ("ID smtp
 // event=failed-command address=IP host=NAME ..."), 5.x "smtp-in: New session ID from host NAME [IP]" and then the ID.
-// The address stands before anything of the client's; TEXT has its quotes escaped.
+// The address stands before anything of the client's. TEXT has its quotes escaped, or not (6.8 and 7), but no text behind it
+// has a blank of the client's, so the last result= counts.
 
 func (p *Parser) opensmtpd(h *header, e *Event) bool {
 	m := h.msg
@@ -183,36 +184,20 @@ func (p *Parser) sessionEvent(h *header, what, b []byte, e *Event) bool {
 		}
 		e.User = p.userHash(u)
 	case "failed-command":
-		command, c, ok := quotedField(b, `command="`)
-		if !ok {
+		b, ok := cut(b, `command="`)
+		i := last(b, `" result="`)
+		switch {
+		case ok && i >= 0:
+			p.failed(b[:i], bytes.TrimSuffix(b[i+len(`" result="`):], []byte(`"`)), e)
+		case ok && len(b) > 512:
+			e.Kind = ProtocolError // longer than a command may be, and so long that syslogd cut off what came of it
+		default:
 			return false
 		}
-		result, _, ok := quotedField(bytes.TrimPrefix(c, []byte(" ")), `result="`)
-		if !ok {
-			return false
-		}
-		p.failed(command, result, e)
 	default:
 		return false
 	}
 	return true
-}
-
-// quotedField reads NAME="value", where \ hides the next byte of the value.
-func quotedField(b []byte, name string) (value, rest []byte, ok bool) {
-	b, ok = cut(b, name)
-	if !ok {
-		return nil, nil, false
-	}
-	for i := 0; i < len(b); i++ {
-		switch b[i] {
-		case '\\':
-			i++
-		case '"':
-			return b[:i], b[i+1:], true
-		}
-	}
-	return nil, nil, false
 }
 
 // failed reads a refused command; of RCPT TO:<R> it notes R.
@@ -329,14 +314,12 @@ func (p *Parser) opensmtpd5(h *header, b []byte, e *Event) bool {
 			p.sessions.remove(p.queueKey(id))
 			return true
 		}
-		command, c, ok := quotedField(c, `: "`)
-		if !ok {
+		c, ok = cut(c, `: "`)
+		i := last(c, `" => `)
+		if !ok || i < 0 {
 			return false
 		}
-		if c, ok = cut(c, " => "); !ok {
-			return false
-		}
-		p.failed(command, c, e)
+		p.failed(c[:i], c[i+len(`" => `):], e)
 		return true
 	}
 	// "Accepted message M on session ID: from=<S>, to=<R>, size=N, ndest=N, proto=P"
