@@ -240,6 +240,11 @@ func (d *daemon) story(t *testing.T) {
 		lab.Pregreet(ctx, net, early, mx, lab.PregreetOptions{})
 		expect("early talk", early, d.pregreet, 1, 1)
 	}
+	if d.kind == lab.KindOpenSMTPD || d.kind == lab.KindOpenSMTPD7 {
+		// It takes a quote there, and logs it as it is.
+		n = bad(lab.Converse(ctx, net, light[9], mx, lab.Talk{}, []string{"EHLO x", "MAIL FROM:<a@example.net>", `RCPT TO:<nobody@example.org> NOTIFY=NEVER"`, "QUIT"}))
+		expect("a quote behind a recipient", light[9], "unknown_recipient", 1, n)
+	}
 	// A recipient that exists, and no message: that is no delivery.
 	lab.Converse(ctx, net, light[8], mx, lab.Talk{}, []string{"EHLO x", "MAIL FROM:<a@example.net>", "RCPT TO:<user1@example.org>", "RSET", "QUIT"})
 	expect("a recipient and no message", light[8], "delivered", 0, 0)
