@@ -52,7 +52,7 @@ var shapes = map[MTA][]*regexp.Regexp{
 	Courier: compile(
 		`LOGIN(?: FAILED)?, .*, ip=\[`+ipRE+`\](?:,|$)`,
 		`(?:Connection|Disconnected), ip=\[`+ipRE+`\]`,
-		`badlogin: (?:[A-Za-z0-9._-]+ )?\[`+ipRE+`\](?::[0-9]+)? `,
+		`(?:bad)?login: (?:[A-Za-z0-9._-]+ )?\[`+ipRE+`\](?::[0-9]+)? `,
 		`started,ip=\[`+ipRE+`\]`, `error,relay=`+ipRE+`,`,
 		`newmsg,id=[^:]*: dns; .* \((?:[A-Za-z0-9._-]+ )?\[`+ipRE+`\]\)$`,
 	),
@@ -199,6 +199,8 @@ var places = map[MTA][]place{
 		{"courieresmtpd", "error,relay=::ffff:192.0.2.1,port=1,from=<@...,to=<@...: 550 User <@...", false, 0},
 		{"courieresmtpd", `error,relay=::ffff:192.0.2.1,port=1,msg="535 Authentication failed.",cmd: AUTH PLAIN @ @`, false, 0},
 		{"imap", "badlogin: h [192.0.2.1] plaintext @ SASL(-13): authentication failure", false, 0},
+		{"cyrus/imap", "badlogin: [192.0.2.1] plaintext (@) [SASL(-13): user not found: checkpass failed]", false, 0},
+		{"cyrus/imap", "login: h [192.0.2.1] @ plaintext User logged in SESSIONID=<x>", false, 0},
 	},
 }
 

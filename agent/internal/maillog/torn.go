@@ -75,7 +75,7 @@ func (p *Parser) mailbox(h *header, tag []byte, e *Event) bool {
 	key := hash(p.seed^p.host^uint64(p.from.id), tag, false)
 	l := p.mailboxes.log(key, has(m, "Connection, ip=[") || has(m, "LOGIN"))
 	if l == nil {
-		return cyrus(m, e)
+		return p.cyrus(m, e)
 	}
 	believed := !l.broken
 	l.broken = h.cut || len(m) >= torn
@@ -162,17 +162,22 @@ func addressAndPort(b []byte) (a netip.Addr, port, rest []byte, ok bool) {
 	return a, port, b, true
 }
 
-// cyrus reads "badlogin: NAME [IP] MECH ...": the name is verified, and nothing of the client's stands before the address.
-func cyrus(m []byte, e *Event) bool {
-	b, ok := cut(m, "badlogin: ")
-	if !ok {
-		return false
+// cyrus reads "badlogin: NAME [IP] MECH ...", newer as "badlogin: [IP] MECH (USER) [WHY]", and "login: NAME [IP] USER MECH
+// User logged in...". The name is verified, and nothing of the client's stands before the address.
+func (p *Parser) cyrus(m []byte, e *Event) bool {
+	b, failed := cut(m, "badlogin: ")
+	if !failed {
+		var ok bool
+		if b, ok = cut(m, "login: "); !ok {
+			return false
+		}
 	}
 	n := 0
 	for n < len(b) && n < 256 && isHost(b[n]) {
 		n++
 	}
 	if n > 0 {
+		var ok bool
 		if b, ok = cut(b[n:], " "); !ok {
 			return false
 		}
@@ -181,9 +186,25 @@ func cyrus(m []byte, e *Event) bool {
 	if !ok || len(rest) == 0 || rest[0] != ' ' {
 		return false
 	}
-	e.Source, e.Kind = a, AuthFailure
+	e.Source, rest = a, rest[1:]
+	if !failed {
+		n := bytes.IndexByte(rest, ' ')
+		if n < 0 || last(rest, " User logged in") < n {
+			return false
+		}
+		e.Kind, e.User = AuthSuccess, p.userHash(rest[:n])
+		return true
+	}
+	e.Kind = AuthFailure
 	if oursAuth(lastReason(rest)) {
 		e.Kind = Other
+		return true
+	}
+	i, j := bytes.Index(rest, []byte(" (")), last(rest, ") [")
+	if i >= 0 && j > i+1 {
+		if u := rest[i+2 : j]; string(u) != "-notset-" {
+			e.User = p.userHash(u)
+		}
 	}
 	return true
 }
