@@ -48,7 +48,7 @@ test: build ## run every test (root; as a user those that need it say so and are
 	$(gotest) --packages ./... -- $(TESTFLAGS)
 
 # Packages whose tests have long variants, which MXSHIELD_TEST_LONG=1 switches on.
-SOAK ?= ./agent/... ./bpf ./scripts/e2e
+SOAK ?= ./agent/... ./bpf ./gossip/... ./scripts/e2e
 
 soak: build ## the long variants of tests: a hundred kills under load, a 10 GB replay, ... (root)
 	MXSHIELD_TEST_LONG=1 $(gotest) --packages "$(SOAK)" -- -p 1 -count 1 -timeout 3h
