@@ -873,7 +873,8 @@ func eximEnds(b []byte, words string) bool {
 // repeat what the client wrote ("malformed address: X may not follow Y").
 func (h *header) afterText(b []byte, e *Event) bool {
 	const mark = `" H=`
-	if !has(b, `"`) {
+	b, ok := cut(b, `"`) // which may not be that of the mark
+	if !ok {
 		return false
 	}
 	if h.afterMark(b, mark, e) {
@@ -883,7 +884,7 @@ func (h *header) afterText(b []byte, e *Event) bool {
 	if i < 0 || !h.uncut(b) {
 		return false
 	}
-	b, ok := h.hostText(b[i+len(mark):], e)
+	b, ok = h.hostText(b[i+len(mark):], e)
 	if c, local := cut(b, " I=["); local {
 		if i = bytes.IndexByte(c, ' '); i < 0 {
 			return false
