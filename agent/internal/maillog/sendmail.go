@@ -397,13 +397,16 @@ func (p *Parser) sendmailFrom(h *header, q, b []byte, e *Event) bool {
 	if !ok {
 		return false
 	}
-	// A sender that says nrcpts= itself may hide its own message, not make one.
 	mark := []byte(", nrcpts=")
 	i := bytes.Index(head, mark)
-	if i < 0 || bytes.LastIndex(head, mark) != i {
+	if i < 0 {
 		return false
 	}
+	// A sender that says nrcpts= itself has nothing accepted: which is Sendmail's cannot be told, and nobody honest does.
 	accepted, tail := 0, head[i+len(mark):]
+	if bytes.LastIndex(head, mark) != i {
+		tail = nil
+	}
 	for len(tail) > 0 && isDigit(tail[0]) && accepted <= 1e6 {
 		accepted = accepted*10 + int(tail[0]-'0')
 		tail = tail[1:]
@@ -416,8 +419,12 @@ func (p *Parser) sendmailFrom(h *header, q, b []byte, e *Event) bool {
 	if sender, _, ok := bytes.Cut(s, []byte(",")); ok {
 		s = bare(sender)
 	}
-	// Mail of those who log in comes to the daemon MSA, or as ESMTPA and ESMTPSA.
-	quiet := automatic(s) || bytes.Contains(head, []byte(", daemon=MSA")) || bytes.Contains(head, []byte(", proto=ESMTPA,")) || bytes.Contains(head, []byte(", proto=ESMTPSA,"))
+	quiet := automatic(s)
+	if i := last(head, ", proto="); i >= 0 { // what the client may write stands before it
+		// Mail of those who log in comes to the daemon MSA, or as ESMTPA and ESMTPSA.
+		way := head[i:]
+		quiet = quiet || bytes.Contains(way, []byte(", daemon=MSA")) || has(way, ", proto=ESMTPA,") || has(way, ", proto=ESMTPSA,")
+	}
 	switch {
 	case trap && !quiet:
 		e.Kind, e.Count, quiet = Trap, 1, true
