@@ -157,8 +157,8 @@ func (r *replay) run() error {
 // Reading and parsing are one half of the work, judging is the other: each has a goroutine, and events go from one to the
 // other in their order, so many at a time.
 const (
-	batchEvents = 1024
-	batches     = 4
+	batchEvents = 4096
+	batches     = 3
 )
 
 // judge judges what is handed over, until the function that it returns is called: after that it has judged all.

@@ -10,7 +10,7 @@ const (
 	maxReplayLine = 64 << 10
 	// lineBlock is how many bytes are read at a time, and lineBlocks how many such pieces there are: one is being filled while
 	// the lines of another are parsed.
-	lineBlock  = 4 * maxReplayLine
+	lineBlock  = 8 * maxReplayLine
 	lineBlocks = 2
 )
 
