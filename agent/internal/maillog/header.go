@@ -29,7 +29,8 @@ type header struct {
 	mta   MTA       // whose own file this shape is; Auto: ask the tag
 	cut   bool      // a journal's message of which blanks were taken, or more
 	part  bool      // the first part of a line that Exim split for syslog: the end is missing
-	seen  bool      // host and tag are those of a line before: see quick
+	seen  bool      // host and tag are those of lines before: see quick
+	from  uint64    // hash of the host, if seen
 	role  role      // what the tag says, if seen
 	again bool      // "last message repeated N times": no tag, no message
 	ref   time.Time // when the line was read

@@ -134,9 +134,11 @@ func (c *tagCache) role(tag []byte) role {
 	return x.role
 }
 
-// hostCache is the last host and its hash.
-type hostCache struct {
-	n     int
+// hostCache remembers a few hosts and their hashes: of a log most lines are of one, but a syslog host may write those of many.
+type hostCache [16]hostName
+
+type hostName struct {
+	n     int  // 0: empty
 	plain bool // cannot be a tag, nor how another shape begins
 	text  [48]byte
 	sum   uint64
@@ -144,30 +146,37 @@ type hostCache struct {
 	words, masks [2]uint64
 }
 
-// hash is 0 where there is no host.
+// at is the place of a host, by its first eight bytes, or fewer and what follows it in the line.
+func (c *hostCache) at(head uint64) *hostName { return &c[head*0x9fb21c651e98df25>>60] }
+
+// hash is 0 where there is no host. It remembers one that has a line around it.
 func (c *hostCache) hash(seed uint64, host []byte) uint64 {
-	if len(host) == 0 {
+	n := len(host)
+	if n == 0 {
 		return 0
 	}
-	if string(c.text[:c.n]) == string(host) {
-		return c.sum
+	if cap(host) < 8 || n > len(c[0].text) {
+		return hostHash(seed, host)
 	}
-	h := max(1, hash(^seed, host, true))
-	if len(host) <= len(c.text) {
-		c.n, c.sum = copy(c.text[:], host), h
-		c.plain = host[0] != '<' && bytes.IndexByte(host, ':') < 0 && bytes.IndexByte(host, '(') < 0
-		if c.n < 16 {
-			var text, mask [16]byte
-			for i := range c.n + 1 {
-				mask[i] = 0xff
-			}
-			text[copy(text[:], host)] = ' '
-			c.words = [2]uint64{load8(text[:], 0), load8(text[:], 8)}
-			c.masks = [2]uint64{load8(mask[:], 0), load8(mask[:], 8)}
+	x := c.at(load8(host[:8], 0))
+	if string(x.text[:x.n]) == string(host) {
+		return x.sum
+	}
+	x.n, x.sum = copy(x.text[:], host), hostHash(seed, host)
+	x.plain = host[0] != '<' && bytes.IndexByte(host, ':') < 0 && bytes.IndexByte(host, '(') < 0
+	if n < 16 {
+		var text, mask [16]byte
+		for i := range n + 1 {
+			mask[i] = 0xff
 		}
+		text[copy(text[:], host)] = ' '
+		x.words = [2]uint64{load8(text[:], 0), load8(text[:], 8)}
+		x.masks = [2]uint64{load8(mask[:], 0), load8(mask[:], 8)}
 	}
-	return h
+	return x.sum
 }
+
+func hostHash(seed uint64, host []byte) uint64 { return max(1, hash(^seed, host, true)) }
 
 // domainCache is the last domain and its hash: mail goes to a few.
 type domainCache struct {
@@ -317,6 +326,7 @@ func New(o Options) *Parser {
 // one that puts the stamp nearest to ref and not more than a day after it) and their zone. A stamp with a zone of its
 // own uses that, and its event is in UTC. Parse does not allocate; its time is linear in the length of the line.
 func (p *Parser) Parse(line []byte, ref time.Time, e *Event) bool {
+	line = line[:len(line):len(line)] // what stands behind it in memory is not ours: see hostCache.hash
 	h := header{ref: ref}
 	if !p.quick(line, &h) {
 		h = header{ref: ref}
@@ -348,7 +358,7 @@ func (p *Parser) ParseMessage(tag, pid, msg []byte, at time.Time, e *Event) bool
 func (p *Parser) parse(h *header, e *Event) bool {
 	who := h.role
 	if h.seen {
-		p.host = p.hosts.sum
+		p.host = h.from
 	} else {
 		p.host = p.hosts.hash(p.seed, h.host)
 		if h.again {

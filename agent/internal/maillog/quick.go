@@ -59,10 +59,9 @@ func hostRun(b []byte, most int) int {
 	return n
 }
 
-// quick is split for lines with a stamp of RFC 3164 or 3339, the host of the line before, a tag that was seen of late and a
+// quick is split for lines with a stamp of RFC 3164 or 3339, a host and a tag that were seen of late and a
 // process id, or none, and for most of Exim's own. It says no to all that needs a second look.
 func (p *Parser) quick(b []byte, h *header) bool {
-	c := &p.hosts
 	if len(b) < 44 {
 		return false
 	}
@@ -82,9 +81,6 @@ func (p *Parser) quick(b []byte, h *header) bool {
 	if b[10] == ' ' && b[4] == '-' {
 		return p.quickExim(b, h)
 	}
-	if !c.plain {
-		return false
-	}
 	switch {
 	case w&bsd0mask == bsd0 && v&bsd1mask == bsd1 && isUpper(byte(w)):
 		h.kind = stampBSD
@@ -101,8 +97,12 @@ func (p *Parser) quick(b []byte, h *header) bool {
 		return false
 	}
 	host := n + 1
+	if host+8 > len(b) {
+		return false
+	}
+	c := p.hosts.at(load8(b, host))
 	word := host + c.n + 1
-	if word+24 > len(b) {
+	if !c.plain || word+24 > len(b) {
 		return false
 	}
 	if c.n < 16 { // with the blank behind it
@@ -145,7 +145,7 @@ func (p *Parser) quick(b []byte, h *header) bool {
 	if !x.plain || !x.is(b, word, tag, last) {
 		return false
 	}
-	h.stamp, h.tag, h.msg, h.role, h.count, h.seen = b[:n], b[word:tag], b[end+1:], x.role, 1, true
+	h.stamp, h.tag, h.msg, h.role, h.count, h.seen, h.from = b[:n], b[word:tag], b[end+1:], x.role, 1, true, c.sum
 	return true
 }
 
