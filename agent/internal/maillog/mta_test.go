@@ -28,7 +28,7 @@ var shapes = map[MTA][]*regexp.Regexp{
 			`SMTP (?:syntax|protocol) error in ".*?" H=|SMTP protocol synchronization error \([^)]*\): rejected (?:connection from|".*?") H=|`+
 			`no MAIL in SMTP connection from |no IP address found for host [A-Za-z0-9._-]* \(during SMTP connection from |unexpected (?:disconnection|EOF) while reading SMTP command from |`+
 			`rejected (?:EHLO|HELO|MAIL) from |unqualified [a-z]+ rejected: <.*?> H=|(?:temporarily )?(?:refused|rejected) connection from |Connection from |TLS error on connection from |`+
-			`F=(?:[^ "\\]|\\.|"(?:[^"\\]|\\.)*")+ H=)`+eximRE,
+			`F=(?:[^ "\\]|\\.|"(?:[^"\\]|\\.)*")* H=)`+eximRE,
 		`(?:\[\d+\] )?SMTP (?:syntax|protocol|protocol synchronization) error .*" H=`+eximRE+`(?: I=\[[^ ]*)?[A-Za-z0-9 /-]+$`,
 		`(?:\[1[/\\]\d+\] )?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[0-9.]*(?: ?(?:Z|[+-]\d\d:?\d\d))? )?(?:\[\d+\] )?no host name found for IP address `+ipRE+`(?: |$)`,
 	),
