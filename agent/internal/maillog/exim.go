@@ -81,7 +81,7 @@ func (h *header) eximMessage(p *Parser, m []byte, e *Event) bool {
 	case opensSMTP:
 		return h.eximS(m, e)
 	case opensOther:
-		return h.eximOther(m, e)
+		return h.eximOther(p, m, e)
 	}
 	return h.eximWords(&eximStarts[opens-opensWords], m[n:], e)
 }
@@ -172,7 +172,7 @@ func eximOwn(m []byte) bool {
 var eximSMTP = [...]string{"connection ", "call ", "syntax ", "protocol ", "command ", "data "}
 
 // eximOther reads the messages that begin with something else.
-func (h *header) eximOther(m []byte, e *Event) bool {
+func (h *header) eximOther(p *Parser, m []byte, e *Event) bool {
 	if c, ok := cut(m, "unqualified "); ok {
 		// "{verify|recipient|sender} rejected: <TEXT> H=HOSTTEXT"; TEXT is the client's.
 		n := 0
@@ -196,12 +196,15 @@ func (h *header) eximOther(m []byte, e *Event) bool {
 		}
 		return true
 	}
-	if b, ok := cut(m, "TLS error on connection from "); ok {
+	if b, ok := cut(m, "TLS error on connection "); ok {
+		if b, ok = connectedFrom(b); !ok {
+			return false
+		}
 		e.Kind = LostConnection
 		_, ok = h.hostText(b, e)
 		return ok
 	}
-	return false
+	return h.eximRare(p, m, e)
 }
 
 // eximOf reads what follows the id of a message.
@@ -223,8 +226,12 @@ func (p *Parser) eximOf(h *header, q, m []byte, e *Event) bool {
 			return h.eximScanned(b, e)
 		}
 	case 'S':
-		if has(m, "SMTP connection ") {
+		if has(m, "SMTP ") {
 			return h.eximS(m, e)
+		}
+	case ' ':
+		if b, ok := cut(m, " DSH="); ok {
+			return p.eximRefused(h, b, e)
 		}
 	}
 	return p.follows && p.eximDelivery(h, q, m, e)
@@ -413,6 +420,11 @@ func eximHost(b []byte, e *Event) bool {
 		}
 		return true
 	}
+	if c, ok := cut(b, "RCPT "); ok {
+		// "RCPT <R>: discarded by RCPT ACL": told that it was taken.
+		e.Kind = Other
+		return bytes.Contains(c, []byte(": discarded by "))
+	}
 	return false
 }
 
@@ -435,7 +447,9 @@ func (p *Parser) eximRefused(h *header, b []byte, e *Event) bool {
 	if !named {
 		var s []byte
 		s, named = behind(b, markSender)
-		r, ok = behind(b, markRcpt)
+		if r, ok = behind(b, markRcpt); !ok {
+			r, ok = behind(b, markTaken)
+		}
 		from, to = upTo(s), upTo(r)
 	}
 	bounce := named && automatic(from)
@@ -652,7 +666,7 @@ func (p *Parser) eximAccepted(h *header, q, b []byte, e *Event) bool {
 		return false
 	}
 	sender := bare(b[:i])
-	b, ok := cut(b[i:], " H=")
+	b, ok := fromHost(b[i:])
 	if !ok {
 		return false // U= of a local user, R= of a bounce
 	}
@@ -703,7 +717,7 @@ func eximSender(b []byte) int {
 
 // eximScanned reads "S H=HOSTTEXT P=proto [temporarily ]rejected by local_scan(): TEXT".
 func (h *header) eximScanned(b []byte, e *Event) bool {
-	b, ok := cut(b[eximSender(b):], " H=")
+	b, ok := fromHost(b[eximSender(b):])
 	if !ok {
 		return false
 	}
@@ -740,7 +754,7 @@ func (p *Parser) eximLogin(b []byte, e *Event) {
 			if string(word) == "P=esmtpa" || string(word) == "P=esmtpsa" {
 				e.Kind = AuthSuccess
 			}
-		case "X", "CV", "L", "K", "PRDR", "C", "TFO":
+		case "X", "CV", "L", "K", "PRDR", "C", "Ci", "TFO":
 			// fixed words
 		case "A":
 			if i := bytes.IndexByte(word, ':'); i >= 0 && e.Kind == AuthSuccess {
@@ -798,7 +812,15 @@ func (h *header) eximS(m []byte, e *Event) bool {
 	if !ok {
 		return false
 	}
-	if c, ok := cut(b, "connection from "); ok {
+	if c, ok := cut(b, "connection "); ok {
+		if d, ok := cut(c, "lost after final dot H="); ok { // the client did not wait for the answer
+			e.Kind = LostConnection
+			_, ok = h.hostText(d, e)
+			return ok
+		}
+		if c, ok = connectedFrom(c); !ok {
+			return false
+		}
 		if c, ok = h.hostText(c, e); !ok {
 			return false
 		}

@@ -23,12 +23,13 @@ const (
 var shapes = map[MTA][]*regexp.Regexp{
 	Exim: compile(
 		`(?:\[1[/\\]\d+\] )?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[0-9.]*(?: ?(?:Z|[+-]\d\d:?\d\d))? )?(?:\[\d+\] )?(?:[A-Za-z0-9]{6}-[A-Za-z0-9]{6,11}-[A-Za-z0-9]{2,4} )?(?:`+
-			`H=|<= (?:[^ "\\]|\\.|"(?:[^"\\]|\\.)*")+ H=|[A-Za-z0-9_-]+ authenticator failed for (?:H=)?|`+
-			`SMTP (?:connection|call) from |SMTP (?:command|data) timeout (?:\(message abandoned\) )?on (?:TLS )?connection from |`+
+			`H=| ?DSH=|<= (?:[^ "\\]|\\.|"(?:[^"\\]|\\.)*")+ (?:DS )?H=|[A-Za-z0-9_-]+ authenticator failed for (?:H=)?|`+
+			`SMTP (?:connection (?:Ci=[A-Za-z0-9]+ )?|call )from |SMTP connection lost after final dot H=|VRFY failed for .*? H=|`+
+			`(?:temporarily )?rejected "(?:EHLO|HELO) .*?" from |(?:ridiculously long message header|overlong message header line) received from |SMTP (?:command|data) timeout (?:\(message abandoned\) )?on (?:TLS )?connection from |`+
 			`SMTP (?:syntax|protocol) error in ".*?" H=|SMTP protocol synchronization error \([^)]*\): rejected (?:connection from|".*?") H=|`+
-			`no MAIL in SMTP connection from |no IP address found for host [A-Za-z0-9._-]* \(during SMTP connection from |unexpected (?:disconnection|EOF) while reading SMTP command from |`+
-			`rejected (?:EHLO|HELO|MAIL) from |unqualified [a-z]+ rejected: <.*?> H=|(?:temporarily )?(?:refused|rejected) connection from |Connection from |TLS error on connection from |`+
-			`F=(?:[^ "\\]|\\.|"(?:[^"\\]|\\.)*")* H=)`+eximRE,
+			`no MAIL in (?:TFO\*? )?SMTP connection from |no IP address found for host [A-Za-z0-9._-]* \(during SMTP connection from |unexpected (?:disconnection|EOF) while reading SMTP command from |`+
+			`rejected (?:EHLO|HELO|MAIL) from |unqualified [a-z]+ rejected: <.*?> H=|(?:temporarily )?(?:refused|rejected) connection from |Connection from |TLS error on connection (?:Ci=[A-Za-z0-9]+ )?from |`+
+			`F=(?:[^ "\\]|\\.|"(?:[^"\\]|\\.)*")* (?:DS )?H=)`+eximRE,
 		`(?:\[\d+\] )?SMTP (?:syntax|protocol|protocol synchronization) error .*" H=`+eximRE+`(?: I=\[[^ ]*)?[A-Za-z0-9 /-]+$`,
 		`(?:\[1[/\\]\d+\] )?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[0-9.]*(?: ?(?:Z|[+-]\d\d:?\d\d))? )?(?:\[\d+\] )?no host name found for IP address `+ipRE+`(?: |$)`,
 	),
@@ -139,6 +140,17 @@ var places = map[MTA][]place{
 		{"exim", `1rgXyz-0001Ab-Cd F="@"@example.com H=(@) [192.0.2.1] P=esmtp rejected by local_scan(): @`, true, 0},
 		{"exim", "1rgXyz-0001Ab-Cd SMTP connection from (@) [192.0.2.1]:4000 I=[192.0.2.99]:25 closed by DROP in ACL", false, 0},
 		{"exim", `SMTP protocol error in "x" H=(t) [192.0.2.98] @" H=(h) [192.0.2.1] AUTH command used when not advertised`, false, 0},
+		{"exim", "VRFY failed for @ H=(h) [192.0.2.1]", false, 0},
+		{"exim", "VRFY failed for <@> H=(@) [192.0.2.1]:4000 I=[192.0.2.99]:25 U=@", false, 0},
+		{"exim", `rejected "EHLO @" from (@) [192.0.2.1]`, false, 0},
+		{"exim", `rejected "HELO @" from [192.0.2.1]`, false, 0},
+		{"exim", "H=(h) [192.0.2.1] F=<@> RCPT <@>: discarded by RCPT ACL", false, 0},
+		{"exim", "DSH=h (@) [192.0.2.1] F=<@> rejected RCPT <@>: @", false, 0},
+		{"exim", `1rgXyz-0001Ab-Cd <= "@"@example.com DS H=h (@) [192.0.2.1] I=[192.0.2.99]:25 Ci=1 P=esmtp S=1 T="@"`, true, 0},
+		{"exim", "SMTP connection Ci=1 from (@) [192.0.2.1]:4000 I=[192.0.2.99]:25 lost D=1s", false, 0},
+		{"exim", "1rgXyz-0001Ab-Cd SMTP connection lost after final dot H=(@) [192.0.2.1] P=esmtp", false, 0},
+		{"exim", "1rgXyz-0001Ab-Cd SMTP data timeout (message abandoned) on connection from (@) [192.0.2.1] F=<@> D=1s", false, 0},
+		{"exim", "overlong message header line received from (@) [192.0.2.1] (more than 9 characters): message abandoned", false, 0},
 		{"exim", `1rgXyz-0001Ab-Cd => @ <honeypot@example.org> R=@ T=x H=mx [192.0.2.99]`, false, 0},
 		{"exim", `1rgXyz-0001Ab-Cd H=mx [192.0.2.99]: @`, false, 0},
 		{"exim", `1rgXyz-0001Ab-Cd ** r@x H=mx [192.0.2.99]: @`, false, 0},

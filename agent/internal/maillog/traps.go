@@ -254,6 +254,7 @@ var (
 	markTo     = []byte(" to=<")
 	markComma  = []byte(",to=<")
 	markRcpt   = []byte("rejected RCPT <")
+	markTaken  = []byte("> RCPT <")
 	markSender = []byte(" F=<")
 )
 
