@@ -248,7 +248,7 @@ func (p *Parser) dovecotLogin(b []byte, e *Event) bool {
 		e.Count *= max(1, n)
 		return true
 	}
-	if bytes.IndexByte(head, 'T') >= 0 && bytes.Contains(head, []byte("Too many invalid commands")) {
+	if bytes.IndexByte(head, 'T') >= 0 && (bytes.Contains(head, []byte("Too many invalid commands")) || bytes.Contains(head, []byte("Too many bad commands"))) {
 		e.Kind = TooManyErrors
 	}
 	// Else: told not to send passwords in the clear, a certificate missing, a backend or we ourselves at fault.

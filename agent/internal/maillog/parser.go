@@ -213,7 +213,7 @@ func mtaOf(tag []byte) MTA {
 	case "sendmail":
 		return Sendmail
 	case "courieresmtpd", "courierd", "esmtpd", "courierpop3login", "courierimaplogin", "imapd", "imapd-ssl", "pop3d", "pop3d-ssl", "imaplogin", "pop3login",
-		"imap", "imaps", "pop3", "pop3s":
+		"imap", "imaps", "pop3", "pop3s", "sieve", "timsieved":
 		return Courier
 	}
 	switch {

@@ -117,11 +117,14 @@ func (p *Parser) mailboxLogin(tag, m []byte, l *mailboxLog, believed bool, e *Ev
 			return false
 		}
 	}
-	i := last(b, ", ip=[")
+	i, from := last(b, ", ip=["), 2
 	if i < 0 {
-		return false
+		if !failed { // of the first versions, which name nobody
+			return false
+		}
+		i, from = 0, 0
 	}
-	a, port, rest, ok := addressAndPort(b[i+2:])
+	a, port, rest, ok := addressAndPort(b[i+from:])
 	if !ok || len(rest) > 0 && (failed || !has(rest, ", protocol=") && !has(rest, ", stls=")) {
 		return false
 	}
@@ -163,8 +166,12 @@ func addressAndPort(b []byte) (a netip.Addr, port, rest []byte, ok bool) {
 }
 
 // cyrus reads "badlogin: NAME [IP] MECH ...", newer as "badlogin: [IP] MECH (USER) [WHY]", and "login: NAME [IP] USER MECH
-// User logged in...". The name is verified, and nothing of the client's stands before the address.
+// User logged in...". NAME is what a PTR record says, of which the C library lets only what is a host name pass; the first
+// versions have no blank behind it. Nothing else of the client's stands before the address.
 func (p *Parser) cyrus(m []byte, e *Event) bool {
+	if b, ok := cut(m, "event=login."); ok {
+		return p.cyrusFmt(b, e)
+	}
 	b, failed := cut(m, "badlogin: ")
 	if !failed {
 		var ok bool
@@ -177,10 +184,7 @@ func (p *Parser) cyrus(m []byte, e *Event) bool {
 		n++
 	}
 	if n > 0 {
-		var ok bool
-		if b, ok = cut(b[n:], " "); !ok {
-			return false
-		}
+		b, _ = cut(b[n:], " ")
 	}
 	a, rest, ok := bracketed(b)
 	if !ok || len(rest) == 0 || rest[0] != ' ' {
@@ -205,6 +209,71 @@ func (p *Parser) cyrus(m []byte, e *Event) bool {
 		if u := rest[i+2 : j]; string(u) != "-notset-" {
 			e.User = p.userHash(u)
 		}
+	}
+	return true
+}
+
+// cyrusFmt reads what follows "event=login." from 3.13 on: "bad r.clienthost=HOST u.username=U ... error=WHY" and "good
+// r.sessionid=ID r.clienthost=HOST u.username=U ...". HOST is "NAME [IP]" in quotes or [IP]. What is behind it is the client's.
+func (p *Parser) cyrusFmt(b []byte, e *Event) bool {
+	b, failed := cut(b, "bad ")
+	if !failed {
+		var ok bool
+		if b, ok = cut(b, "good r.sessionid="); !ok {
+			return false
+		}
+		n := bytes.IndexByte(b[:min(len(b), 256)], ' ')
+		if n <= 0 || b[0] == '"' {
+			return false
+		}
+		b = b[n+1:]
+	}
+	b, ok := cut(b, "r.clienthost=")
+	if !ok {
+		return false
+	}
+	b, quoted := cut(b, `"`)
+	if quoted {
+		n := 0
+		for n < len(b) && n < 256 && isHost(b[n]) {
+			n++
+		}
+		if b, ok = cut(b[n:], " "); !ok || n == 0 {
+			return false
+		}
+	}
+	a, b, ok := bracketed(b)
+	if !ok {
+		return false
+	}
+	if quoted {
+		if b, ok = cut(b, `"`); !ok {
+			return false
+		}
+	}
+	if b, ok = cut(b, " u.username="); !ok {
+		return false
+	}
+	if e.Source, e.Kind = a, AuthSuccess; failed {
+		e.Kind = AuthFailure
+		if i := last(b, " error="); i >= 0 && oursAuth(lastReason(b[i:])) {
+			e.Kind = Other
+			return true
+		}
+	}
+	u, quoted := cut(b, `"`)
+	n := 0
+	end := byte(' ')
+	if quoted {
+		end = '"'
+	}
+	for n < len(u) && u[n] != end {
+		if n++; u[n-1] == '\\' {
+			n++
+		}
+	}
+	if u = u[:min(n, len(u))]; string(u) != "~null~" {
+		e.User = p.userHash(u)
 	}
 	return true
 }
