@@ -278,7 +278,7 @@ func (h *header) hostText(b []byte, e *Event) (rest []byte, ok bool) {
 
 // only says that no second ") [IP]" follows, nor can have been cut off: Exim's own lines have 8 KB.
 func (h *header) only(b []byte) bool {
-	if !h.uncut(b) {
+	if !h.uncut() {
 		return false
 	}
 	for {
@@ -903,7 +903,7 @@ func (h *header) afterText(b []byte, e *Event) bool {
 		return true
 	}
 	i := last(b, mark)
-	if i < 0 || !h.uncut(b) {
+	if i < 0 || !h.uncut() {
 		return false
 	}
 	b, ok = h.hostText(b[i+len(mark):], e)
@@ -926,14 +926,16 @@ func (h *header) afterText(b []byte, e *Event) bool {
 	return string(b[n:]) == " authentication mechanism not supported"
 }
 
-// uncut says that a line is so short that nothing of it is missing.
-func (h *header) uncut(b []byte) bool {
-	return !h.part && (len(b) <= whole || h.mta == Exim) && len(b) <= 7000
+// uncut says that a line is so short that nothing of it is missing: all of it, as a long sender in front of a helo leaves
+// that little room too.
+func (h *header) uncut() bool {
+	n := len(h.msg)
+	return !h.part && (n <= whole || h.mta == Exim) && n <= 7000
 }
 
 func (h *header) afterMark(b []byte, mark string, e *Event) bool {
 	i := bytes.Index(b, []byte(mark))
-	if i < 0 || !h.uncut(b) || last(b, mark) != i {
+	if i < 0 || !h.uncut() || last(b, mark) != i {
 		return false
 	}
 	_, ok := h.hostText(b[i+len(mark):], e)
