@@ -80,6 +80,13 @@ func (n *clusterNet) Stream(peer string, msg []byte) bool {
 	return c != nil && c.Stream(peer, msg)
 }
 
+func (n *clusterNet) Behind() time.Duration {
+	if c := n.to.Load(); c != nil {
+		return c.Behind()
+	}
+	return 0
+}
+
 func (n *clusterNet) WireVersion(peer string) uint32 {
 	if c := n.to.Load(); c != nil {
 		return c.WireVersion(peer)

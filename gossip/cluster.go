@@ -256,6 +256,10 @@ func (c *Cluster) sendBatch(peer string, batch []byte) error {
 	return c.list.SendReliable(&n, batch)
 }
 
+// Behind is how long the message that Handler has now, or the oldest that waits for it, has waited since it came. 0:
+// there is none.
+func (c *Cluster) Behind() time.Duration { return c.in.behind(time.Now()) }
+
 // Members lists all that are or were members, ourselves included, and the configured peers that no member answers for.
 func (c *Cluster) Members() []Member {
 	list := c.table.snapshot()
@@ -321,7 +325,7 @@ func (c *Cluster) accept(b []byte, wait bool) {
 		}
 	}
 	for _, m := range list {
-		if !c.in.push(delivery{e.kind, e.from, m}, wait) {
+		if !c.in.push(delivery{kind: e.kind, peer: e.from, msg: m}, wait) {
 			c.count.inboxFull.Add(1)
 		}
 	}

@@ -51,7 +51,7 @@ func (d delegate) NotifyJoin(n *memberlist.Node) {
 		return
 	}
 	d.c.log.Info("member joined", "member", n.Name, "address", n.Address())
-	d.c.in.push(delivery{kindJoin, n.Name, nil}, true)
+	d.c.in.push(delivery{kind: kindJoin, peer: n.Name}, true)
 }
 
 func (d delegate) NotifyUpdate(n *memberlist.Node) { d.c.table.put(n, Alive) }
@@ -67,7 +67,7 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 		return
 	}
 	d.c.log.Info("member gone", "member", n.Name, "address", n.Address(), "state", state)
-	d.c.in.push(delivery{kindLeave, n.Name, word}, true)
+	d.c.in.push(delivery{kind: kindLeave, peer: n.Name, msg: word}, true)
 }
 
 func (d delegate) NotifyConflict(have, other *memberlist.Node) {

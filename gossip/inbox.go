@@ -1,6 +1,9 @@
 package gossip
 
-import "sync"
+import (
+	"sync"
+	"time"
+)
 
 // inbox hands what came in to the callbacks, one at a time and in the order of arrival, so that slow ones hold up neither
 // failure detection nor each other's locks. It is bounded in bytes; joins and leaves always find room.
@@ -8,6 +11,7 @@ type inbox struct {
 	mu     sync.Mutex
 	change *sync.Cond
 	queue  []delivery
+	oldest time.Time // when the one that was not handled yet came; zero: there is none
 	bytes  int
 	closed bool
 }
@@ -16,6 +20,7 @@ type delivery struct {
 	kind byte // kindOne, kindDigest, or one of:
 	peer string
 	msg  []byte
+	came time.Time // set by push
 }
 
 const (
@@ -48,6 +53,9 @@ func (b *inbox) push(d delivery, wait bool) bool {
 	if b.closed {
 		return false
 	}
+	if d.came = time.Now(); b.oldest.IsZero() {
+		b.oldest = d.came
+	}
 	b.queue = append(b.queue, d)
 	b.bytes += cost
 	b.change.Broadcast()
@@ -68,10 +76,18 @@ func (b *inbox) run(call func(delivery)) {
 		batch := b.queue
 		b.queue = nil
 		b.mu.Unlock()
-		for _, d := range batch {
+		for i, d := range batch {
 			call(d)
 			b.mu.Lock()
 			b.bytes -= len(d.msg) + deliveryCost
+			switch {
+			case i+1 < len(batch):
+				b.oldest = batch[i+1].came
+			case len(b.queue) > 0:
+				b.oldest = b.queue[0].came
+			default:
+				b.oldest = time.Time{}
+			}
 			b.change.Broadcast()
 			closed := b.closed
 			b.mu.Unlock()
@@ -80,6 +96,16 @@ func (b *inbox) run(call func(delivery)) {
 			}
 		}
 	}
+}
+
+// behind is how long the oldest that was not handled yet has waited.
+func (b *inbox) behind(now time.Time) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.oldest.IsZero() {
+		return 0
+	}
+	return max(0, now.Sub(b.oldest))
 }
 
 func (b *inbox) close() {

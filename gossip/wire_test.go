@@ -171,17 +171,17 @@ func TestInbox(t *testing.T) {
 	b := newInbox()
 	big := make([]byte, 1<<20)
 	n := 0
-	for b.push(delivery{kindOne, "a", big}, false) {
+	for b.push(delivery{kind: kindOne, peer: "a", msg: big}, false) {
 		n++
 	}
 	if n != maxInbox/(len(big)+deliveryCost) {
 		t.Errorf("%d taken", n)
 	}
-	if !b.push(delivery{kindJoin, "a", nil}, false) {
+	if !b.push(delivery{kind: kindJoin, peer: "a"}, false) {
 		t.Error("a join found no room")
 	}
 	waited := make(chan bool)
-	go func() { waited <- b.push(delivery{kindOne, "late", big}, true) }()
+	go func() { waited <- b.push(delivery{kind: kindOne, peer: "late", msg: big}, true) }()
 	var order []string
 	var mu sync.Mutex
 	go b.run(func(d delivery) {
@@ -198,9 +198,44 @@ func TestInbox(t *testing.T) {
 		return len(order) == n+2 && order[n+1] == "late"
 	})
 	b.close()
-	if b.push(delivery{kindOne, "a", nil}, true) || b.push(delivery{kindLeave, "a", nil}, true) {
+	if b.push(delivery{kind: kindOne, peer: "a"}, true) || b.push(delivery{kind: kindLeave, peer: "a"}, true) {
 		t.Error("taken after close")
 	}
+}
+
+// TestBehind: how long messages wait is told from the oldest that was not handled to its end, and by nothing when none waits.
+func TestBehind(t *testing.T) {
+	b := newInbox()
+	took, next := make(chan string), make(chan bool)
+	began := time.Now()
+	if d := b.behind(began.Add(time.Hour)); d != 0 {
+		t.Errorf("an empty one is %s behind", d)
+	}
+	for _, name := range []string{"a", "b"} {
+		b.push(delivery{kind: kindOne, peer: name}, false)
+	}
+	go b.run(func(d delivery) { took <- d.peer; <-next })
+	<-took
+	b.push(delivery{kind: kindOne, peer: "c"}, false) // while the first two are under way
+	b.mu.Lock()
+	now := time.Now()
+	b.oldest, b.queue[0].came = now.Add(-time.Hour), now.Add(-time.Minute)
+	b.mu.Unlock()
+	if d := b.behind(now); d != time.Hour {
+		t.Errorf("with the first in hand it is %s behind", d)
+	}
+	next <- true
+	<-took
+	if d := b.behind(now); d > time.Since(began) { // b came when this test began
+		t.Errorf("with the second in hand it is %s behind", d)
+	}
+	next <- true
+	if <-took != "c" || b.behind(now) != time.Minute {
+		t.Errorf("with the third in hand it is %s behind", b.behind(now))
+	}
+	next <- true
+	until(t, "nothing waits", func() bool { return b.behind(now.Add(time.Hour)) == 0 })
+	b.close()
 }
 
 func TestOutbox(t *testing.T) {

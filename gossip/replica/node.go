@@ -44,6 +44,9 @@ type Net interface {
 	Stream(peer string, msg []byte) bool
 	// WireVersion is the version to speak with a peer, the highest that both understand; 0: it is not known.
 	WireVersion(peer string) uint32
+	// Behind is how long the message that is given to Receive now, or the oldest that waits for it, has waited: all that
+	// came before was received. 0: none waits.
+	Behind() time.Duration
 }
 
 // Options of a Node.
@@ -81,14 +84,15 @@ const (
 	beat        = 250 * time.Millisecond // Tick is called so often
 	grace       = time.Second            // what was heard of may still be on its way
 	patience    = 5 * time.Second        // with what a peer knew and does not give
-	pullTimeout = 500 * time.Millisecond // and twice as long after each one, up to maxTimeout
+	pullTimeout = 500 * time.Millisecond // at least, and twice as long after each one, up to maxTimeout
 	maxTimeout  = 8 * time.Second
-	maxPulls    = 8        // at once, one for each origin and epoch
-	maxAsked    = 32       // spans in one pull
-	servedBytes = 16 << 20 // of replies in one second
-	maxBacklog  = 8 << 20  // of what goes to all at once; the rest is pulled
-	maxJump     = 1 << 22  // numbers ahead of the highest known one
-	maxLanes    = 4096     // origins and epochs
+	maxTrip     = 15 * time.Second // the longest that is waited for a peer that is always slow, or pretends to be
+	maxPulls    = 8                // at once, one for each origin and epoch
+	maxAsked    = 32               // spans in one pull
+	servedBytes = 16 << 20         // of replies in one second
+	maxBacklog  = 8 << 20          // of what goes to all at once; the rest is pulled
+	maxJump     = 1 << 22          // numbers ahead of the highest known one
+	maxLanes    = 4096             // origins and epochs
 	clockMost   = 30 * time.Second
 	leadMost    = block.MaxAhead + 5*time.Second // others cannot push this node's stamps further ahead than MaxAhead
 	offsetLife  = 5 * time.Minute
@@ -108,14 +112,10 @@ type lane struct {
 		peer string
 		have spans
 	}
-	pull struct {
-		id       uint64 // 0: none under way
-		peer     string
-		asked    spans
-		deadline time.Time
-		patience time.Duration
-	}
-	series struct { // what one peer answered for, and becomes known when all is here that the peer knew meanwhile
+	pull     pull          // under way
+	late     pull          // the first that the same peer did not answer in time: it may still do
+	patience time.Duration // with the next pull, after some that had no reply
+	series   struct {      // what one peer answered for, and becomes known when all is here that the peer knew meanwhile
 		peer string
 		got  spans
 		need map[uint64]spans // by epoch, since entries of one epoch replace those of another
@@ -123,6 +123,15 @@ type lane struct {
 	}
 	quiet   time.Time // nothing is asked before
 	backoff time.Duration
+}
+
+// pull is a request for what is missing.
+type pull struct {
+	id       uint64 // 0: none
+	peer     string
+	asked    spans
+	sent     time.Time
+	deadline time.Time
 }
 
 type laneKey struct {
@@ -154,9 +163,11 @@ type Node struct {
 	sent    uint64 // the last number of own that went out
 	members []string
 	peers   map[string]*peer
+	trips   map[string]*trip // by peer
 	offset  time.Duration
 	mute    string
 
+	came                           time.Time // when the message came that is received now
 	lastBeat, nextRound, nextSweep time.Time
 	lastFlush                      time.Time
 	tips                           int
@@ -196,7 +207,7 @@ func New(o Options) (*Node, error) {
 		o.BreakerTime = 10 * time.Minute
 	}
 	n := &Node{
-		o: o, table: o.Table, lanes: map[laneKey]*lane{}, newest: map[string]uint64{}, peers: map[string]*peer{},
+		o: o, table: o.Table, lanes: map[laneKey]*lane{}, newest: map[string]uint64{}, peers: map[string]*peer{}, trips: map[string]*trip{},
 		breakers: map[string]*breaker{}, alarms: map[string]Alarm{},
 	}
 	n.evidence.init(o.Evidence)
@@ -488,7 +499,7 @@ func (n *Node) setMembers(list []string) {
 
 // Tick does what is due. It is called four times a second; less often only makes everything slower.
 func (n *Node) Tick(now time.Time) {
-	members := n.o.Net.Peers()
+	members, behind := n.o.Net.Peers(), n.o.Net.Behind()
 	n.mu.Lock()
 	defer n.unlock()
 	n.setMembers(members)
@@ -511,14 +522,27 @@ func (n *Node) Tick(now time.Time) {
 		n.sweep(now)
 	}
 	for _, l := range n.sorted() {
-		if p := &l.pull; p.id != 0 && (now.After(p.deadline) || p.deadline.Sub(now) > time.Minute) {
+		if p := &l.pull; p.id != 0 && n.overdue(p, now, now.Add(-behind)) {
 			n.stats.Timeouts++
+			if l.late.peer != p.peer || now.Sub(l.late.sent).Abs() > maxTrip {
+				l.late = *p
+			}
 			n.donePull(l)
-			p.patience = min(2*p.patience, maxTimeout)
+			l.patience = min(max(2*l.patience, 2*pullTimeout), maxTimeout)
 			l.offer.peer, l.series.peer = "", ""
 		}
 		n.tryPull(l, now)
 	}
+}
+
+// overdue says that no reply to p came in time. One that came may wait to be received, behind others: what came before
+// seen was.
+func (n *Node) overdue(p *pull, now, seen time.Time) bool {
+	wait := p.deadline
+	if _, live := slices.BinarySearch(n.members, p.peer); !live {
+		wait = p.sent.Add(pullTimeout)
+	}
+	return seen.After(wait) || p.deadline.Sub(now) > time.Minute // the clock was set back
 }
 
 // sorted returns the lanes in an order that does not depend on chance.
@@ -554,6 +578,11 @@ func (n *Node) sweep(now time.Time) {
 	for name, p := range n.peers {
 		if now.Sub(p.heard).Abs() > offsetLife {
 			delete(n.peers, name)
+		}
+	}
+	for name := range n.trips {
+		if _, live := slices.BinarySearch(n.members, name); !live {
+			delete(n.trips, name)
 		}
 	}
 	for k, a := range n.alarms {

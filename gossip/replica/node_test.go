@@ -518,3 +518,4 @@ func (quiet) Peers() []string            { return []string{"mx1", "mx3"} }
 func (quiet) Send(string, []byte) bool   { return true }
 func (quiet) Stream(string, []byte) bool { return false }
 func (quiet) WireVersion(string) uint32  { return WireVersion }
+func (quiet) Behind() time.Duration      { return 0 }

@@ -13,8 +13,10 @@ import (
 // Receive takes in a message of another node. Whatever is wrong with it is counted, and changes nothing.
 func (n *Node) Receive(from string, msg []byte) {
 	now := n.o.Clock()
+	came := now.Add(-n.o.Net.Behind())
 	n.mu.Lock()
 	defer n.unlock()
+	n.came = came
 	n.stats.Received++
 	n.stats.ReceivedBytes += uint64(len(msg))
 	if from == n.o.Node {
@@ -113,6 +115,7 @@ func (n *Node) take(l *lane, list []block.Entry, unknown []uint64, now time.Time
 		all = false
 	}
 	n.watch(l.origin, list, now)
+	learned := list[:0] // those that were looked at make room for it
 	for i := range list {
 		e := &list[i]
 		var err error
@@ -124,14 +127,14 @@ func (n *Node) take(l *lane, list []block.Entry, unknown []uint64, now time.Time
 		}
 		switch {
 		case err == nil:
-			if news && n.o.Learned != nil {
-				n.learned = append(n.learned, *e)
-			}
 			n.stats.Merged++
 			n.know(l, e.Seq, e.Seq)
 			if e.Stamp.Time().After(now.Add(block.MaxAhead)) {
 				n.stats.Early++
 				n.alarm("early "+l.origin, fmt.Sprintf("entries of node %.64q are stamped %s, ahead of the clock: they wait for their time", l.origin, e.Stamp.Time().Format(time.RFC3339)), now)
+			}
+			if news {
+				learned = append(learned, *e)
 			}
 			continue
 		case errors.Is(err, block.ErrFull):
@@ -143,6 +146,13 @@ func (n *Node) take(l *lane, list []block.Entry, unknown []uint64, now time.Time
 		n.stats.Refused++
 		n.skip(l, e.Seq)
 		all = false
+	}
+	switch {
+	case n.o.Learned == nil:
+	case len(n.learned) == 0:
+		n.learned = learned
+	default:
+		n.learned = append(n.learned, learned...)
 	}
 	return all
 }
@@ -257,9 +267,12 @@ func (n *Node) tryPull(l *lane, now time.Time) {
 		l.series.peer, l.series.got, l.series.need = to, nil, nil
 	}
 	n.pullID++
+	wait := max(l.patience, pullTimeout)
+	if t := n.trips[to]; t != nil {
+		wait = max(wait, t.timeout())
+	}
+	l.pull = pull{n.pullID, to, slices.Clone(missing.lowest(maxAsked)), now, now.Add(wait)}
 	p := &l.pull
-	p.patience = max(p.patience, pullTimeout)
-	p.id, p.peer, p.asked, p.deadline = n.pullID, to, slices.Clone(missing.lowest(maxAsked)), now.Add(p.patience)
 	n.pulls++
 	n.stats.Pulls++
 	b := binary.AppendUvarint(header(nil, kindPull), p.id)
@@ -299,8 +312,38 @@ func (n *Node) settle(l *lane) bool {
 }
 
 func (n *Node) donePull(l *lane) {
-	l.pull.id, l.pull.peer, l.pull.asked = 0, "", nil
+	l.pull = pull{}
 	n.pulls--
+}
+
+// answered finds the pull that a reply is to, and ends what it answers. A reply that comes late is as good, unless another
+// peer was asked since: then it may speak of numbers that the series of that peer does not account for.
+func (n *Node) answered(l *lane, id uint64, from string) (asked spans, ok bool) {
+	var p pull
+	switch now := l.pull; {
+	case id == 0:
+		return nil, false
+	case now.id == id && now.peer == from:
+		p = now
+	case l.late.id == id && l.late.peer == from && (now.id == 0 || now.peer == from):
+		p = l.late
+		if l.series.peer != from {
+			l.series.peer, l.series.got, l.series.need = from, nil, nil
+		}
+	default:
+		return nil, false
+	}
+	t := n.trips[from]
+	if t == nil {
+		t = &trip{}
+		n.trips[from] = t
+	}
+	t.measure(n.came.Sub(p.sent))
+	if l.pull.id != 0 {
+		n.donePull(l)
+	}
+	l.late, l.patience = pull{}, 0
+	return p.asked, true
 }
 
 func (n *Node) onPull(from string, r *reader, now time.Time) error {
@@ -386,23 +429,26 @@ func (n *Node) onReply(from string, r *reader, now time.Time) error {
 	if r.bad {
 		return wireError(kindReply)
 	}
+	l := n.lanes[laneKey{origin, epoch}]
+	if l == nil {
+		return nil
+	}
+	waited := id == l.pull.id || id == l.late.id
+	if !waited && len(complete.minus(l.know).minus(l.skip).minus(l.series.got)) == 0 {
+		n.stats.Late++ // the second answer to what was asked twice: not worth reading
+		return nil
+	}
 	list, unknown := r.run(origin, epoch)
 	if r.bad {
 		return wireError(kindReply)
 	}
 	n.noteClock(from, at, now)
-	l := n.lanes[laneKey{origin, epoch}]
-	if l == nil {
-		return nil
-	}
-	if l.pull.id != id || id == 0 || l.pull.peer != from {
+	asked, ok := n.answered(l, id, from)
+	if !ok {
 		n.stats.Late++
 		n.take(l, list, unknown, now) // entries are welcome whenever they come
 		return nil
 	}
-	asked := l.pull.asked
-	n.donePull(l)
-	l.pull.patience = 0
 	n.take(l, list, unknown, now)
 	// What is not in the table although the reply had it is not known.
 	complete = complete.and(asked).minus(l.skip)

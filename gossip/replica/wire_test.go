@@ -75,6 +75,7 @@ func (c *catcher) Send(to string, msg []byte) bool {
 }
 func (c *catcher) Stream(to string, msg []byte) bool { return c.Send(to, msg) }
 func (c *catcher) WireVersion(string) uint32         { return WireVersion }
+func (c *catcher) Behind() time.Duration             { return 0 }
 
 // lone is a node without a world.
 func lone(t testing.TB, name string, clock *time.Time, o Options) (*Node, *catcher) {

@@ -71,7 +71,16 @@ type simHost struct {
 	disk  map[string]block.Entry
 	state []byte
 	heard func([]HeardEvidence)
-	wire  uint32 // the highest version it speaks; 0: WireVersion
+	wire  uint32        // the highest version it speaks; 0: WireVersion
+	cost  time.Duration // of each KiB that it receives
+	inbox []arrival
+}
+
+// arrival is a message that waits to be received by a host that takes time for that.
+type arrival struct {
+	from string
+	msg  []byte
+	came time.Time
 }
 
 func newWorld(seed uint64, hosts int) *world {
@@ -200,7 +209,7 @@ func (h *simHost) soon() {
 }
 
 func (h *simHost) crash(wipe bool) {
-	h.up = false
+	h.up, h.inbox = false, nil
 	if wipe {
 		h.disk, h.state = map[string]block.Entry{}, nil
 	}
@@ -274,11 +283,41 @@ func (w *world) deliver(from *simHost, to string, msg []byte, d time.Duration) {
 	}
 	o := w.hosts[i]
 	w.after(d, func() {
-		if o.up && o.side == from.side {
-			o.node.Receive(from.name, msg)
-			for j := range msg { // the network uses its buffers again
-				msg[j] = 0xee
-			}
+		if !o.up || o.side != from.side {
+			return
+		}
+		if o.inbox = append(o.inbox, arrival{from.name, msg, w.now}); len(o.inbox) == 1 {
+			o.next(o.life)
 		}
 	})
+}
+
+// next receives the oldest message of the inbox, and goes on while there are more.
+func (h *simHost) next(life int) {
+	receive := func() {
+		if !h.alive(life) {
+			return
+		}
+		a := h.inbox[0]
+		h.node.Receive(a.from, a.msg)
+		for j := range a.msg { // the network uses its buffers again
+			a.msg[j] = 0xee
+		}
+		if h.inbox = h.inbox[1:]; len(h.inbox) > 0 {
+			h.next(life)
+		}
+	}
+	if h.cost == 0 {
+		receive()
+		return
+	}
+	h.w.after(h.cost*time.Duration(len(h.inbox[0].msg))/1024, receive)
+}
+
+// Behind is how long the oldest of what waits has waited.
+func (h *simHost) Behind() time.Duration {
+	if len(h.inbox) == 0 {
+		return 0
+	}
+	return h.w.now.Sub(h.inbox[0].came)
 }

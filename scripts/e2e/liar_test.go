@@ -65,6 +65,7 @@ func (d *door) Stream(peer string, msg []byte) bool {
 	return c != nil && c.Stream(peer, msg)
 }
 func (d *door) WireVersion(peer string) uint32 { return d.to.Load().WireVersion(peer) }
+func (d *door) Behind() time.Duration          { return 0 }
 
 func runLiar(config string) error {
 	var l liar
