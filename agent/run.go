@@ -695,7 +695,11 @@ func (d *daemon) commit() error {
 	}
 	b := d.batch
 	d.batch = store.Batch{}
-	b.Entries = append(b.Entries, d.table.Drain()...)
+	if said := d.table.Drain(); len(b.Entries) == 0 {
+		b.Entries = said
+	} else {
+		b.Entries = append(b.Entries, said...)
+	}
 	d.scorer.Changed(func(k, v []byte) {
 		if b.Scores == nil {
 			b.Scores = map[string][]byte{}

@@ -73,9 +73,20 @@ type index struct {
 	seed  maphash.Seed
 	slots []uint32 // node numbers; 0: empty
 	n     int
+
+	// What was looked up last of each length: to take an entry in asks for the same prefixes some six times.
+	last  [129]looked
+	moved uint64 // how often slots were; what was looked up before is forgotten
 }
 
-func newIndex() index { return index{seed: maphash.MakeSeed(), slots: make([]uint32, 64)} }
+// looked is where a prefix was found, or would be.
+type looked struct {
+	hi, lo uint64
+	slot   uint32
+	moved  uint64
+}
+
+func newIndex() index { return index{seed: maphash.MakeSeed(), slots: make([]uint32, 64), moved: 1} }
 
 func (x *index) home(k pkey) int {
 	var b [17]byte
@@ -87,8 +98,16 @@ func (x *index) home(k pkey) int {
 
 // slot returns where k is, or the empty slot where it would be.
 func (x *index) slot(s *nodes, k pkey) int {
+	last := &x.last[k.bits]
+	if last.hi == k.hi && last.lo == k.lo && last.moved == x.moved {
+		// Where it would be, another may be by now.
+		if i := x.slots[last.slot]; i == 0 || s.at(i).key() == k {
+			return int(last.slot)
+		}
+	}
 	for p := x.home(k); ; p = (p + 1) & (len(x.slots) - 1) {
 		if i := x.slots[p]; i == 0 || s.at(i).key() == k {
+			*last = looked{k.hi, k.lo, uint32(p), x.moved}
 			return p
 		}
 	}
@@ -106,6 +125,7 @@ func (x *index) set(s *nodes, k pkey, i uint32) bool {
 	if (x.n+1)*4 > len(x.slots)*3 {
 		old := x.slots
 		x.slots = make([]uint32, 2*len(old))
+		x.moved++
 		for _, j := range old {
 			if j != 0 {
 				x.slots[x.slot(s, s.at(j).key())] = j
@@ -126,6 +146,7 @@ func (x *index) remove(s *nodes, k pkey) {
 		return
 	}
 	x.n--
+	x.moved++
 	for p := (hole + 1) & mask; x.slots[p] != 0; p = (p + 1) & mask {
 		home := x.home(s.at(x.slots[p]).key())
 		if (p-home)&mask >= (p-hole)&mask { // it may stand in the hole

@@ -19,7 +19,8 @@ func TestIndexAgainstMap(t *testing.T) {
 		var s nodes
 		x, want := newIndex(), map[pkey]uint32{}
 		for range rapid.IntRange(1, 400).Draw(t, "steps") {
-			k := keyOf(netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, 0, rapid.Byte().Draw(t, "a")}), 32))
+			bits := rapid.SampledFrom([]int{24, 29, 32}).Draw(t, "bits")
+			k := keyOf(netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, rapid.Byte().Draw(t, "a") % 8, rapid.Byte().Draw(t, "b")}), bits))
 			if i, ok := want[k]; ok {
 				x.remove(&s, k)
 				s.give(i)

@@ -277,10 +277,14 @@ func open(msg []byte, most uint32) (kind byte, r *reader, err error) {
 	return msg[1], r, nil
 }
 
+// usualRecord is how long a block of an IPv4 address is, in bytes; most are, or a little longer.
+const usualRecord = 16
+
 // run reads records of an origin and epoch to the end of the message: those it understands, and the numbers of those
 // it does not.
 func (r *reader) run(origin string, epoch uint64) (list []block.Entry, unknown []uint64) {
 	seq, stamp := r.uvarint(), block.Stamp(r.u64())
+	list = make([]block.Entry, 0, len(r.b)/usualRecord)
 	for !r.bad && len(r.b) > 0 {
 		one := reader{b: r.take(int(r.byte()))}
 		d, ms, counter := one.uvarint(), int64(stamp>>16)+one.varint(), one.uvarint()

@@ -267,12 +267,19 @@ func (s *Store) Commit(b *Batch) error {
 	var kept [2]int
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		entries := tx.Bucket(bEntries)
+		var room []byte // of many records: they must stay as they are until the end
 		for i := range b.Entries {
-			v, err := b.Entries[i].MarshalBinary()
+			if cap(room)-len(room) < usualEntry {
+				room = make([]byte, 0, min(len(b.Entries)-i, 1024)*usualEntry)
+			}
+			v, err := b.Entries[i].AppendBinary(room[len(room):])
 			if err != nil {
 				return err
 			}
-			if err := appendTo(entries, v); err != nil {
+			if len(v) <= cap(room)-len(room) {
+				room = room[:len(room)+len(v)]
+			}
+			if err := appendTo(entries, v[:len(v):len(v)]); err != nil {
 				return err
 			}
 		}
@@ -308,6 +315,9 @@ func (s *Store) Commit(b *Batch) error {
 	return nil
 }
 
+// usualEntry is what most records of entries fit into, in bytes.
+const usualEntry = 96
+
 func putOrDelete(b *bolt.Bucket, k, v []byte) error {
 	if v == nil {
 		return b.Delete(k)
@@ -323,7 +333,9 @@ func appendTo(b *bolt.Bucket, v []byte) error {
 	if err != nil {
 		return err
 	}
-	return b.Put(seqKey(n), v)
+	var key [8]byte // Put copies it
+	binary.BigEndian.PutUint64(key[:], n)
+	return b.Put(key[:], v)
 }
 
 // State is what Load gives back. The functions are called with memory that is good only during the call.
