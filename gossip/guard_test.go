@@ -450,15 +450,15 @@ func TestGoodByeAgain(t *testing.T) {
 	}
 }
 
-// TestJoinFlood: a key holder who makes members up by the thousand fills a bounded table, and throws out nobody who is there,
-// nor keeps them from coming back. New names must wait until those that nobody answers for were found out.
+// TestJoinFlood: a key holder who makes members up by the thousand fills a bounded table, throws out nobody who is there, and
+// keeps neither them from coming back nor new hosts from coming, also while he goes on.
 func TestJoinFlood(t *testing.T) {
 	a := open(t, "a", testKey(1), nil)
 	b := open0(t, "b", a)
 	meet(t, a, b)
 	since := a.member("b").Since
-	flood := func(from int) {
-		for i := range 1000 {
+	flood := func(from, n int) {
+		for i := range n {
 			var msg bytes.Buffer
 			err := codec.NewEncoder(&msg, &codec.MsgpackHandle{}).Encode(struct {
 				Incarnation uint32
@@ -467,16 +467,16 @@ func TestJoinFlood(t *testing.T) {
 				Port        uint16
 				Meta        []byte
 				Vsn         []uint8
-			}{1, fmt.Sprintf("ghost%d", from+i), []byte{127, 99, byte(i >> 8), byte(i)}, 7946, meta{session: session{1}, wire: Wire{1, 1}}.append(nil), []byte{1, 5, 2, 0, 0, 0}})
+			}{1, fmt.Sprintf("ghost%d", from+i), []byte{127, 99, byte((from + i) >> 8), byte(from + i)}, 7946, meta{session: session{1}, wire: Wire{1, 1}}.append(nil), []byte{1, 5, 2, 0, 0, 0}})
 			if err != nil {
 				t.Fatal(err)
 			}
 			a.trans.packet(sealedPacket(testKey(1), 1, append([]byte{typeAlive}, msg.Bytes()...)), make([]byte, 0, maxPacket), netip.MustParseAddrPort("127.66.6.6:6666"))
 		}
 	}
-	flood(0)
+	flood(0, 1000)
 	until(t, "it has met ghosts", func() bool { return len(a.Members()) > 200 })
-	flood(1000)
+	flood(1000, 1000)
 	if n := len(a.Members()); n > maxMembers {
 		t.Errorf("%d members", n)
 	}
@@ -493,6 +493,59 @@ func TestJoinFlood(t *testing.T) {
 	until(t, "it is heard again", func() bool { return b.Send("a", []byte("again")) && a.count("b: again") > 0 })
 	if n := len(a.Members()); n > maxMembers {
 		t.Errorf("%d members", n)
+	}
+	ghosts := 2000
+	more := func() {
+		flood(ghosts, 100)
+		ghosts += 100
+	}
+	c := open0(t, "c", a)
+	until(t, "a new host is heard", func() bool { more(); return c.Send("a", []byte("hello")) && a.count("c: hello") > 0 })
+	until(t, "and hears", func() bool { more(); return a.Send("c", []byte("welcome")) && c.count("a: welcome") > 0 })
+	if n := len(a.Members()); n > maxMembers+beyondEach {
+		t.Errorf("%d members", n)
+	}
+}
+
+// TestRoomBeyond: what is let in although the table is full has a host, and hosts have little of it.
+func TestRoomBeyond(t *testing.T) {
+	tab := newTable("me", Wire{1, 1}, time.Now)
+	node := func(name string, addr string) *memberlist.Node {
+		return &memberlist.Node{Name: name, Addr: net.ParseIP(addr), Port: 7946, PMin: 1, PMax: 5, PCur: 2}
+	}
+	add := func(n *memberlist.Node) bool {
+		if tab.admissible(n) != nil {
+			return false
+		}
+		tab.put(n, Alive)
+		return true
+	}
+	for i := range maxMembers {
+		if !add(node(fmt.Sprintf("ghost%d", i), fmt.Sprintf("192.0.2.%d", i%250+1))) {
+			t.Fatal("the table is full too early")
+		}
+	}
+	tab.prove(netip.MustParseAddr("198.51.100.1"))
+	tab.prove(netip.MustParseAddr("2001:db8::1"))
+	for _, c := range []struct {
+		addr string
+		want int
+	}{{"203.0.113.9", 0}, {"198.51.100.1", beyondEach}, {"198.51.100.2", 0}, {"2001:db8::2", beyondEach}, {"2001:db8:0:1::1", 0}} {
+		n := 0
+		for i := range 20 {
+			n += btoi(add(node(fmt.Sprintf("at%s-%d", strings.ReplaceAll(c.addr, ":", "-"), i), c.addr)))
+		}
+		if n != c.want {
+			t.Errorf("%d names at %s are let in, want %d", n, c.addr, c.want)
+		}
+	}
+	for h := range 10_000 { // one with a network of hosts
+		a := netip.AddrFrom4([4]byte{10, 0, byte(h >> 8), byte(h)})
+		tab.prove(a)
+		add(node(fmt.Sprintf("net%d", h), a.String()))
+	}
+	if len(tab.members) != 2*maxMembers || len(tab.proven) > maxProven {
+		t.Errorf("%d members, %d hosts", len(tab.members), len(tab.proven))
 	}
 }
 

@@ -45,8 +45,15 @@ type Member struct {
 	keySince time.Time
 }
 
-// maxMembers bounds what a key holder can make us remember. The protocol is meant for up to 200.
-const maxMembers = 256
+// maxMembers bounds what a key holder can make us remember. The protocol is meant for up to 200. As many more are let in
+// while there is no room, if there was a stream with their address lately that a key of ours opens: nobody can make up
+// that, so names without a host keep no host out. A host has beyondEach of these.
+const (
+	maxMembers = 256
+	beyondEach = 8
+	provenFor  = time.Minute
+	maxProven  = 256
+)
 
 // clockSamples is how many measurements of a peer's clock are kept: the one with the shortest round trip counts.
 const clockSamples = 4
@@ -61,6 +68,7 @@ type member struct {
 	conflict string
 	bye      bool
 
+	beyond  bool      // let in although there was no room
 	answers session   // the session of its last answer to a ping; zero: none
 	called  time.Time // when we last called it because that was not the one it had told of
 }
@@ -88,11 +96,12 @@ type table struct {
 
 	mu      sync.Mutex
 	members map[string]*member
-	addrs   map[netip.Addr]int // how many members have it
+	addrs   map[netip.Addr]int       // how many members have it
+	proven  map[netip.Addr]time.Time // hosts with which there was a stream, and when
 }
 
 func newTable(self string, wire Wire, now func() time.Time) *table {
-	return &table{self: self, wire: wire, now: now, members: map[string]*member{}, addrs: map[netip.Addr]int{}}
+	return &table{self: self, wire: wire, now: now, members: map[string]*member{}, addrs: map[netip.Addr]int{}, proven: map[netip.Addr]time.Time{}}
 }
 
 // admissible says why memberlist should not take a node in, from an alive message.
@@ -111,10 +120,48 @@ func (t *table) admissible(n *memberlist.Node) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.members[n.Name] == nil && len(t.members) >= maxMembers && !t.forgetLocked() {
+	if t.members[n.Name] == nil && len(t.members) >= maxMembers && !t.forgetLocked() && !t.roomBeyondLocked(hostOf(a)) {
 		return fmt.Errorf("more than %d members", maxMembers)
 	}
 	return nil
+}
+
+// hostOf is what one host has for sure: an IPv4 address, or a /64.
+func hostOf(a netip.Addr) netip.Addr {
+	a = a.Unmap().WithZone("")
+	if a.Is6() {
+		p, _ := a.Prefix(64)
+		return p.Addr()
+	}
+	return a
+}
+
+// prove notes that there is a host at an address, which has a key of ours.
+func (t *table) prove(a netip.Addr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.proven[hostOf(a)] = time.Now(); len(t.proven) <= maxProven {
+		return
+	}
+	oldest := hostOf(a)
+	for h, at := range t.proven {
+		if at.Before(t.proven[oldest]) {
+			oldest = h
+		}
+	}
+	delete(t.proven, oldest)
+}
+
+func (t *table) roomBeyondLocked(host netip.Addr) bool {
+	at, ok := t.proven[host]
+	if !ok || time.Since(at) > provenFor || len(t.members) >= 2*maxMembers {
+		return false
+	}
+	n := 0
+	for _, m := range t.members {
+		n += btoi(m.beyond && hostOf(m.addr().Addr()) == host)
+	}
+	return n < beyondEach
 }
 
 // forgetLocked makes room: those that left go first, then those that failed longest ago.
@@ -160,7 +207,7 @@ func (t *table) put(n *memberlist.Node, state State) (joined bool) {
 	m := t.members[n.Name]
 	now := t.now()
 	if m == nil {
-		m = &member{since: now}
+		m = &member{since: now, beyond: len(t.members) >= maxMembers}
 		t.members[n.Name] = m
 	} else {
 		t.countLocked(m.addr().Addr(), -1)

@@ -190,6 +190,7 @@ func (c *Cluster) listen() error {
 		source = &net.TCPAddr{IP: bind.Addr().AsSlice(), Zone: bind.Addr().Zone()}
 	}
 	c.trans = &transport{seal: c.seal, count: &c.count, tap: c.tune.tap, user: c.fromPacket, tcp: tcp, udp: udp, source: source, advertise: adv}
+	c.trans.prove = c.table.prove
 	c.trans.known = func(a netip.Addr) bool { return c.table.knows(a) || c.seek.knows(a) }
 	c.seek = &seeker{
 		every: c.tune.rejoin, port: port, static: peers, table: c.table, lookup: c.tune.lookup,

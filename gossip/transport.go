@@ -62,6 +62,7 @@ type transport struct {
 	seal  *seal
 	count *counters
 	known func(netip.Addr) bool // the address of a member or of a configured peer
+	prove func(netip.Addr)      // there was a stream with this address that a key of ours opens
 	user  func(msg []byte)      // user messages from packets; msg is valid during the call only
 	tap   func(packet []byte)   // tests look at what comes in; nil else
 
@@ -255,11 +256,19 @@ func (t *transport) receive(g *conn) {
 		g.take(frame)
 	}
 	t.count.streams.Add(1)
+	t.proved(g)
 	_ = g.Conn.SetWriteDeadline(time.Now().Add(frameTimeout))
 	select {
 	case t.streams <- g:
 	case <-t.ctx.Done():
 		g.Close()
+	}
+}
+
+// proved notes whose stream was opened with a key of ours.
+func (t *transport) proved(g *conn) {
+	if ap, err := netip.ParseAddrPort(g.Conn.RemoteAddr().String()); err == nil {
+		t.prove(ap.Addr())
 	}
 }
 
@@ -301,6 +310,7 @@ func (g *conn) Read(p []byte) (int, error) {
 			g.t.refuse(err)
 			return 0, err
 		}
+		g.t.proved(g)
 		g.take(frame)
 	}
 	return g.rest.Read(p)
