@@ -39,6 +39,9 @@ type Entry struct {
 // Automatic says whether a block was made by evidence, and not by a person.
 func (e *Entry) Automatic() bool { return e.Kind == Block && e.Cause != Manual }
 
+// Opens says whether an entry can end blocks.
+func (e *Entry) Opens() bool { return e.Kind == Clear || e.Kind == Allow || e.Kind == OriginClear }
+
 // MaxAutomatic is the longest life of an automatic block, counted from its stamp, whoever made it.
 const MaxAutomatic = 7 * 24 * time.Hour
 

@@ -64,6 +64,7 @@ type origin struct {
 	name      string
 	suspended bool
 	void      Stamp // an origin clear ends everything up to it
+	opened    int   // standing blocks that its clears and allows ended, since the start
 	entries   Families
 
 	// The budget: automatic blocks that are not void, if this is another node.
@@ -278,6 +279,17 @@ func (t *Table) eachOfLocked(id uint16, visit func(uint32, *node)) {
 			visit(i, n)
 		}
 	}
+}
+
+// Opened says how many standing blocks the clears, allows and origin clears of another node ended since the start, and
+// how many blocks stand. What waited for its time does not count.
+func (t *Table) Opened(name string) (opened, standing int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if id, ok := t.originID[name]; ok {
+		opened = t.origins[id].opened
+	}
+	return opened, t.counts.Blocks
 }
 
 // ---- origin clears

@@ -330,6 +330,11 @@ func (t *Table) Merge(e Entry, now time.Time) (bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.bootLocked(now)
+	opens := e.Opens()
+	if opens {
+		t.countLocked(unix32(now))
+	}
+	before := t.counts.Blocks
 	changed, err := t.mergeLocked(e, now)
 	if err == nil && changed {
 		t.dirtyLocked(&e)
@@ -337,6 +342,9 @@ func (t *Table) Merge(e Entry, now time.Time) (bool, error) {
 			t.voidLocked(now)
 		} else {
 			_ = t.refreshLocked(unix32(now), keyOf(e.Prefix)) // what the Sink refuses is kept in unsunk and tried again
+		}
+		if opens {
+			t.origins[t.originID[e.Origin]].opened += max(0, before-t.counts.Blocks)
 		}
 	}
 	return changed, err

@@ -82,6 +82,38 @@ func (n *Node) wrong(b *breaker, now time.Time) bool {
 	return b.hosts*breakSenders >= n.o.Senders()
 }
 
+// opening is what an origin had opened when it was begun to be watched.
+type opening struct {
+	since time.Time
+	from  int
+	seen  int // when it opened something last
+}
+
+// An origin that opens so much of what is blocked is told of: at least openLeast blocks, and one in openPart of all, or
+// openMost. Nothing is held back: a clear is a person's word, and a block too few hurts nobody whose mail is real.
+const (
+	openLeast = 100
+	openPart  = 4
+	openMost  = 10_000
+)
+
+// watchOpening tells people of an origin whose clears and allows just opened much.
+func (n *Node) watchOpening(origin string, now time.Time) {
+	total, standing := n.table.Opened(origin)
+	o := n.openings[origin]
+	if o == nil {
+		o = &opening{since: now}
+		n.openings[origin] = o
+	}
+	if d := now.Sub(o.since); d < 0 || d > n.o.BreakerTime {
+		o.since, o.from = now, o.seen
+	}
+	o.seen = total
+	if opened := total - o.from; opened >= openMost || opened >= openLeast && opened*openPart >= opened+standing {
+		n.alarm("opened "+origin, fmt.Sprintf("node %.64q unblocked or allowed %d of %d blocked sources within %.0f minutes: if nobody meant that, `mxshieldctl origin suspend %.64s` blocks them again here, and `origin clear` everywhere", origin, opened, opened+standing, n.o.BreakerTime.Minutes(), origin), now)
+	}
+}
+
 // Suspend stops enforcing what an origin says, on this node. Resume begins again, and its breaker counts from zero.
 func (n *Node) Suspend(origin string) bool {
 	n.mu.Lock()

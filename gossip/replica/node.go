@@ -179,6 +179,7 @@ type Node struct {
 	full                           time.Time
 
 	breakers map[string]*breaker
+	openings map[string]*opening
 	evidence evidence
 	alarms   map[string]Alarm
 	stats    Stats
@@ -208,7 +209,7 @@ func New(o Options) (*Node, error) {
 	}
 	n := &Node{
 		o: o, table: o.Table, lanes: map[laneKey]*lane{}, newest: map[string]uint64{}, peers: map[string]*peer{}, trips: map[string]*trip{},
-		breakers: map[string]*breaker{}, alarms: map[string]Alarm{},
+		breakers: map[string]*breaker{}, openings: map[string]*opening{}, alarms: map[string]Alarm{},
 	}
 	n.evidence.init(o.Evidence)
 	now := o.Clock()

@@ -519,3 +519,73 @@ func (quiet) Send(string, []byte) bool   { return true }
 func (quiet) Stream(string, []byte) bool { return false }
 func (quiet) WireVersion(string) uint32  { return WireVersion }
 func (quiet) Behind() time.Duration      { return 0 }
+
+// TestOpening: a member that unblocks much is told of on all others, whichever way it does that, and believed all the same; one
+// that unblocks now and then is not.
+func TestOpening(t *testing.T) {
+	clearOf := func(h *simHost, p string) block.Entry {
+		return block.Entry{Prefix: pfx(p), Kind: block.Clear, Until: h.clock().Add(time.Hour)}
+	}
+	told := func(h *simHost, of string) string {
+		for _, a := range h.node.Stats().Alarms {
+			if a.Key == "opened "+of {
+				return a.Text
+			}
+		}
+		return ""
+	}
+	for name, open := range map[string]func(*simHost){
+		"clears": func(h *simHost) { h.say(t, clearOf(h, "198.18.0.0/16")); h.say(t, clearOf(h, "198.19.0.0/16")) },
+		"allows": func(h *simHost) {
+			h.say(t, block.Entry{Prefix: pfx("198.18.0.0/16"), Kind: block.Allow, Cause: block.Manual})
+		},
+		"singles": func(h *simHost) {
+			for i := range 150 {
+				h.say(t, clearOf(h, fmt.Sprintf("198.18.0.%d/32", i)))
+			}
+		},
+		"of an origin": func(h *simHost) {
+			if _, err := h.table.ClearOrigin("mx1", h.clock()); err != nil {
+				t.Fatal(err)
+			}
+			h.soon()
+		},
+	} {
+		w := newWorld(1, 3)
+		w.startAll()
+		w.run(time.Second)
+		a, b, enemy := w.hosts[0], w.hosts[1], w.hosts[2]
+		for i := range 200 {
+			a.say(t, autoBlock(fmt.Sprintf("198.18.0.%d/32", i), 72*time.Hour, a.clock()))
+		}
+		for i := range 100 {
+			b.say(t, autoBlock(fmt.Sprintf("198.51.100.%d/32", i), 72*time.Hour, b.clock()))
+		}
+		w.run(time.Second)
+		b.say(t, clearOf(b, "198.18.0.192/29")) // what people do
+		w.run(time.Second)
+		if text := told(a, "mx2"); text != "" {
+			t.Errorf("%s: %s", name, text)
+		}
+		open(enemy)
+		w.run(time.Second)
+		for _, h := range w.hosts[:2] {
+			if text := told(h, "mx3"); !strings.Contains(text, `node "mx3" unblocked or allowed 1`) || h.drops("198.18.0.1/32") {
+				t.Errorf("%s: %s is told %q", name, h.name, text)
+			}
+		}
+		if told(enemy, "mx3") != "" {
+			t.Errorf("%s: it is told of itself", name)
+		}
+		a.node.Suspend("mx3")
+		if !a.drops("198.18.0.1/32") {
+			t.Errorf("%s: suspended, and still open", name)
+		}
+		w.leap(11*time.Minute, 2)
+		enemy.say(t, clearOf(enemy, "198.51.100.0/32")) // one more, long after
+		w.run(90 * time.Second)
+		if text := told(b, "mx3"); text != "" {
+			t.Errorf("%s: still told: %s", name, text)
+		}
+	}
+}

@@ -115,6 +115,7 @@ func (n *Node) take(l *lane, list []block.Entry, unknown []uint64, now time.Time
 		all = false
 	}
 	n.watch(l.origin, list, now)
+	opens := false
 	learned := list[:0] // those that were looked at make room for it
 	for i := range list {
 		e := &list[i]
@@ -134,6 +135,7 @@ func (n *Node) take(l *lane, list []block.Entry, unknown []uint64, now time.Time
 				n.alarm("early "+l.origin, fmt.Sprintf("entries of node %.64q are stamped %s, ahead of the clock: they wait for their time", l.origin, e.Stamp.Time().Format(time.RFC3339)), now)
 			}
 			if news {
+				opens = opens || e.Opens()
 				learned = append(learned, *e)
 			}
 			continue
@@ -146,6 +148,9 @@ func (n *Node) take(l *lane, list []block.Entry, unknown []uint64, now time.Time
 		n.stats.Refused++
 		n.skip(l, e.Seq)
 		all = false
+	}
+	if opens {
+		n.watchOpening(l.origin, now)
 	}
 	switch {
 	case n.o.Learned == nil:
