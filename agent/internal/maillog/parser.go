@@ -240,7 +240,7 @@ type Parser struct {
 	pending  pending // Postfix: queue id -> source
 	sessions pending // OpenSMTPD: session id -> source
 	refused  pending // Sendmail: queue id -> number of refused recipients
-	transit  pending // queue id -> source, of accepted messages whose recipients are to come; used if follows
+	transit  pending // queue id -> source, of accepted messages whose recipients are to come; used if follows, or of Sendmail
 	traps    *Traps
 	// follows says that the recipients of accepted messages matter, recipients that those who are none matter too.
 	follows, recipients bool

@@ -89,6 +89,10 @@ func (p *Parser) sendmail(h *header, e *Event) bool {
 		}
 	case '<':
 		return p.sendmailUnknown(h, q, b, e)
+	case 'M':
+		if c, ok := cut(b, "Milter: "); ok {
+			return p.sendmailMilter(h, q, c, e)
+		}
 	}
 	if c, ok := cut(b, "timeout waiting for input from "); ok {
 		_, ok = firstRelay(c, e)
@@ -308,12 +312,17 @@ func (p *Parser) sendmailUnknown(h *header, q, b []byte, e *Event) bool {
 		!bytes.HasSuffix(b, []byte(">... No such user")) || !p.when(h, e) {
 		return false
 	}
+	return p.sendmailNobody(h, q, upTo(b[1:]), e)
+}
+
+// sendmailNobody counts a refused recipient of the message q. It is never an event.
+func (p *Parser) sendmailNobody(h *header, q, to []byte, e *Event) bool {
 	key, n := p.queueKey(q), h.count
-	if p.traps.match(upTo(b[1:])) {
+	if p.traps.match(to) {
 		p.sendmailTrap(q, n, e.Time.Unix())
 		return false
 	}
-	trap, who := false, p.recipientHash(upTo(b[1:]))
+	trap, who := false, p.recipientHash(to)
 	if w := p.refused.look(key, e.Time.Unix()); w != nil {
 		n = min(n+w.number()%brokenOff, brokenOff-1)
 		trap = w.sub
@@ -323,6 +332,36 @@ func (p *Parser) sendmailUnknown(h *header, q, b []byte, e *Event) bool {
 	}
 	p.refused.addNumber(key, n, who, trap, e.Time.Unix())
 	return false
+}
+
+// sendmailMilter reads what follows "Milter: ": "to=<R>, reject=REPLY" is a recipient refused by a filter, which counts as one that
+// Sendmail refused; "data, reject=REPLY" and "data, discard" stand behind the line with the sender, which has said by then that
+// there is a message. Neither has an address. (The message stays one to the credit of its source.)
+func (p *Parser) sendmailMilter(h *header, q, b []byte, e *Event) bool {
+	mark := []byte(", reject=")
+	if c, ok := cut(b, "to=<"); ok {
+		i := bytes.LastIndex(c, mark)
+		if i < 0 || !p.when(h, e) {
+			return false
+		}
+		rc, text := splitReply(c[i+len(mark):])
+		return rc.hard && nobody(text, true) && p.sendmailNobody(h, q, upTo(c), e)
+	}
+	c, ok := cut(b, "data, ")
+	if !ok || !p.when(h, e) {
+		return false
+	}
+	w, ok := p.transit.take(p.queueKey(q), e.Time.Unix())
+	reply, refused := cut(c, "reject=")
+	if !ok || !refused {
+		return false
+	}
+	e.Source, e.Submission = w.source(), w.sub
+	e.Temporary = len(reply) > 0 && reply[0] == '4'
+	if e.Kind = classify(reply, true); e.Kind == UnknownRecipient || e.Kind == RelayDenied {
+		e.Kind = Other // a message is refused, not a recipient
+	}
+	return true
 }
 
 // sendmailTrap notes that a trap is among the refused recipients of a message, and n more were refused.
@@ -436,7 +475,10 @@ func (p *Parser) sendmailFrom(h *header, q, b []byte, e *Event) bool {
 		e.Kind, e.Count = Other, 1
 	}
 	if taken {
-		p.follow(key, e, quiet)
+		p.transit.add(key, e.Source, e.Time.Unix(), e.Submission)
+		if quiet {
+			p.hush(&p.transit, key)
+		}
 	}
 	return true
 }
