@@ -103,6 +103,7 @@ type Table struct {
 	unsunk   map[pkey]error    // what the Sink refused
 	allows   allows
 	wake     uint32 // earliest end of any entry, seconds since 1970; 0: none
+	expired  uint32 // up to when Expire has told the Sink what ended
 
 	counts    Counts // kept by standsLocked, and so are the blocks by cause
 	causes    [len(causeNames)]Families
@@ -524,6 +525,11 @@ func (t *Table) Expire(now time.Time) (removed int) {
 	}
 	t.wake = 0
 	budget := lingerMost
+	// What ended since the last time may not stand any more: Count has looked. But the Sink was not told.
+	since := t.expired
+	if t.expired > at {
+		since = 0
+	}
 	var gone, ripe []uint32
 	var keys []pkey
 	for i := uint32(1); i <= t.nodes.used; i++ {
@@ -543,7 +549,7 @@ func (t *Table) Expire(now time.Time) (removed int) {
 			t.wakeAt(n.until)
 		case !right:
 			t.wakeAt(n.until) // not later, for the clock may be set back
-			if n.stands {
+			if n.stands || n.until > since {
 				if n.kind == Clear {
 					t.standsLocked(n, false)
 				} else if len(keys) < expireMost {
@@ -555,7 +561,7 @@ func (t *Table) Expire(now time.Time) (removed int) {
 		case !n.automatic() && t.manual <= t.keep:
 			if n.kind == Clear {
 				t.standsLocked(n, false) // its hold is over
-			} else if n.stands {
+			} else if n.stands || n.until > since {
 				keys = append(keys, n.key())
 			}
 		case n.kind == Clear:
@@ -588,6 +594,9 @@ func (t *Table) Expire(now time.Time) (removed int) {
 	}
 	t.voidLocked(now)
 	_ = t.refreshLocked(at, keys...)
+	if len(keys) < expireMost {
+		t.expired = at
+	}
 	return len(gone)
 }
 

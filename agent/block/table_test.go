@@ -1042,3 +1042,38 @@ func TestNAT64(t *testing.T) {
 		}
 	}
 }
+
+// TestCountBeforeExpire: that somebody asks for the figures, or a clear comes in, between the end of a block and Expire does
+// not keep the Sink from being told what holds inside of it from now on.
+func TestCountBeforeExpire(t *testing.T) {
+	for name, ask := range map[string]func(*Table, time.Time) error{
+		"count": func(tab *Table, now time.Time) error { tab.Count(now); return nil },
+		"merge": func(tab *Table, now time.Time) error {
+			_, err := tab.Merge(Entry{Prefix: pfx("203.0.113.1/32"), Kind: Clear, Since: now, Until: now.Add(time.Hour), Origin: "mx2", Stamp: StampAt(now), Seq: 1}, now)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newLPM()
+			tab := New(Options{Origin: "mx1", Sink: s})
+			for _, e := range []Entry{
+				{Prefix: pfx("198.51.100.0/24"), Kind: Block, Cause: Dictionary, Scope: ScopeMX, Since: t0, Until: t0.Add(time.Hour)},
+				{Prefix: pfx("198.51.0.0/16"), Kind: Block, Cause: Manual, Scope: ScopeAll, Since: t0, Until: t0.Add(time.Minute)},
+			} {
+				if _, err := tab.Apply(e, t0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			tab.Expire(t0)
+			tab.Count(t0)
+			now := t0.Add(80 * time.Second)
+			if err := ask(tab, now); err != nil {
+				t.Fatal(err)
+			}
+			tab.Expire(now)
+			if got := s.scope(netip.MustParseAddr("198.51.100.7"), now); got != ScopeMX {
+				t.Errorf("the kernel blocks %s, want %s", got, ScopeMX)
+			}
+		})
+	}
+}
