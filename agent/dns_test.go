@@ -251,17 +251,20 @@ func TestWelcome(t *testing.T) {
 	}
 }
 
+// cpuTime is what a clock of the processor's time says, one of this thread or of the whole process.
+func cpuTime(b *testing.B, clock int32) time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(clock, &t); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(t.Nano())
+}
+
 // BenchmarkTake reads lines of 10,000 sources that are new, or were seen before, without lists and with three lists that hang:
 // connects, the cheapest lines there are, or whole sessions. ratio is how much more of the processor the log path takes with
 // lists. It is the time of its thread: what the engine does meanwhile is not waited for, and other processes are left out.
 func BenchmarkTake(b *testing.B) {
-	spent := func() time.Duration {
-		var t unix.Timespec
-		if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
-			b.Fatal(err)
-		}
-		return time.Duration(t.Nano())
-	}
+	spent := func() time.Duration { return cpuTime(b, unix.CLOCK_THREAD_CPUTIME_ID) }
 	for _, c := range []struct {
 		name           string
 		seen, sessions bool

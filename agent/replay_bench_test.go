@@ -18,13 +18,7 @@ import (
 // BenchmarkReplay is all of replay but the start of the process, on a made-up day of a mail host: of-scanner is how many
 // times as much CPU time it takes, of all threads, as a bare bufio.Scanner over the same file in the same run.
 func BenchmarkReplay(b *testing.B) {
-	spent := func() time.Duration {
-		var t unix.Timespec
-		if err := unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &t); err != nil {
-			b.Fatal(err)
-		}
-		return time.Duration(t.Nano())
-	}
+	spent := func() time.Duration { return cpuTime(b, unix.CLOCK_PROCESS_CPUTIME_ID) }
 	l, err := traffic.New(traffic.Options{Seed: 1, Lines: 200_000})
 	if err != nil {
 		b.Fatal(err)
