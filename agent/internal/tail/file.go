@@ -292,7 +292,7 @@ func (fo *follower) find() (ok bool, err error) {
 	places := placesOf(fo.path)
 	var found []*source
 	used := map[uint64]bool{}
-	lastFound := false
+	lastFound, lost := false, 0
 	for i, p := range fo.resume {
 		var s *source
 		if at != nil && !used[at.ino] && at.is(p) {
@@ -304,6 +304,9 @@ func (fo *follower) find() (ok bool, err error) {
 			s = at // the same content under a new inode: restored, or edited in place
 		}
 		if s == nil {
+			if p.N > 0 { // from an empty one nothing is missed
+				lost++
+			}
 			continue
 		}
 		s.pos = p.Offset
@@ -315,7 +318,7 @@ func (fo *follower) find() (ok bool, err error) {
 		fo.wait()
 		return false, nil
 	}
-	if lost := len(fo.resume) - len(found); lost > 0 {
+	if lost > 0 {
 		fo.log.Warn("cannot find the file that the checkpoint is in; lines after the checkpoint may be missed", "input", fo.id,
 			"files", lost, "hint", "rotate with delaycompress")
 	}
@@ -496,22 +499,29 @@ func (fo *follower) inos() map[uint64]bool {
 	return m
 }
 
-// rotatedSince returns the files that were rotated after what is being read, or since the checkpoint; oldest first.
+// rotatedSince returns the files that were rotated after what is being read, or since the checkpoint; oldest first. Empty
+// ones are among them for as long as somebody may still write there.
 func (fo *follower) rotatedSince(skip map[uint64]bool) []rotated {
+	quiet := time.Now().Add(-fo.opts.Linger)
 	if n := len(fo.srcs); n > 0 {
 		mtime, _ := changed(fo.srcs[n-1])
-		return newerThan(listRotated(placesOf(fo.path), false), fo.srcs[n-1].ino, mtime, skip)
+		return newerThan(listRotated(placesOf(fo.path), false), fo.srcs[n-1].ino, mtime, quiet, skip)
 	}
 	if fo.since.IsZero() {
 		return nil
 	}
-	return pick(listRotated(placesOf(fo.path), false), skip, func(r rotated) bool { return r.mtime.After(fo.since) })
+	return pick(listRotated(placesOf(fo.path), false), quiet, skip, func(r rotated) bool { return r.changed().After(fo.since) })
 }
 
 // follow adds the files of between and then next, if it is not nil, to those being read. It closes next if it fails.
 func (fo *follower) follow(between []rotated, next *source) (switched bool, err error) {
-	if len(between) == 0 && next == nil {
-		return false, nil
+	if next == nil { // the last one must be known again: an empty one is looked for again when there is more
+		for len(between) > 0 && between[len(between)-1].size == 0 {
+			between = between[:len(between)-1]
+		}
+		if len(between) == 0 {
+			return false, nil
+		}
 	}
 	if cut := len(between) - maxRotated; cut > 0 {
 		fo.log.Warn("too many rotated files since the last checkpoint; skipping the oldest", "input", fo.id, "skipped", cut)
@@ -565,7 +575,7 @@ func (fo *follower) follow(between []rotated, next *source) (switched bool, err 
 func (fo *follower) copyOfAny(s, next *source) bool {
 	for _, o := range append(fo.srcs[:len(fo.srcs):len(fo.srcs)], next) {
 		// The copy may still be short.
-		if o != nil && len(s.head) > 0 && len(o.head) >= len(s.head) && bytes.HasPrefix(o.head, s.head) {
+		if o != nil && o != s && len(s.head) > 0 && len(o.head) >= len(s.head) && bytes.HasPrefix(o.head, s.head) {
 			return true
 		}
 	}
@@ -598,6 +608,19 @@ func (s *source) back(n int64) error {
 func (fo *follower) drainAll(ctx context.Context) error {
 	for i := 0; i < len(fo.srcs); i++ {
 		s := fo.srcs[i]
+		if len(s.head) == 0 && i < len(fo.srcs)-1 { // rotated when empty: by now it may be seen that it is a copy being made
+			var err error
+			if s.head, err = readHead(s.f); err != nil {
+				return fmt.Errorf("read %s: %w", fo.path, err)
+			}
+			if fo.copyOfAny(s, nil) {
+				s.close()
+				fo.srcs = append(fo.srcs[:i], fo.srcs[i+1:]...)
+				fo.news = true
+				i--
+				continue
+			}
+		}
 		giveUp := i < len(fo.srcs)-1 && !s.moved.IsZero() && time.Since(later(s.moved, s.grew)) > fo.opts.Linger // before the last read
 		cut, err := fo.drain(ctx, s)
 		if err != nil {
@@ -622,7 +645,7 @@ func (fo *follower) drainAll(ctx context.Context) error {
 				return err
 			}
 		}
-		if fo.opts.left != nil {
+		if fo.opts.left != nil && len(s.head) > 0 {
 			fo.opts.left(s.position())
 		}
 		s.close()

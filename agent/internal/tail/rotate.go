@@ -36,6 +36,7 @@ type rotated struct {
 	ino    uint64
 	size   int64
 	mtime  time.Time
+	ctime  time.Time // of the last change or renaming
 }
 
 // listRotated returns the regular, uncompressed files beside the log, without the log itself. all includes those whose
@@ -83,7 +84,7 @@ func listOnce(places []place, all bool) []rotated {
 			if slices.ContainsFunc(out, func(r rotated) bool { return r.path == path }) {
 				continue
 			}
-			out = append(out, rotated{path, suffix, uint64(st.Dev), st.Ino, fi.Size(), fi.ModTime()})
+			out = append(out, rotated{path, suffix, uint64(st.Dev), st.Ino, fi.Size(), fi.ModTime(), time.Unix(st.Ctim.Unix())})
 		}
 	}
 	return out
@@ -141,26 +142,37 @@ func (r rotated) newer(o rotated) bool {
 const staleSlack = time.Minute
 
 // newerThan returns the rotated files that came after the file with inode ino, whose last change was at mtime; oldest
-// first. Empty files and those in skip (inodes) are left out.
-func newerThan(list []rotated, ino uint64, mtime time.Time, skip map[uint64]bool) []rotated {
+// first. Those in skip (inodes), and empty ones that were not renamed since quiet, are left out.
+func newerThan(list []rotated, ino uint64, mtime, quiet time.Time, skip map[uint64]bool) []rotated {
 	var self *rotated
 	for i := range list {
 		if list[i].ino == ino {
 			self = &list[i]
 		}
 	}
-	return pick(list, skip, func(r rotated) bool {
+	return pick(list, quiet, skip, func(r rotated) bool {
 		if self == nil {
-			return r.mtime.After(mtime)
+			return r.changed().After(mtime)
 		}
-		return r.newer(*self) && r.mtime.After(self.mtime.Add(-staleSlack))
+		return r.newer(*self) && r.changed().After(self.mtime.Add(-staleSlack))
 	})
 }
 
-func pick(list []rotated, skip map[uint64]bool, want func(rotated) bool) []rotated {
+// clockTick is how much a file's time stamps may be behind the clock: the kernel takes them from its last tick.
+const clockTick = 10 * time.Millisecond
+
+// changed is when the content came, as far as one can know: an empty file may get its first after it was renamed.
+func (r rotated) changed() time.Time {
+	if r.size == 0 {
+		return r.ctime.Add(clockTick)
+	}
+	return r.mtime
+}
+
+func pick(list []rotated, quiet time.Time, skip map[uint64]bool, want func(rotated) bool) []rotated {
 	var out []rotated
 	for _, r := range list {
-		if r.suffix != "" && r.size > 0 && !skip[r.ino] && want(r) {
+		if r.suffix != "" && (r.size > 0 || r.ctime.After(quiet)) && !skip[r.ino] && want(r) {
 			out = append(out, r)
 		}
 	}
