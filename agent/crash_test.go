@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/mxshield/mxshield/agent/internal/tail"
+	"github.com/mxshield/mxshield/scripts/seeds"
 )
 
 // crashed is an agent whose lines the test delivers, and which saves when the test says so.
@@ -88,8 +89,7 @@ func (c *crashed) readOn(logs map[string][]string, rnd *rand.Rand, after func())
 // turn, and in the midst of it: when the pages are written and the file's head is not, or only one half of the pages.
 // Whatever comes after a restart from there, read in another order, each source has what one clean pass gives it.
 func TestCrashAtEverySave(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := seeds.Of(t)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	h := &busyHost{rnd: rnd}
 	for range 60 {

@@ -11,11 +11,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/mxshield/mxshield/agent/control"
+	"github.com/mxshield/mxshield/scripts/seeds"
 )
 
 // TestDiskFull: the disk of the state file fills up while lines come. Status says so, lines are read on, and kill -9 and a
@@ -49,8 +49,7 @@ func TestDiskFull(t *testing.T) {
 		}
 	})
 
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := seeds.Of(t)
 	h := &busyHost{dir: logs, rnd: rand.New(rand.NewPCG(seed, 2)), files: map[string]*os.File{}, n: map[string]int{}}
 	sessions := func(n int) {
 		t.Helper()

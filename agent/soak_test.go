@@ -25,6 +25,7 @@ import (
 	"github.com/mxshield/mxshield/agent/internal/maillog"
 	"github.com/mxshield/mxshield/agent/internal/store"
 	"github.com/mxshield/mxshield/agent/internal/verdict"
+	"github.com/mxshield/mxshield/scripts/seeds"
 )
 
 // TestAgentChild is an agent that can be killed.
@@ -206,8 +207,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	if os.Getenv("MXSHIELD_TEST_LONG") != "" {
 		rounds = 100
 	}
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := seeds.Of(t)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	dir := t.TempDir()
 	logs := filepath.Join(dir, "log")

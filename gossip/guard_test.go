@@ -23,6 +23,8 @@ import (
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
 	"github.com/hashicorp/memberlist"
+
+	"github.com/mxshield/mxshield/scripts/seeds"
 )
 
 // sealWith seals as memberlist does, but anything, in either version.
@@ -355,8 +357,8 @@ func TestGarbage(t *testing.T) {
 		}
 	})
 
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d, %d packets, %d recorded", seed, total, len(recorded))
+	seed := seeds.Of(t)
+	t.Logf("%d packets, %d recorded", total, len(recorded))
 	r := mrand.New(mrand.NewPCG(seed, 1))
 	from := netip.MustParseAddrPort("127.66.6.6:6666")
 	sock, err := net.Dial("udp", a.Addr().String())

@@ -23,6 +23,7 @@ import (
 
 	"github.com/mxshield/mxshield/agent/control"
 	"github.com/mxshield/mxshield/scripts/lab"
+	"github.com/mxshield/mxshield/scripts/seeds"
 )
 
 // trap is a recipient nobody has a reason to write to.
@@ -175,8 +176,7 @@ func (c *cluster) garbage(total int, recorded wire) {
 		was[r] = state{fmt.Sprint(r.steady()), memory, files, seen(r)}
 	}
 
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := seeds.Of(t)
 	var sent, streams int
 	done := make(chan struct{})
 	go func() {

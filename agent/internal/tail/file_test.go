@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/mxshield/mxshield/scripts/seeds"
 )
 
 // patience is how long a test waits for what has to happen.
@@ -960,9 +962,7 @@ func TestFileMarkWaits(t *testing.T) {
 func TestFileCrashes(t *testing.T) {
 	for _, mode := range []string{"rename", "dates", "linger", "copytruncate"} {
 		t.Run(mode, func(t *testing.T) {
-			seed := uint64(time.Now().UnixNano())
-			t.Logf("seed %d", seed)
-			checkCrashes(t, mode, seed)
+			checkCrashes(t, mode, seeds.Of(t))
 		})
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mxshield/mxshield/scripts/seeds"
 )
 
 // globbing is a glob that is being followed by a test, with a store of marks that outlives it.
@@ -276,8 +278,7 @@ func TestRotatedBases(t *testing.T) {
 // TestGlobCrashes: two logs are written and rotated, the reader is stopped again and again with batches in hand that are
 // not committed. Each line is read once.
 func TestGlobCrashes(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := seeds.Of(t)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	dir := t.TempDir()
 	logs := []*writer{{path: filepath.Join(dir, "a.log")}, {path: filepath.Join(dir, "b.log")}}

@@ -289,12 +289,14 @@ func TestJournal(t *testing.T) {
 func TestJournalRotated(t *testing.T) {
 	d := startJournald(t)
 	root := d.sender(0)
-	control := func(args ...string) {
+	control := func(args ...string) string {
 		t.Helper()
 		args = d.inside(append([]string{"journalctl"}, args...)...)
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		if err != nil {
 			t.Fatalf("%v: %v\n%s", args, err, out)
 		}
+		return string(out)
 	}
 	in := NewJournal([]string{"postfix@-.service"}, JournalOptions{Command: d.inside("journalctl"), Trusted: []uint32{0}, Backoff: 10 * time.Millisecond})
 	root.syslog("one")
@@ -308,7 +310,15 @@ func TestJournalRotated(t *testing.T) {
 	r.wantMessages("one", "two", "three")
 	r.stop()
 
-	root.syslog("gone before anybody read it")
+	const gone = "gone before anybody read it"
+	root.syslog(gone)
+	// journald may be asked to sync and rotate before it takes what is in its socket.
+	for deadline := time.Now().Add(patience); !strings.Contains(control("--quiet", "--output=cat"), gone); {
+		if time.Now().After(deadline) {
+			t.Fatal("journald did not store the record")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 	control("--sync", "--rotate")
 	control("--vacuum-time=1us")
 	root.syslog("four")

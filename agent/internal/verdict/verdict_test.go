@@ -12,6 +12,7 @@ import (
 
 	"github.com/mxshield/mxshield/agent/block"
 	"github.com/mxshield/mxshield/agent/internal/maillog"
+	"github.com/mxshield/mxshield/scripts/seeds"
 )
 
 var (
@@ -543,8 +544,7 @@ func TestPrefixes(t *testing.T) {
 
 // TestResetMany: one walk does what a walk for each does.
 func TestResetMany(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Log("seed", seed)
+	seed := seeds.Of(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for range 200 {
 		one, many := New(DefaultConfig()), New(DefaultConfig())
