@@ -217,8 +217,11 @@ func (r *replay) event(e *maillog.Event) {
 	if at.After(r.now) {
 		r.now = at
 	}
-	if len(r.blocked) > 0 && (e.Kind == maillog.Delivered || r.weights[e.Kind] > 0) {
+	if len(r.blocked) > 0 && (e.Kind == maillog.Delivered || r.weights[e.Kind] > 0 || e.Undone) {
 		if b := r.blockOf(e.Source); b != nil {
+			if e.Undone {
+				b.Accepted = max(0, b.Accepted-1)
+			}
 			switch {
 			case e.Kind == maillog.Delivered:
 				b.Accepted += e.Count

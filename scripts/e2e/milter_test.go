@@ -4,10 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"maps"
 	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -15,7 +18,7 @@ import (
 )
 
 // serveMilter is the least that Sendmail takes for a milter (its protocol version 2): it refuses recipients and messages that
-// name words of verdicts, as a reply to be given.
+// name words of verdicts, as a reply to be given, or throws them away.
 func serveMilter(c net.Conn, verdicts map[string]string) {
 	defer c.Close()
 	in := bufio.NewReader(c)
@@ -25,7 +28,11 @@ func serveMilter(c net.Conn, verdicts map[string]string) {
 	}
 	verdict := func(b []byte) string {
 		for word, reply := range verdicts {
-			if bytes.Contains(b, []byte(word)) {
+			switch {
+			case !bytes.Contains(b, []byte(word)):
+			case reply == "": // taken, and thrown away
+				return "d"
+			default:
 				return "y" + reply + "\x00"
 			}
 		}
@@ -88,11 +95,11 @@ func TestSendmailMilter(t *testing.T) {
 			}
 			go serveMilter(c, map[string]string{
 				"buy-this": "550 5.7.1 Blocked by SpamAssassin", "later-please": "451 4.7.1 Greylisting in action",
-				"user1@": "550 5.1.1 <user1@example.org>... User unknown",
+				"user1@": "550 5.1.1 <user1@example.org>... User unknown", "virus": "",
 			})
 		}
 	}()
-	src := lab.Sources(lab.Attack4, 3)
+	src := lab.Sources(lab.Attack4, 5)
 	send := func(i int, lines ...string) string {
 		t.Helper()
 		lines = append(append([]string{"EHLO x", "MAIL FROM:<a@example.net>"}, lines...), "QUIT")
@@ -106,10 +113,16 @@ func TestSendmailMilter(t *testing.T) {
 		t.Helper()
 		return send(i, "RCPT TO:<user2@example.org>", "DATA", "Subject: x\r\n\r\n"+text+"\r\n.")
 	}
+	for range 12 { // spam and nothing else, which the lines that look like deliveries must not outweigh
+		if got := message(4, "buy-this now"); !strings.HasPrefix(got, "550 5.7.1") {
+			t.Errorf("the client got %q", got)
+		}
+	}
 	for _, c := range []struct{ got, want string }{
 		{message(0, "buy-this now"), "550 5.7.1"},
 		{message(0, "hello"), "250 "},
 		{message(1, "later-please"), "451 4.7.1"},
+		{message(3, "a virus"), "250 "},
 		{send(2, "RCPT TO:<user1@example.org>"), "550 5.1.1"},
 	} {
 		if !strings.HasPrefix(c.got, c.want) {
@@ -122,12 +135,18 @@ func TestSendmailMilter(t *testing.T) {
 	})
 	got := replayed(t, r.mta.LogPath())
 	for i, want := range []map[string]int{
-		{"delivered": 2, "spam_reject": 1}, // the line of the message comes before its refusal
+		{"delivered": 2, "spam_reject": 1}, // the line of the message comes before its refusal, which takes it back
 		{"delivered": 1, "greylisted": 1},
 		{"unknown_recipient": 1},
+		{"delivered": 1, "other": 1},
+		{"delivered": 12, "spam_reject": 12},
 	} {
 		if !maps.Equal(got[src[i]], want) {
 			t.Errorf("%s: %v, want %v", src[i], got[src[i]], want)
 		}
+	}
+	out, err := exec.CommandContext(t.Context(), filepath.Join(binaries, "mxshield-agent"), "replay", "-o", "json", r.mta.LogPath()).Output()
+	if err != nil || bytes.Count(out, []byte(`"prefix"`)) != 1 || !bytes.Contains(out, fmt.Appendf(nil, `"prefix":"%s/32","cause":"protocol_abuse"`, src[4])) {
+		t.Errorf("replay: %v\n%s", err, out)
 	}
 }

@@ -53,6 +53,9 @@ func describe(e *Event, ok bool) string {
 	if e.Midway {
 		s += " midway"
 	}
+	if e.Undone {
+		s += " undone"
+	}
 	if e.User != 0 {
 		s += fmt.Sprintf(" user=%016x", e.User)
 	}

@@ -140,6 +140,9 @@ type Event struct {
 	Temporary bool
 	// Midway says that another recipient of the same message was accepted before. Only Postfix tells.
 	Midway bool
+	// Undone says that the last Delivered of the source was no delivery: the message was refused after the line that told of it. Only
+	// Sendmail writes that line before its filters have seen the text.
+	Undone bool
 	// User is a 64-bit seeded hash of whom the event is about, 0 if the line does not say: the user name of a login, the
 	// recipient of a Recipient, an UnknownRecipient or (Postfix, Exim) a RelayDenied, the domain of the sender of a Delivered. The lower half
 	// of a RelayDenied's is the domain of the recipient. The name itself is the attacker's text and goes no further than this.
@@ -150,5 +153,5 @@ type Event struct {
 // pieces than it wrote.
 func (e *Event) copy(o *Event) {
 	e.Kind, e.Source, e.Time, e.Count, e.MTA, e.User = o.Kind, o.Source, o.Time, o.Count, o.MTA, o.User
-	e.Submission, e.Automatic, e.Temporary, e.Midway = o.Submission, o.Automatic, o.Temporary, o.Midway
+	e.Submission, e.Automatic, e.Temporary, e.Midway, e.Undone = o.Submission, o.Automatic, o.Temporary, o.Midway, o.Undone
 }

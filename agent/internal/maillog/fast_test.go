@@ -282,7 +282,7 @@ func TestWords(t *testing.T) {
 
 // TestEventCopy: copy knows all fields.
 func TestEventCopy(t *testing.T) {
-	want := Event{Kind: Connect, Source: client1, Time: corpusRef, Count: 2, MTA: Exim, Submission: true, Automatic: true, Temporary: true, Midway: true, User: 3}
+	want := Event{Kind: Connect, Source: client1, Time: corpusRef, Count: 2, MTA: Exim, Submission: true, Automatic: true, Temporary: true, Midway: true, Undone: true, User: 3}
 	for v, i := reflect.ValueOf(want), 0; i < v.NumField(); i++ {
 		if v.Field(i).IsZero() {
 			t.Errorf("fill in %s", v.Type().Field(i).Name)

@@ -336,7 +336,7 @@ func (p *Parser) sendmailNobody(h *header, q, to []byte, e *Event) bool {
 
 // sendmailMilter reads what follows "Milter: ": "to=<R>, reject=REPLY" is a recipient refused by a filter, which counts as one that
 // Sendmail refused; "data, reject=REPLY" and "data, discard" stand behind the line with the sender, which has said by then that
-// there is a message. Neither has an address. (The message stays one to the credit of its source.)
+// there is a message. Neither has an address.
 func (p *Parser) sendmailMilter(h *header, q, b []byte, e *Event) bool {
 	mark := []byte(", reject=")
 	if c, ok := cut(b, "to=<"); ok {
@@ -351,12 +351,19 @@ func (p *Parser) sendmailMilter(h *header, q, b []byte, e *Event) bool {
 	if !ok || !p.when(h, e) {
 		return false
 	}
-	w, ok := p.transit.take(p.queueKey(q), e.Time.Unix())
 	reply, refused := cut(c, "reject=")
-	if !ok || !refused {
+	if !refused && string(c) != "discard" {
 		return false
 	}
-	e.Source, e.Submission = w.source(), w.sub
+	w, ok := p.transit.take(p.queueKey(q), e.Time.Unix())
+	if !ok {
+		return false
+	}
+	e.Source, e.Submission, e.Undone = w.source(), w.sub, true
+	if !refused {
+		e.Kind = Other
+		return true
+	}
 	e.Temporary = len(reply) > 0 && reply[0] == '4'
 	if e.Kind = classify(reply, true); e.Kind == UnknownRecipient || e.Kind == RelayDenied {
 		e.Kind = Other // a message is refused, not a recipient

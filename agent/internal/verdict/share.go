@@ -43,7 +43,7 @@ type shareHour struct {
 	marks [shareKeys]uint8 // a byte of each key: most are told apart by it
 	got   [shareKeys]uint32
 
-	// Nobody in front of from has as few as floor, and nobody at all fewer; 0 is not known. Counts only grow.
+	// Nobody in front of from has as few as floor, and nobody at all fewer; 0 is not known, as after a count that fell.
 	from  int
 	floor uint32
 }
@@ -121,6 +121,29 @@ func (s *share) add(k key, n uint32, at, now uint32) {
 	}
 	h.got[i] += n
 	h.last = i
+}
+
+// drop takes a message back, which was counted at the time at or just before.
+func (s *share) drop(k key, at, now uint32) {
+	hour := at / 3600
+	h := &s.hours[hour%shareHours]
+	if hour+shareHours <= now/3600 || h.hour != hour {
+		return
+	}
+	i := h.find(k)
+	if i < 0 {
+		return // of the hour before, or it gave up its place
+	}
+	h.total--
+	h.from, h.floor = 0, 0
+	if h.got[i]--; h.got[i] == 0 {
+		h.n--
+		h.put(i, h.keys[h.n])
+		h.got[i], h.last = h.got[h.n], 0
+		h.got[h.n] = 0
+	}
+	s.dirty[hour%shareHours] = true
+	s.edits++
 }
 
 // holding is what a source brought of the mail of the last day.

@@ -54,7 +54,8 @@
 //	one to one of 150 or more known recipients per guess     without end: it knows what it guesses at
 //
 // A message accepted inside a burst besides forgives up to 20 points of protocol_abuse and flood: what the MTA notes about a
-// message and takes it all the same is sloppiness, not an attack.
+// message and takes it all the same is sloppiness, not an attack. Sendmail names a message before its filters have
+// seen the text: there it forgives with its first delivery, and one that they refuse or throw away is taken back.
 //
 // # Traps
 //
@@ -592,6 +593,9 @@ func (s *Scorer) ObserveInto(e *maillog.Event, now time.Time, v *Verdict) bool {
 		s.recipient(e, now)
 		return false
 	}
+	if e.Undone {
+		s.undo(e, now)
+	}
 	good := k == maillog.Delivered || k == maillog.AuthSuccess
 	weight := s.cfg.Weights[k]
 	if !good && weight == 0 {
@@ -627,7 +631,7 @@ func (s *Scorer) ObserveInto(e *maillog.Event, now time.Time, v *Verdict) bool {
 		if class == 1 {
 			r.mistyped(e.User)
 		}
-		s.credit(r, k, float64(n), late)
+		s.credit(r, e, float64(n), late)
 		return false
 	}
 	if r.known(k) {
@@ -877,12 +881,12 @@ func (s *Scorer) endBurst(r *record) {
 }
 
 // credit takes in n accepted messages or logins.
-func (s *Scorer) credit(r *record, k maillog.Kind, n float64, late uint32) {
+func (s *Scorer) credit(r *record, e *maillog.Event, n float64, late uint32) {
 	if r.flags&flagBurst != 0 && s.raw(r) < s.calm {
 		s.endBurst(r)
 	}
 	total, now := &r.accepted, &r.acceptedNow
-	if k == maillog.AuthSuccess {
+	if e.Kind == maillog.AuthSuccess {
 		total, now = &r.logins, &r.loginsNow
 	}
 	worth := n * s.fade.left(late)
@@ -890,13 +894,36 @@ func (s *Scorer) credit(r *record, k maillog.Kind, n float64, late uint32) {
 		was := float64(*now)
 		*now = uint16(min(math.MaxUint16, was+n))
 		worth *= inBurst
-		if k == maillog.Delivered {
+		if e.Kind == maillog.Delivered {
 			full := min(n, max(0, trusted-was))
 			worth *= 1 + full/n*(known-inBurst)/inBurst
-			r.forgive(forgiven * n)
+			if e.MTA != maillog.Sendmail { // see undo
+				r.forgive(forgiven * n)
+			}
 		}
 	}
 	*total = float32(min(creditCap, float64(*total)+worth))
+}
+
+// undo takes a message off the credit of its source, and off the mail of the hour, that turned out not to be one (see
+// maillog.Event.Undone). What such a message would forgive besides is forgiven only when it is delivered: see recipient.
+func (s *Scorer) undo(e *maillog.Event, now time.Time) {
+	at, nowSec := times(e, now)
+	key := s.key(e.Source)
+	s.share.drop(key, at, nowSec)
+	slot, ok := s.lookup(key)
+	if !ok {
+		return
+	}
+	r, worth := s.rec(slot), 1.0
+	if r.flags&flagBurst != 0 && r.acceptedNow > 0 {
+		r.acceptedNow--
+		if worth = inBurst; r.acceptedNow < trusted {
+			worth = known
+		}
+	}
+	r.accepted = float32(max(0, float64(r.accepted)-worth))
+	s.mark(slot)
 }
 
 // note counts an event without weight in the evidence of a source that is already under suspicion: it helps to
