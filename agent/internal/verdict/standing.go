@@ -31,8 +31,7 @@ func (c *reach) distinct() float64 {
 	return -128 * math.Log(max(1, float64(free))/128)
 }
 
-// recipient takes in that a message of the source was delivered to somebody. It matters only during a burst. Of Sendmail's
-// messages it is the first word that they were taken, so it forgives what one of another MTA forgives at once.
+// recipient takes in that a message of the source was delivered to somebody. It matters only during a burst.
 func (s *Scorer) recipient(e *maillog.Event, now time.Time) {
 	key := s.key(e.Source)
 	at, nowSec := times(e, now)
@@ -41,10 +40,6 @@ func (s *Scorer) recipient(e *maillog.Event, now time.Time) {
 	_, slot, ok := s.find(key, h)
 	if !ok || s.rec(slot).flags&flagBurst == 0 {
 		return
-	}
-	if e.MTA == maillog.Sendmail {
-		s.rec(slot).forgive(forgiven)
-		s.mark(slot)
 	}
 	c := s.evidence.get(slot, h)
 	if c == nil {
