@@ -43,6 +43,7 @@ while read -r pkg imports; do
 		[ "$ok" = 1 ] || { echo "imports: $room must not import $i (DESIGN: data flows one way)"; bad=1; }
 	done
 done < <(go list -f '{{.ImportPath}} {{join .Imports " "}} {{join .TestImports " "}}' ./... | tr -s ' ')
+# shellcheck disable=SC2016 # the $p is the template's
 while read -r room; do
 	echo "imports: ${room#"$module"/} must not import scripts/seeds but in its tests"
 	bad=1
