@@ -53,16 +53,6 @@ func (p *Parser) courierd(h *header, m []byte, e *Event) bool {
 	return p.recipient(w, to, to, true, e)
 }
 
-// lastReason is what follows the last "): " of "MECH user SASL(-13): reason".
-func lastReason(b []byte) []byte {
-	if i := bytes.LastIndex(b, []byte("SASL(")); i >= 0 {
-		if j := bytes.Index(b[i:], []byte("): ")); j >= 0 {
-			return b[i+j+3:]
-		}
-	}
-	return nil
-}
-
 // firstIP reads an address up to end.
 func firstIP(b []byte, end byte, e *Event) (ok bool) {
 	n := bytes.IndexByte(b[:min(len(b), 100)], end)

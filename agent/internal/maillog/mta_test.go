@@ -220,6 +220,13 @@ var places = map[MTA][]place{
 		{"imap", "badlogin: h [192.0.2.1] plaintext @ SASL(-13): authentication failure", false, 0},
 		{"cyrus/imap", "badlogin: [192.0.2.1] plaintext (@) [SASL(-13): user not found: checkpass failed]", false, 0},
 		{"cyrus/imap", "login: h [192.0.2.1] @ plaintext User logged in SESSIONID=<x>", false, 0},
+		{"cyrus/imap", "badlogin: [192.0.2.1] plaintext (@) invalid user", false, 0},
+		{"cyrus/imap", "badlogin: h [192.0.2.1] plaintext @ invalid user", false, 0},
+		{"cyrus/imap", "badlogin: [192.0.2.1] CRAM-MD5 (-notset-) [SASL(-13): user not found: user: @@h property: cmusaslsecretCRAM-MD5 not found in sasldb]", false, 0},
+		{"cyrus/imap", "badlogin: [192.0.2.1] @ (-notset-) [SASL(-6): can't request information until later in exchange]", false, 0},
+		{"cyrus/pop3", "badlogin: [192.0.2.1] APOP (<1.2@mx>) SASL(-13): user not found: user: @@h property: userPassword not found in sasldb", false, 0},
+		{"cyrus/pop3", "badlogin: [192.0.2.1] PLAIN (@) [generic failure]", false, 0},
+		{"cyrus/sieve", "badlogin: [192.0.2.1] @ no mechanism available", false, 0},
 	},
 }
 
@@ -392,7 +399,8 @@ func fuzzMTA(f *testing.F, mta MTA, file string, tags ...string) {
 		}
 	}
 	for _, s := range []string{"198.51.100.9", "x) [198.51.100.9] F=<a> rejected RCPT <b>: Unknown user", `" H=[198.51.100.9]`, ", rip=198.51.100.9, lip=192.0.2.25",
-		"x,198.51.100.9): unknown user", " rhost=198.51.100.9", ", relay=h [198.51.100.9]", "x [198.51.100.9] to MTA", ", ip=[198.51.100.9]", strings.Repeat("y", 900)} {
+		"x,198.51.100.9): unknown user", " rhost=198.51.100.9", ", relay=h [198.51.100.9]", "x [198.51.100.9] to MTA", ", ip=[198.51.100.9]", strings.Repeat("y", 900),
+		"x) [generic failure [198.51.100.9]", "-notset-) [198.51.100.9]", "badlogin: x [198.51.100.9] plaintext (y) invalid user"} {
 		f.Add("", "", s)
 		f.Add("", "", s+strings.Repeat("y", 990))
 	}
@@ -419,7 +427,7 @@ func FuzzSendmail(f *testing.F)  { fuzzMTA(f, Sendmail, "testdata/sendmail.txt",
 func FuzzOpenSMTPD(f *testing.F) { fuzzMTA(f, OpenSMTPD, "testdata/opensmtpd.txt", "smtpd") }
 func FuzzDovecot(f *testing.F)   { fuzzMTA(f, Dovecot, "testdata/dovecot.txt", "dovecot") }
 func FuzzCourier(f *testing.F) {
-	fuzzMTA(f, Courier, "testdata/courier.txt", "imapd", "courieresmtpd", "courierd")
+	fuzzMTA(f, Courier, "testdata/courier.txt", "imapd", "courieresmtpd", "courierd", "cyrus/imap")
 }
 
 // TestPlaces: without any client's text every place is an event of the client or none at all, as it says, so that the

@@ -165,9 +165,9 @@ func addressAndPort(b []byte) (a netip.Addr, port, rest []byte, ok bool) {
 	return a, port, b, true
 }
 
-// cyrus reads "badlogin: NAME [IP] MECH ...", newer as "badlogin: [IP] MECH (USER) [WHY]", and "login: NAME [IP] USER MECH
-// User logged in...". NAME is what a PTR record says, of which the C library lets only what is a host name pass; the first
-// versions have no blank behind it. Nothing else of the client's stands before the address.
+// cyrus reads "badlogin: NAME [IP] MECH ..." and "login: NAME [IP] USER MECH User logged in...". NAME is what a PTR record
+// says, of which the C library lets only what is a host name pass; the first versions have no blank behind it. Nothing else
+// of the client's stands before the address.
 func (p *Parser) cyrus(m []byte, e *Event) bool {
 	if b, ok := cut(m, "event=login."); ok {
 		return p.cyrusFmt(b, e)
@@ -199,18 +199,66 @@ func (p *Parser) cyrus(m []byte, e *Event) bool {
 		e.Kind, e.User = AuthSuccess, p.userHash(rest[:n])
 		return true
 	}
-	e.Kind = AuthFailure
-	if oursAuth(lastReason(rest)) {
-		e.Kind = Other
-		return true
-	}
-	i, j := bytes.Index(rest, []byte(" (")), last(rest, ") [")
-	if i >= 0 && j > i+1 {
-		if u := rest[i+2 : j]; string(u) != "-notset-" {
-			e.User = p.userHash(u)
-		}
+	u, why := cyrusFailure(rest)
+	if e.Kind = cyrusReason(why); e.Kind == AuthFailure && len(u) > 0 {
+		e.User = p.userHash(u)
 	}
 	return true
+}
+
+// cyrusFailure reads what follows the address: "MECH (USER) [WHY]", "plaintext (USER) invalid user", of APOP
+// "APOP (<CHALLENGE>) WHY", before 3.5 "plaintext USER WHY" and "MECH [WHY]", of ManageSieve "MECH WHY". WHY has
+// "SASL(-N): " in front, or not. A client wrote USER, MECH, and, where USER is -notset-, a part of WHY; a name that is none
+// may be anything.
+func cyrusFailure(b []byte) (user, why []byte) {
+	if bytes.HasSuffix(bytes.TrimSuffix(b, []byte("]")), noMechanism) {
+		return nil, noMechanism
+	}
+	mech, b, _ := bytes.Cut(b, []byte(" "))
+	c, parens := cut(b, "(")
+	user, invalid := bytes.CutSuffix(c, []byte(" invalid user"))
+	switch {
+	case string(mech) == "APOP":
+		_, why, _ = bytes.Cut(c, []byte(") "))
+		return nil, why
+	case invalid && parens:
+		return bytes.TrimSuffix(user, []byte(")")), nil
+	case invalid:
+		return user, nil
+	case has(c, "-notset-) [") && parens:
+		return nil, c[len("-notset-) ["):]
+	case parens:
+		i := last(c, ") [")
+		if i < 0 {
+			return nil, nil
+		}
+		return c[:i], c[i+3:]
+	case has(mech, "plaintext"):
+		if i := last(c, " SASL("); i >= 0 {
+			return c[:i], c[i+1:]
+		}
+		return nil, nil
+	}
+	why, _ = cut(c, "[")
+	return nil, why
+}
+
+var noMechanism = []byte("no mechanism available")
+
+// cyrusReason says what a failure is: of the host itself if it could not ask who knows the passwords.
+func cyrusReason(why []byte) Kind {
+	if has(why, "SASL(") {
+		_, why, _ = bytes.Cut(why, []byte("): "))
+	}
+	switch {
+	case has(why, string(noMechanism)):
+		return ProtocolError
+	case has(why, "generic failure: All-whitespace username"):
+		return AuthFailure
+	case has(why, "generic failure"), has(why, "remote authentication server unavailable"), has(why, "no memory available"):
+		return Other
+	}
+	return AuthFailure
 }
 
 // cyrusFmt reads what follows "event=login." from 3.13 on: "bad r.clienthost=HOST u.username=U ... error=WHY" and "good
@@ -254,13 +302,7 @@ func (p *Parser) cyrusFmt(b []byte, e *Event) bool {
 	if b, ok = cut(b, " u.username="); !ok {
 		return false
 	}
-	if e.Source, e.Kind = a, AuthSuccess; failed {
-		e.Kind = AuthFailure
-		if i := last(b, " error="); i >= 0 && oursAuth(lastReason(b[i:])) {
-			e.Kind = Other
-			return true
-		}
-	}
+	e.Source = a
 	u, quoted := cut(b, `"`)
 	n := 0
 	end := byte(' ')
@@ -272,7 +314,16 @@ func (p *Parser) cyrusFmt(b []byte, e *Event) bool {
 			n++
 		}
 	}
-	if u = u[:min(n, len(u))]; string(u) != "~null~" {
+	n = min(n, len(u))
+	e.Kind = AuthSuccess
+	if failed {
+		_, why, _ := bytes.Cut(u[n:], []byte(" error="))
+		why, _ = cut(why, `"`)
+		if e.Kind = cyrusReason(why); e.Kind != AuthFailure {
+			return true
+		}
+	}
+	if u = u[:n]; string(u) != "~null~" {
 		e.User = p.userHash(u)
 	}
 	return true

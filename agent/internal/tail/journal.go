@@ -146,8 +146,8 @@ func (j *Journal) Run(ctx context.Context, markBytes []byte, out chan<- Batch) e
 }
 
 // MTAUsers are the users as whom mail servers write their log, where they are not root: of Postfix, Exim, Sendmail,
-// OpenSMTPD, Dovecot, Courier. Users who run programs of others (nobody, vmail, dovenull) are none of them.
-var MTAUsers = []string{"postfix", "Debian-exim", "exim", "mailnull", "smmsp", "smmta", "_smtpd", "smtpd", "opensmtpd", "dovecot", "courier"}
+// OpenSMTPD, Dovecot, Courier, Cyrus. Users who run programs of others (nobody, vmail, dovenull) are none of them.
+var MTAUsers = []string{"postfix", "Debian-exim", "exim", "mailnull", "smmsp", "smmta", "_smtpd", "smtpd", "opensmtpd", "dovecot", "courier", "cyrus"}
 
 // lookupUsers returns the numbers of those users that passwd has.
 func lookupUsers(passwd string, names []string) []uint32 {
