@@ -38,6 +38,9 @@ type daemon struct {
 	user                string // of a login that works; "" if there are none
 	tls                 bool   // logins need it
 	loggedIn            string // what a message of a logged-in user is, if not delivered
+
+	config string                        // more lines for the agent's
+	story  func(d *daemon, t *testing.T) // if it is no SMTP server
 }
 
 const eximLog, syslogLog = "log/exim/mainlog", "log/mail.log"
@@ -67,6 +70,10 @@ var daemons = []daemon{
 	{
 		name: "courier", kind: lab.KindCourier, log: syslogLog, user: "user1@example.org", mailbox: true, slow: true, o: lab.Options{Syslog: "iso"},
 		relay: "relay_denied", auth: "auth_failure", syntax: "protocol_error",
+	},
+	{
+		name: "cyrus", kind: lab.KindCyrus, log: syslogLog, user: "user1", story: (*daemon).cyrusStory,
+		config: "ports: {submission: [143, 110, 4190]}\n",
 	},
 
 	{
@@ -131,7 +138,11 @@ func TestDaemons(t *testing.T) {
 				t.Skip("skipped: one setting of each server is enough here; MXSHIELD_TEST_LONG=1 runs all")
 			}
 			began := time.Now()
-			d.story(t)
+			if d.story != nil {
+				d.story(&d, t)
+			} else {
+				d.smtpStory(t)
+			}
 			t.Logf("%s took %.1f s", d.name, time.Since(began).Seconds())
 		})
 	}
@@ -151,7 +162,7 @@ func (d *daemon) rig(t *testing.T) *rig {
 	}
 	r := bareRig(t, "")
 	work := filepath.Join(r.dir, "mta")
-	r.configure(fmt.Sprintf("logs: [{file: %q}]\n", filepath.Join(work, d.log)))
+	r.configure(fmt.Sprintf("logs: [{file: %q}]\n", filepath.Join(work, d.log)) + d.config)
 	began := time.Now()
 	if d.kind == lab.KindDovecot || d.kind == lab.KindDovecot24 {
 		r.mta, err = lab.StartPostfix(ctx, r.host, root, work, d.o)
@@ -174,7 +185,21 @@ type expectation struct {
 	count  int
 }
 
-func (d *daemon) story(t *testing.T) {
+// expectations are those of a story.
+type expectations []expectation
+
+// add: the client saw as many refusals or successes as there must be events.
+func (x *expectations) add(t *testing.T, what string, source netip.Addr, event string, count, saw int) {
+	t.Helper()
+	if saw != count {
+		t.Errorf("%s: the client was refused or served %d times, not %d", what, saw, count)
+	}
+	if event != "" {
+		*x = append(*x, expectation{what, source, event, count})
+	}
+}
+
+func (d *daemon) smtpStory(t *testing.T) {
 	r := d.rig(t)
 	r.start()
 	ctx, net := t.Context(), r.top.Net
@@ -183,15 +208,10 @@ func (d *daemon) story(t *testing.T) {
 	heavy := lab.Sources(netip.MustParsePrefix("198.18.9.0/24"), 2)
 	mailbox := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(lab.MX4, port) }
 	login := lab.Talk{Reply: patience, TLS: d.tls}
-	var want []expectation
+	var want expectations
 	expect := func(what string, source netip.Addr, event string, count, saw int) {
 		t.Helper()
-		if saw != count {
-			t.Errorf("%s: the client was refused or served %d times, not %d", what, saw, count)
-		}
-		if event != "" {
-			want = append(want, expectation{what, source, event, count})
-		}
+		want.add(t, what, source, event, count, saw)
 	}
 
 	// Each below the threshold, so that nothing is dropped and every count is exact.
@@ -263,10 +283,39 @@ func (d *daemon) story(t *testing.T) {
 		expect("a user's mail", user, event, 1, h.Accepted)
 	}
 	d.inject(r)
+	want.hold(t, r)
 
+	// And now for good.
+	plain := lab.Talk{Connect: time.Second, Reply: 2 * time.Second}
+	guess := lab.DictionaryOptions{Talk: plain, Recipients: 40, PerSession: 4}
+	wg.Go(func() { lab.Dictionary(ctx, net, heavy[0], mx, guess) })
+	wg.Go(func() { lab.Dictionary(ctx, net, six[1], mx6, guess) })
+	// Of a session with several failures a quiet Dovecot names only the last user, and the same name again counts little.
+	brute := lab.SASLOptions{Talk: plain, Attempts: 20, PerSession: 2}
+	switch {
+	case d.mailbox && !d.slow:
+		wg.Go(func() { lab.MailboxBrute(ctx, net, heavy[1], mailbox(143), brute) })
+	case d.auth == "auth_failure":
+		brute.TLS = d.tls
+		wg.Go(func() { lab.SASLBrute(ctx, net, heavy[1], sub, brute) })
+	}
+	wg.Wait()
+	d.blocked(r, heavy[0], mx, block.Dictionary)
+	d.blocked(r, six[1], mx6, block.Dictionary)
+	if d.auth == "auth_failure" {
+		d.blocked(r, heavy[1], mx, block.AuthBrute)
+	}
+	if h := lab.Honest(ctx, net, lab.Honest4, mx, lab.HonestOptions{Messages: 1}); h.Accepted != 1 || r.why(lab.Honest4).Decision.Drop {
+		t.Errorf("the honest sender afterwards: %+v", h.Result)
+	}
+}
+
+// hold checks them against a replay of the log and against what the agent counted, and that nobody is blocked by now.
+func (x expectations) hold(t *testing.T, r *rig) {
+	t.Helper()
 	r.awaitLines()
 	got := replayed(t, r.mta.LogPath())
-	for _, w := range want {
+	for _, w := range x {
 		if n := got[w.source][w.event]; n != w.count {
 			t.Errorf("replay, %s from %s: %d %s events, want %d; all: %v", w.what, w.source, n, w.event, w.count, got[w.source])
 		}
@@ -293,30 +342,6 @@ func (d *daemon) story(t *testing.T) {
 	}
 	if w := r.why(victim); w.Decision.Drop || w.Known != nil || len(w.Entries) > 0 {
 		t.Errorf("the victim is blamed: %s", w.Words)
-	}
-
-	// And now for good.
-	plain := lab.Talk{Connect: time.Second, Reply: 2 * time.Second}
-	guess := lab.DictionaryOptions{Talk: plain, Recipients: 40, PerSession: 4}
-	wg.Go(func() { lab.Dictionary(ctx, net, heavy[0], mx, guess) })
-	wg.Go(func() { lab.Dictionary(ctx, net, six[1], mx6, guess) })
-	// Of a session with several failures a quiet Dovecot names only the last user, and the same name again counts little.
-	brute := lab.SASLOptions{Talk: plain, Attempts: 20, PerSession: 2}
-	switch {
-	case d.mailbox && !d.slow:
-		wg.Go(func() { lab.MailboxBrute(ctx, net, heavy[1], mailbox(143), brute) })
-	case d.auth == "auth_failure":
-		brute.TLS = d.tls
-		wg.Go(func() { lab.SASLBrute(ctx, net, heavy[1], sub, brute) })
-	}
-	wg.Wait()
-	d.blocked(r, heavy[0], mx, block.Dictionary)
-	d.blocked(r, six[1], mx6, block.Dictionary)
-	if d.auth == "auth_failure" {
-		d.blocked(r, heavy[1], mx, block.AuthBrute)
-	}
-	if h := lab.Honest(ctx, net, lab.Honest4, mx, lab.HonestOptions{Messages: 1}); h.Accepted != 1 || r.why(lab.Honest4).Decision.Drop {
-		t.Errorf("the honest sender afterwards: %+v", h.Result)
 	}
 }
 
@@ -449,7 +474,7 @@ func replayed(t *testing.T, path string) map[netip.Addr]map[string]int {
 
 // TestDaemonsCoverEachServer: every server has a story that CI runs.
 func TestDaemonsCoverEachServer(t *testing.T) {
-	for _, k := range []lab.Kind{lab.KindExim, lab.KindOpenSMTPD, lab.KindSendmail, lab.KindDovecot, lab.KindCourier} {
+	for _, k := range []lab.Kind{lab.KindExim, lab.KindOpenSMTPD, lab.KindSendmail, lab.KindDovecot, lab.KindCourier, lab.KindCyrus} {
 		if !slices.ContainsFunc(daemons, func(d daemon) bool { return d.kind == k && !d.long }) {
 			t.Errorf("no story for %s", k)
 		}

@@ -20,9 +20,9 @@ import (
 	"time"
 )
 
-// Daemon is a running Exim, OpenSMTPD, Sendmail or Courier. It takes mail for user1 to
+// Daemon is a running Exim, OpenSMTPD, Sendmail, Courier or Cyrus. It takes mail for user1 to
 // userN@example.org on ports 25 and 587 and throws it away, and knows their
-// passwords, as Postfix does.
+// passwords, as Postfix does. Cyrus takes no mail by SMTP, and its users are user1 to userN.
 type Daemon struct {
 	server
 	kind    Kind
@@ -53,6 +53,7 @@ var daemonRecipes = map[Kind]daemonRecipe{
 			exec /usr/sbin/exim4 -bdf -q30m`,
 	},
 	KindCourier:    courier,
+	KindCyrus:      cyrus,
 	KindOpenSMTPD:  opensmtpd,
 	KindOpenSMTPD7: opensmtpd,
 	KindSendmail: {
@@ -112,6 +113,20 @@ var courier = daemonRecipe{
 		done`,
 }
 
+var cyrus = daemonRecipe{
+	title: "Cyrus", pkg: "cyrus-imapd",
+	dirs: []string{"conf:etc/lab", "log:var/log"}, files: cyrusFiles, syslogs: true,
+	script: `
+		cp /etc/lab/imapd.conf /etc/lab/cyrus.conf /etc/
+		install -d -o cyrus -g mail -m 755 /run/cyrus /run/cyrus/proc /run/cyrus/lock /run/cyrus/socket
+		install -d -o cyrus -g mail /var/lib/cyrus/db /var/lib/cyrus/socket
+		while read -r user password; do
+			printf %s "$password" | saslpasswd2 -p -c -u "$(uname -n)" "$user"
+		done </etc/lab/passwords
+		chown cyrus:mail /etc/sasldb2
+		exec /usr/sbin/cyrmaster`,
+}
+
 var opensmtpd = daemonRecipe{
 	title: "OpenSMTPD", pkg: "opensmtpd",
 	dirs: []string{"conf:etc/lab", "log:var/log"}, files: opensmtpdFiles, syslogs: true,
@@ -125,7 +140,7 @@ var opensmtpd = daemonRecipe{
 }
 
 // StartDaemon runs the server of rootDir (see Root) on host, as StartPostfix
-// does, and returns when ports 25 and 587 greet, of Courier 143 and 110 too. Of o it heeds Recipients,
+// does, and returns when ports 25 and 587 greet, of Courier 143 and 110 too, of Cyrus these and 4190. Of o it heeds Recipients,
 // Password, Hostname, Resolver, Syslog and Extra.
 func StartDaemon(ctx context.Context, host *Host, kind Kind, rootDir, workDir string, o Options) (*Daemon, error) {
 	r, ok := daemonRecipes[kind]
@@ -177,8 +192,11 @@ func StartDaemon(ctx context.Context, host *Host, kind Kind, rootDir, workDir st
 		return nil, errors.Join(err, d.Stop())
 	}
 	ports := []uint16{25, 587}
-	if kind == KindCourier {
+	switch kind {
+	case KindCourier:
 		ports = append(ports, 143, 110)
+	case KindCyrus:
+		ports = []uint16{143, 110, 4190}
 	}
 	for _, port := range ports {
 		if err := d.awaitGreeting(ctx, port); err != nil {
@@ -314,6 +332,47 @@ func courierFiles(o Options) (map[string]string, error) {
 		"conf/add.esmtpd-msa":     mx + "PORT=587\nAUTH_REQUIRED=1\nESMTPAUTH=\"LOGIN PLAIN\"\n",
 		"conf/add.imapd":          many,
 		"conf/add.pop3d":          many + "POP3AUTH=\"LOGIN PLAIN\"\n",
+	}, nil
+}
+
+// cyrusFiles: without a pause, which is three seconds, each failure would cost a test that.
+func cyrusFiles(o Options) (map[string]string, error) {
+	var passwords strings.Builder
+	for i := range min(o.Recipients, 3) { // each costs a process
+		fmt.Fprintf(&passwords, "user%d %s\n", i+1, o.Password)
+	}
+	return map[string]string{
+		"conf/passwords": passwords.String(),
+		"conf/imapd.conf": `configdirectory: /var/lib/cyrus
+proc_path: /run/cyrus/proc
+mboxname_lockpath: /run/cyrus/lock
+lmtpsocket: /run/cyrus/socket/lmtp
+idlesocket: /run/cyrus/socket/idle
+notifysocket: /run/cyrus/socket/notify
+defaultpartition: default
+partition-default: /var/spool/cyrus/mail
+sievedir: /var/spool/sieve
+servername: ` + o.Hostname + `
+autocreate_quota: 0
+umask: 077
+allowplaintext: yes
+failedloginpause: 0
+sasl_pwcheck_method: auxprop
+sasl_auxprop_plugin: sasldb
+sasl_mech_list: PLAIN LOGIN CRAM-MD5
+syslog_prefix: cyrus
+` + o.Extra,
+		"conf/cyrus.conf": `START {
+  recover cmd="ctl_cyrusdb -r"
+}
+SERVICES {
+  imap cmd="imapd" listen="imap" prefork=1 maxchild=100
+  pop3 cmd="pop3d" listen="pop3" prefork=1 maxchild=100
+  sieve cmd="timsieved" listen="4190" prefork=1 maxchild=100
+}
+EVENTS {
+}
+`,
 	}, nil
 }
 

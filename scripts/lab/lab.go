@@ -2,7 +2,7 @@
 
 // Package lab is a mail host, its attackers and its honest senders on one
 // machine: network namespaces, a real Postfix (or Exim, OpenSMTPD, Sendmail, Courier,
-// Dovecot; see StartDaemon) in a private root, and clients that speak real SMTP. The demo program and the end-to-end tests are written
+// Cyrus, Dovecot; see StartDaemon) in a private root, and clients that speak real SMTP. The demo program and the end-to-end tests are written
 // on top of it.
 //
 // It needs root (namespaces, mounts) and nothing else of the host: no package

@@ -38,6 +38,7 @@ const (
 	KindOpenSMTPD Kind = "opensmtpd" // OpenSMTPD and rsyslog
 	KindSendmail  Kind = "sendmail"  // Sendmail, Cyrus SASL and rsyslog
 	KindCourier   Kind = "courier"   // Courier with IMAP and POP3, and rsyslog
+	KindCyrus     Kind = "cyrus"     // Cyrus IMAP with POP3 and ManageSieve, and rsyslog
 	KindFail2ban  Kind = "fail2ban"  // fail2ban and its Python
 	KindDNS       Kind = "dns"       // unbound, rbldnsd and dig
 	KindFilters   Kind = "filters"   // nft, ipset, iptables and xdp-filter
@@ -75,6 +76,7 @@ var rootPackages = map[Kind][]string{
 	KindOpenSMTPD7: {"opensmtpd", "rsyslog"},
 	KindSendmail:   {"sendmail-bin", "sendmail-cf", "sensible-mda", "m4", "sasl2-bin", "libsasl2-modules", "rsyslog", "sed", "grep"},
 	KindCourier:    {"courier-mta", "courier-imap", "courier-pop", "courier-authlib-userdb", "rsyslog", "sed", "grep", "findutils"},
+	KindCyrus:      {"cyrus-imapd", "cyrus-pop3d", "sasl2-bin", "libsasl2-modules", "dma", "rsyslog"}, // it wants a mail server: dma is small
 	KindFail2ban:   {"fail2ban", "python3", "python3-pyinotify"},
 	KindDNS:        {"unbound", "rbldnsd", "bind9-dnsutils"},
 	KindFilters:    {"nftables", "ipset", "iptables", "xdp-tools"},
@@ -108,6 +110,8 @@ const (
 	uidUser     = 28910
 	gidSASL     = 28911
 	uidCourier  = 28912
+	uidCyrus    = 28913
+	gidMail     = 8 // as everywhere
 )
 
 var rootFiles = map[string]string{
@@ -124,7 +128,8 @@ smmta:x:%[7]d:%[7]d:Sendmail:/var/lib/sendmail:/bin/false
 smmsp:x:%[8]d:%[8]d:Sendmail submission:/var/lib/sendmail:/bin/false
 vmail:x:%[9]d:%[9]d:mailboxes:/var/vmail:/bin/false
 courier:x:%[10]d:%[10]d:Courier:/var/lib/courier:/bin/false
-`, uidPostfix, uidDovecot, uidDovenull, uidExim, uidSMTPD, uidSMTPQ, uidSendmail, uidSubmit, uidUser, uidCourier),
+cyrus:x:%[11]d:%[12]d:Cyrus:/var/spool/cyrus:/bin/sh
+`, uidPostfix, uidDovecot, uidDovenull, uidExim, uidSMTPD, uidSMTPQ, uidSendmail, uidSubmit, uidUser, uidCourier, uidCyrus, gidMail),
 	"etc/group": fmt.Sprintf(`root:x:0:
 adm:x:4:
 mail:x:8:
@@ -621,6 +626,11 @@ var rootSteps = map[Kind][]func(root string) error{
 		},
 		link("makedat.courier", "usr/bin/makedat"),
 		link("maildirmake.courier", "usr/bin/maildirmake"),
+	},
+	KindCyrus: {
+		ownedDir("var/lib/cyrus", uidCyrus, gidMail, 0o750),
+		ownedDir("var/spool/cyrus", uidCyrus, gidMail, 0o755),
+		ownedDir("var/spool/sieve", uidCyrus, gidMail, 0o755),
 	},
 	KindFail2ban: {
 		ownedDir("run/fail2ban", 0, 0, 0o755),

@@ -142,7 +142,7 @@ func (p *server) start(rootDir, script string, o Options) error {
 	return <-started
 }
 
-// awaitGreeting waits until a port greets as SMTP (220), POP3 or IMAP do.
+// awaitGreeting waits until a port greets as SMTP (220), POP3, IMAP or ManageSieve do.
 func (p *server) awaitGreeting(ctx context.Context, port uint16) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -156,7 +156,7 @@ func (p *server) awaitGreeting(ctx context.Context, port uint16) error {
 			case strings.HasPrefix(line, "220"):
 				s.quit()
 				return nil
-			case strings.HasPrefix(line, "+OK"), strings.HasPrefix(line, "* OK"):
+			case strings.HasPrefix(line, "+OK"), strings.HasPrefix(line, "* OK"), strings.HasPrefix(line, `"IMPLEMENTATION"`):
 				s.close()
 				return nil
 			}

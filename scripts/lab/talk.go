@@ -5,6 +5,7 @@ package lab
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -37,11 +38,19 @@ func Converse(ctx context.Context, h *Host, from netip.Addr, to netip.AddrPort, 
 	return replies
 }
 
-// MailboxOptions: like SASLOptions, for the ports 143 (IMAP: LOGIN) and 110
-// (POP3: USER and PASS). Mechanism PLAIN stands for AUTHENTICATE and AUTH.
+// MailboxOptions: like SASLOptions, for the ports 143 (IMAP: LOGIN), 110
+// (POP3: USER and PASS) and 4190 (ManageSieve: PLAIN). Mechanism PLAIN stands
+// for AUTHENTICATE and AUTH.
 type MailboxOptions = SASLOptions
 
-// MailboxBrute is SASLBrute for Dovecot's ports 143 (IMAP) and 110 (POP3).
+// Ports that MailboxBrute speaks to.
+const (
+	portIMAP  = 143
+	portPOP3  = 110
+	portSieve = 4190
+)
+
+// MailboxBrute is SASLBrute for ports 143 (IMAP), 110 (POP3) and 4190 (ManageSieve).
 func MailboxBrute(ctx context.Context, h *Host, from netip.Addr, to netip.AddrPort, o MailboxOptions) Result {
 	o = o.withDefaults()
 	c := newClient(h, from, to, o.Talk)
@@ -60,14 +69,14 @@ func (c *client) mailbox(ctx context.Context, n int, o MailboxOptions, first int
 		return 0
 	}
 	defer s.close()
-	if line, err := s.line(); err != nil || !strings.HasPrefix(line, "* OK") && !strings.HasPrefix(line, "+OK") {
+	port := c.to.Port()
+	if line, err := s.untagged(port); err != nil || !mailboxOK(line) {
 		c.Refused++
 		return 0
 	}
 	c.Sessions++
-	imap := c.to.Port() == 143
 	for i := range n {
-		ok, err := s.mailboxLogin(imap, o.Mechanism, o.user(first+i), o.Password)
+		ok, err := s.mailboxLogin(port, o.Mechanism, o.user(first+i), o.Password)
 		switch {
 		case err != nil:
 			c.lost(ctx, s, err)
@@ -79,43 +88,67 @@ func (c *client) mailbox(ctx context.Context, n int, o MailboxOptions, first int
 			c.count(535)
 		}
 	}
-	_, _ = s.ask("a LOGOUT", "QUIT", imap)
+	bye := map[uint16]string{portIMAP: "a LOGOUT", portPOP3: "QUIT", portSieve: "LOGOUT"}
+	_, _ = s.ask(port, bye[port])
 	return n
 }
 
-// ask sends one of two commands and returns the tagged reply.
-func (s *session) ask(imap, pop string, isIMAP bool) (string, error) {
-	cmd := pop
-	if isIMAP {
-		cmd = imap
+func mailboxOK(line string) bool {
+	return strings.HasPrefix(line, "+OK") || strings.HasPrefix(line, "a OK") || strings.HasPrefix(line, "* OK") || strings.HasPrefix(line, "OK")
+}
+
+// untagged reads a greeting: of ManageSieve that is lines of capabilities and an OK.
+func (s *session) untagged(port uint16) (line string, err error) {
+	for range maxReplyLines {
+		if line, err = s.line(); err != nil || port != portSieve || !strings.HasPrefix(line, `"`) {
+			return line, err
+		}
 	}
+	return "", errors.New("endless greeting")
+}
+
+// ask sends a command and returns the tagged reply.
+func (s *session) ask(port uint16, cmd string) (string, error) {
 	if err := s.write(cmd + "\r\n"); err != nil {
 		return "", err
 	}
 	for range maxReplyLines {
 		line, err := s.line()
-		if err != nil || !isIMAP || !strings.HasPrefix(line, "* ") {
+		if err != nil || port != portIMAP || !strings.HasPrefix(line, "* ") {
 			return line, err
 		}
 	}
 	return "", fmt.Errorf("endless reply to %q", cmd)
 }
 
-func (s *session) mailboxLogin(imap bool, mechanism, user, password string) (bool, error) {
-	good := func(line string) bool { return strings.HasPrefix(line, "+OK") || strings.HasPrefix(line, "a OK") }
-	if strings.EqualFold(mechanism, "PLAIN") {
-		text := base64.StdEncoding.EncodeToString([]byte("\x00" + user + "\x00" + password))
-		if line, err := s.ask("a AUTHENTICATE PLAIN", "AUTH PLAIN", imap); err != nil || !strings.HasPrefix(line, "+") {
+func (s *session) mailboxLogin(port uint16, mechanism, user, password string) (bool, error) {
+	plain := base64.StdEncoding.EncodeToString([]byte("\x00" + user + "\x00" + password))
+	var line string
+	var err error
+	switch {
+	case port == portSieve:
+		line, err = s.ask(port, fmt.Sprintf("AUTHENTICATE \"PLAIN\" {%d+}\r\n%s", len(plain), plain))
+	case strings.EqualFold(mechanism, "PLAIN"):
+		cmd := "AUTH PLAIN"
+		if port == portIMAP {
+			cmd = "a AUTHENTICATE PLAIN"
+		}
+		if line, err := s.ask(port, cmd); err != nil || !strings.HasPrefix(line, "+") {
 			return false, err
 		}
-		line, err := s.ask(text, text, imap)
-		return good(line), err
+		line, err = s.ask(port, plain)
+	case port == portPOP3:
+		if line, err = s.ask(port, "USER "+user); err == nil && mailboxOK(line) {
+			line, err = s.ask(port, "PASS "+password)
+		}
+	case strings.ContainsAny(user, "\r\n"): // which only a literal can hold
+		if line, err := s.ask(port, fmt.Sprintf("a LOGIN {%d}", len(user))); err != nil || !strings.HasPrefix(line, "+") {
+			return false, err
+		}
+		line, err = s.ask(port, user+` "`+password+`"`)
+	default:
+		quoted := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(user)
+		line, err = s.ask(port, `a LOGIN "`+quoted+`" "`+password+`"`)
 	}
-	quoted := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(user)
-	line, err := s.ask(`a LOGIN "`+quoted+`" "`+password+`"`, "USER "+user, imap)
-	if err != nil || imap || !good(line) {
-		return good(line), err
-	}
-	line, err = s.ask("", "PASS "+password, false)
-	return good(line), err
+	return mailboxOK(line), err
 }
