@@ -103,7 +103,7 @@ type replaySummary struct {
 func newReplay(cfg *config.Config, o replayOptions, in io.Reader, stdout, stderr io.Writer) (*replay, error) {
 	r := &replay{
 		opts: o, cfg: cfg, in: in, out: bufio.NewWriterSize(stdout, 1<<16), err: stderr,
-		parser: maillog.New(maillog.Options{MTA: o.mta, Several: len(o.files) > 1, Traps: cfg.Traps, Recipients: !o.events}), weights: cfg.Weights,
+		parser: maillog.New(maillog.Options{MTA: o.mta, Several: len(o.files) > 1, Traps: cfg.Traps, Recipients: true}), weights: cfg.Weights,
 		table: block.New(block.Options{Origin: "replay"}), blocked: map[netip.Prefix]*replayBlock{}, spared: map[netip.Prefix]string{},
 	}
 	r.weights[maillog.DNSBLReject] = 0 // nobody is asked whether it is true

@@ -194,7 +194,7 @@ func (r *replay) take(l *replayLog, line []byte) {
 		r.parser.Switch(l.name, r.opts.mta)
 	}
 	e := r.next()
-	if !r.parser.Parse(line, l.ref, e) {
+	if !r.parser.Parse(line, l.ref, e) || r.opts.events && e.Kind == maillog.Recipient {
 		return
 	}
 	if e.Kind == maillog.DNSBLReject && r.opts.trust && listError(line) {

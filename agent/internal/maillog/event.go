@@ -140,8 +140,8 @@ type Event struct {
 	Temporary bool
 	// Midway says that another recipient of the same message was accepted before. Only Postfix tells.
 	Midway bool
-	// Undone says that the last Delivered of the source was no delivery: the message was refused after the line that told of it. Only
-	// Sendmail writes that line before its filters have seen the text.
+	// Undone says that a Delivered of the source was no delivery: the message was refused or thrown away after the line that told of
+	// it. Sendmail writes that line before its milters have seen the text, Postfix before a filter behind its queue has.
 	Undone bool
 	// User is a 64-bit seeded hash of whom the event is about, 0 if the line does not say: the user name of a login, the
 	// recipient of a Recipient, an UnknownRecipient or (Postfix, Exim) a RelayDenied, the domain of the sender of a Delivered. The lower half

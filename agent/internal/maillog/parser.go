@@ -54,6 +54,10 @@ func (m MTA) String() string {
 	return "unknown"
 }
 
+// Undoes says that a Delivered of this MTA may be taken back (see Event.Undone): that a message stayed is known for certain when a
+// Recipient of it is.
+func (m MTA) Undoes() bool { return m == Postfix || m == Sendmail }
+
 // ParseMTA is the reverse of String.
 func ParseMTA(s string) (MTA, bool) {
 	for m, n := range mtaNames {

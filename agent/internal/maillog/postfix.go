@@ -795,8 +795,58 @@ func (p *Parser) delivery(h *header, e *Event) bool {
 			return false
 		}
 	}
-	_, status, _ := bytes.Cut(b, []byte(", status="))
+	relay, status, _ := bytes.Cut(b, []byte(", status="))
+	if reason, ok := thrownAway(relay, status); ok {
+		return p.undone(q, w, orig, reason, e)
+	}
 	return p.recipient(w, to, orig, has(status, "sent "), e)
+}
+
+// thrownAway reads what a content filter behind the queue (amavis) says of a message that it does not pass on: "sent (250 2.7.0
+// Ok, discarded, id=19-9 - spam)", or "bounced (host H[A] said: 554 5.7.0 Reject, id=19-9 - spam ...". It must be ours: hosts to which
+// we forward may say what they like.
+func thrownAway(relay, status []byte) (reason []byte, ok bool) {
+	c, ok := cut(status, "sent (250 2.7.")
+	if !ok {
+		if c, ok = cut(status, "bounced (host "); !ok {
+			return nil, false
+		}
+		const said = "] said: 554 5.7."
+		i := bytes.Index(c, []byte(said))
+		if i < 0 {
+			return nil, false
+		}
+		c = c[i+len(said):]
+	}
+	if len(c) == 0 || !isDigit(c[0]) {
+		return nil, false
+	}
+	if reason, ok = cut(c[1:], " Ok, discarded, "); !ok {
+		if reason, ok = cut(c[1:], " Reject, id="); !ok {
+			return nil, false
+		}
+	}
+	i := bytes.IndexByte(relay, '[')
+	if i < 0 || !has(relay, "relay=") {
+		return nil, false
+	}
+	a, _, ok := bracketed(relay[i:])
+	return reason, ok && (a.IsLoopback() || a.IsPrivate())
+}
+
+// undone takes a message back that a filter threw away after it was accepted; the first of its recipients says so for all.
+func (p *Parser) undone(q []byte, w *waiting, orig, reason []byte, e *Event) bool {
+	p.recipient(w, nil, orig, false, e)
+	switch {
+	case e.Kind == Trap:
+	case !w.quiet && (spammy(reason) || has(reason, "UBE,") || within(reason, "infected")):
+		e.Kind = SpamReject
+	default: // a bounce, what our users send, an attachment that we do not want
+		e.Kind = Other
+	}
+	e.Undone = true
+	p.transit.remove(p.queueKey(q))
+	return true
 }
 
 // pickup takes local mail. It may use a short queue id again that an abandoned session left behind.

@@ -31,7 +31,8 @@ func (c *reach) distinct() float64 {
 	return -128 * math.Log(max(1, float64(free))/128)
 }
 
-// recipient takes in that a message of the source was delivered to somebody. It matters only during a burst.
+// recipient takes in that a message of the source was delivered to somebody. It matters only during a burst. Where that is the first
+// word that the message was not thrown away it forgives what a message of another MTA forgives at once.
 func (s *Scorer) recipient(e *maillog.Event, now time.Time) {
 	key := s.key(e.Source)
 	at, nowSec := times(e, now)
@@ -40,6 +41,10 @@ func (s *Scorer) recipient(e *maillog.Event, now time.Time) {
 	_, slot, ok := s.find(key, h)
 	if !ok || s.rec(slot).flags&flagBurst == 0 {
 		return
+	}
+	if e.MTA.Undoes() {
+		s.rec(slot).forgive(forgiven)
+		s.mark(slot)
 	}
 	c := s.evidence.get(slot, h)
 	if c == nil {

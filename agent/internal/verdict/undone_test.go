@@ -101,6 +101,46 @@ func TestUndone(t *testing.T) {
 	}
 }
 
+// TestUndoneLater: Postfix's filter needs its time, and ten messages are on their way at once. What it keeps of another host's
+// forgives that one's protocol errors when it is delivered.
+func TestUndoneLater(t *testing.T) {
+	p, s := maillog.New(maillog.Options{Recipients: true}), New(DefaultConfig())
+	now := time.Date(2026, 3, 2, 10, 0, 0, 0, time.UTC)
+	blocked := map[netip.Addr]int{}
+	say := func(i int, format string, a ...any) {
+		t.Helper()
+		line := fmt.Appendf(nil, "%s mx1 postfix/%s", now.Format("2006-01-02T15:04:05Z"), fmt.Sprintf(format, a...))
+		var e maillog.Event
+		if p.Parse(line, now, &e) {
+			if _, ok := s.Observe(&e, now); ok {
+				blocked[e.Source] = i
+			}
+		}
+	}
+	const flight = 10
+	for i := range 200 {
+		now = now.Add(time.Second)
+		for n, from := range []string{"192.0.2.1", "192.0.2.2"} {
+			say(i, "smtpd[7]: 4E%08d%d: client=unknown[%s]", i, n, from)
+			say(i, "qmgr[7]: 4E%08d%d: from=<a@example.net>, size=1, nrcpt=1 (queue active)", i, n)
+			reply := "250 2.0.0 from MTA(smtp:[127.0.0.1]:10025): 250 2.0.0 Ok: queued as 4E0000000099"
+			if n == 0 {
+				reply = "250 2.7.0 Ok, discarded, id=00073-02 - spam"
+			} else if i%2 == 0 {
+				say(i, "smtpd[7]: warning: non-SMTP command from unknown[%s]: Subject: x", from)
+			}
+			if old := i - flight; old >= 0 {
+				say(i, "smtp[7]: 4E%08d%d: to=<user%d@example.org>, relay=127.0.0.1[127.0.0.1]:10024, delay=9, delays=1/0/0/8, dsn=2.0.0, status=sent (%s)", old, n, old, reply)
+			}
+		}
+	}
+	spammer := netip.MustParseAddr("192.0.2.1")
+	// Ten offences, and one and a half for each message that is on its way then.
+	if at, ok := blocked[spammer]; !ok || at > flight+10+flight*3/2 || len(blocked) != 1 {
+		t.Errorf("blocked at message %v", blocked)
+	}
+}
+
 // TestShareDrop: of several sources one is taken back, whichever of them, and the others stay as they were.
 func TestShareDrop(t *testing.T) {
 	const at = 1_000_000

@@ -54,8 +54,8 @@
 //	one to one of 150 or more known recipients per guess     without end: it knows what it guesses at
 //
 // A message accepted inside a burst besides forgives up to 20 points of protocol_abuse and flood: what the MTA notes about a
-// message and takes it all the same is sloppiness, not an attack. Not if more than twice as many were refused as spam as were
-// accepted, or none was. Some logs tell of a message before a filter has seen it: one that it refuses or throws away is taken back.
+// message and takes it all the same is sloppiness, not an attack. Postfix and Sendmail tell of a message before a filter has seen it:
+// one that it refuses or throws away is taken back, and what is not forgives when it is delivered.
 //
 // # Traps
 //
@@ -631,7 +631,7 @@ func (s *Scorer) ObserveInto(e *maillog.Event, now time.Time, v *Verdict) bool {
 		if class == 1 {
 			r.mistyped(e.User)
 		}
-		s.credit(slot, h, r, k, float64(n), late)
+		s.credit(r, e, float64(n), late)
 		return false
 	}
 	if r.known(k) {
@@ -881,12 +881,12 @@ func (s *Scorer) endBurst(r *record) {
 }
 
 // credit takes in n accepted messages or logins.
-func (s *Scorer) credit(slot int, h uint64, r *record, k maillog.Kind, n float64, late uint32) {
+func (s *Scorer) credit(r *record, e *maillog.Event, n float64, late uint32) {
 	if r.flags&flagBurst != 0 && s.raw(r) < s.calm {
 		s.endBurst(r)
 	}
 	total, now := &r.accepted, &r.acceptedNow
-	if k == maillog.AuthSuccess {
+	if e.Kind == maillog.AuthSuccess {
 		total, now = &r.logins, &r.loginsNow
 	}
 	worth := n * s.fade.left(late)
@@ -894,14 +894,10 @@ func (s *Scorer) credit(slot int, h uint64, r *record, k maillog.Kind, n float64
 		was := float64(*now)
 		*now = uint16(min(math.MaxUint16, was+n))
 		worth *= inBurst
-		if k == maillog.Delivered {
+		if e.Kind == maillog.Delivered {
 			full := min(n, max(0, trusted-was))
 			worth *= 1 + full/n*(known-inBurst)/inBurst
-			spam := 0
-			if c := s.evidence.get(slot, h); c != nil {
-				spam = int(c.n[evidenceSlot[maillog.SpamReject]-1])
-			}
-			if spam == 0 || was > 0 && spam <= 2*int(was)+2 {
+			if !e.MTA.Undoes() {
 				r.forgive(forgiven * n)
 			}
 		}
