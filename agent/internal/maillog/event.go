@@ -141,7 +141,8 @@ type Event struct {
 	// Midway says that another recipient of the same message was accepted before. Only Postfix tells.
 	Midway bool
 	// Undone says that a Delivered of the source was no delivery: the message was refused or thrown away after the line that told of
-	// it. Sendmail writes that line before its milters have seen the text, Postfix before a filter behind its queue has.
+	// it. Sendmail writes that line before its milters have seen the text, Postfix before a filter behind its queue has, Exim also of
+	// what an access list of its own throws away.
 	Undone bool
 	// User is a 64-bit seeded hash of whom the event is about, 0 if the line does not say: the user name of a login, the
 	// recipient of a Recipient, an UnknownRecipient or (Postfix, Exim) a RelayDenied, the domain of the sender of a Delivered. The lower half

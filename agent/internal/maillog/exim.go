@@ -791,6 +791,14 @@ func (p *Parser) eximDelivery(h *header, q, b []byte, e *Event) bool {
 		return false
 	}
 	b = b[3:]
+	if c, ok := cut(b, "blackhole ("); ok && sent && bytes.HasSuffix(c, []byte(" ACL discarded recipients)")) {
+		// Accepted for nobody: an access list threw it away. Logins and bounces have no credit that could be taken back.
+		if e.Kind, e.Count, e.Source, e.Submission, e.Undone = Other, 1, w.source(), w.sub, true; w.quiet {
+			return false
+		}
+		p.transit.remove(key)
+		return true
+	}
 	n := blank(b)
 	to, b := b[:n], b[min(n+1, len(b)):]
 	to = bare(bytes.TrimSuffix(to, []byte(":")))

@@ -169,6 +169,9 @@ func (p *Parser) quickExim(b []byte, h *header) bool {
 		return false
 	}
 	m := b[n+1:]
+	if m[0] == '-' { // a zone
+		return false
+	}
 	if m[0] == '[' {
 		m = h.eximPid(m)
 	}
