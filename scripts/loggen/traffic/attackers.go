@@ -79,6 +79,20 @@ var attacks = []attack{
 			w.about(30 * time.Second)
 		}
 	}},
+	{"spam, thrown away behind the queue", func(m *maker, w *who) {
+		for range 40 {
+			w.h.Refused++
+			w.session(func() { w.filtered(spam) })
+			w.about(40 * time.Second)
+		}
+	}},
+	{"spam, thrown away behind the queue, many at once", func(m *maker, w *who) {
+		for range 150 {
+			w.h.Refused++
+			w.filtered(spam)
+			w.about(300 * time.Millisecond)
+		}
+	}},
 	{"writes to a trap, refused", func(m *maker, w *who) {
 		w.session(func() { w.refused("s@example.com", "info@old.example.org") })
 	}},

@@ -41,6 +41,26 @@ func (m *maker) honest() {
 		w.about(150 * time.Second)
 	}
 
+	w = m.host("192.0.2.206", "alumni forwarder, more than half of it spam that is thrown away behind the queue", false)
+	for range m.scale(300) {
+		switch {
+		case m.chance(60):
+			w.h.Refused++
+			w.session(func() { w.filtered(spam) })
+		default:
+			w.h.Accepted++
+			w.session(func() { w.filtered(keeps) })
+		}
+		w.about(3 * time.Minute)
+	}
+
+	w = m.host("192.0.2.207", "sends programs, all of which are thrown away behind the queue", false)
+	for range m.scale(60) {
+		w.h.Refused++
+		w.session(func() { w.filtered(banned) })
+		w.about(10 * time.Minute)
+	}
+
 	for i := range 4 {
 		w = m.host(fmt.Sprintf("203.0.113.%d", 10+i), "ESP, one of its four addresses", false)
 		for range m.scale(300) {

@@ -217,6 +217,24 @@ func (w *who) send(sender, rcpt string) {
 	w.h.Accepted++
 }
 
+// filtered is a message of which a filter behind the queue says after some seconds what becomes of it, by its reply.
+func (w *who) filtered(reply string) {
+	q := w.id()
+	w.log("smtpd", "%s: client=%s", q, w.client())
+	w.log("qmgr", "%s: from=<s@example.net>, size=%d, nrcpt=1 (queue active)", q, 1000+w.m.rnd.IntN(50000))
+	later := *w
+	later.about(5 * time.Second)
+	later.log("smtp", "%s: to=<u%d@example.org>, relay=127.0.0.1[127.0.0.1]:10024, delay=5, delays=0.1/0/0/4.9, dsn=2.7.0, status=sent (%s)", q, w.m.rnd.IntN(300), reply)
+	later.log("qmgr", "%s: removed", q)
+}
+
+// What the filter says.
+const (
+	keeps  = "250 2.0.0 from MTA(smtp:[127.0.0.1]:10025): 250 2.0.0 Ok: queued as 4E00000000"
+	spam   = "250 2.7.0 Ok, discarded, id=09876-03 - spam"
+	banned = "250 2.7.0 Ok, discarded, id=09876-04 - BANNED: .exe"
+)
+
 func (w *who) session(f func()) {
 	w.connect()
 	f()
