@@ -155,7 +155,7 @@ func client(b []byte) (a netip.Addr, rest []byte, ok bool) {
 	if len(b) > 8 && load8(b, 0) == unknownHost {
 		return bracketed(b[7:])
 	}
-	i := run(b, aHost, 256)
+	i := hostRun(b, 256)
 	if i == 0 || i > 255 {
 		return a, nil, false
 	}
@@ -170,13 +170,17 @@ func bracketed(b []byte) (a netip.Addr, rest []byte, ok bool) {
 	var v4 [4]byte
 	i := quad(b, &v4)
 	if i == 0 {
-		i = 1 + dotted(b[1:], &v4)
+		if a, i = six(b); i == 0 {
+			i = 1 + dotted(b[1:], &v4)
+		}
 	}
-	if i > 1 && i < len(b) && b[i] == ']' {
+	switch {
+	case a.IsValid():
+	case i > 1 && i < len(b) && b[i] == ']':
 		if a = netip.AddrFrom4(v4); v4 == [4]byte{} {
 			return a, nil, false
 		}
-	} else {
+	default:
 		for i = 1; i < len(b) && b[i] != ']'; i++ {
 			if i > 100 {
 				return a, nil, false
@@ -190,7 +194,7 @@ func bracketed(b []byte) (a netip.Addr, rest []byte, ok bool) {
 		}
 	}
 	b = b[i+1:]
-	if len(b) > 1 && b[0] == ':' && isDigit(b[1]) {
+	if port(b) {
 		n := 1
 		for n < len(b) && isDigit(b[n]) {
 			n++
@@ -202,6 +206,8 @@ func bracketed(b []byte) (a netip.Addr, rest []byte, ok bool) {
 	}
 	return a, b, true
 }
+
+func port(b []byte) bool { return len(b) > 1 && b[0] == ':' && isDigit(b[1]) }
 
 // class tells what a byte may be part of; a table is faster here than comparing.
 var class = func() (t [256]uint8) {

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/mxshield/mxshield/scripts/seeds"
 )
 
 // What is done in a quick way gives what the plain way gives.
@@ -81,6 +83,68 @@ func TestStampCaches(t *testing.T) {
 		want, ok2 := New(Options{MaxPending: 1}).Stamp(line, ref)
 		if ok1 != ok2 || !got.Equal(want) {
 			t.Fatalf("%s by %s: %v %v, want %v %v", stamp, ref, got, ok1, want, ok2)
+		}
+		var e Event
+		if ok := used.Parse(line, ref, &e); ok != ok1 || ok && !e.Time.Equal(want) {
+			t.Fatalf("%s by %s: %v %v, want %v %v", stamp, ref, e.Time, ok, want, ok2)
+		}
+	}
+}
+
+// TestClientCache: a parser that has seen other clients of a process reads a line as one does that has seen none.
+func TestClientCache(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(seeds.Of(t), 22))
+	used := New(Options{})
+	ref := time.Date(2026, 3, 2, 12, 0, 0, 0, time.UTC)
+	found := 0
+	for range 20_000 {
+		client := []string{"unknown[192.0.2.1]", "unknown[192.0.2.1]:25", "unknown[192.0.2.11]", "unknown[2001:db8::1]", "mail.example.net[192.0.2.1]",
+			"mail.example.net[::ffff:192.0.2.1]", "a.very.long.name.of.a.host.that.is.not.remembered.example.net[192.0.2.3]", "unknown[unknown]", "[192.0.2.1]", "unknown[192.0.2.1"}[rnd.IntN(10)]
+		text := fmt.Sprintf([]string{"connect from %s", "disconnect from %s quit=1", "4F00000001: client=%s, sasl_method=PLAIN, sasl_username=x", "disconnect from %s:2x",
+			"NOQUEUE: reject: RCPT from %s: 550 5.1.1 <a@example.org>: Recipient address rejected: User unknown; from=<> to=<a@example.org> proto=SMTP", "connect from %s]"}[rnd.IntN(6)], client)
+		line := fmt.Appendf(nil, "Mar  2 10:00:00 mx1 postfix/smtpd[%d]: %s", 10+rnd.IntN(3), text)
+		var got, want Event
+		ok1, ok2 := used.Parse(line, ref, &got), New(Options{MaxPending: 1}).Parse(line, ref, &want)
+		if ok1 != ok2 || got != want {
+			t.Fatalf("%s: %+v %v, want %+v %v", line, got, ok1, want, ok2)
+		}
+		if ok1 {
+			found++
+		}
+	}
+	if found < 8_000 {
+		t.Errorf("only %d are events", found)
+	}
+}
+
+// TestSix: it never reads anything that parseAddr does not, and all that is usual.
+func TestSix(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(seeds.Of(t), 24))
+	for range 300_000 {
+		addr := [16]byte{0x20, 0x01, 0x0d, 0xb8}
+		for range rnd.IntN(12) {
+			addr[4+rnd.IntN(12)] = byte(rnd.IntN(256))
+		}
+		text := netip.AddrFrom16(addr).String()
+		b := []byte("[" + text + "]: x")
+		usual := true
+		for range rnd.IntN(3) {
+			usual = false
+			b[1+rnd.IntN(len(text))] = "::0a1G%.]/"[rnd.IntN(10)]
+		}
+		if rnd.IntN(4) == 0 {
+			usual = false
+			b = b[:1+rnd.IntN(len(b))]
+		}
+		got, n := six(b)
+		if n == 0 {
+			if usual {
+				t.Fatalf("%q is not read", b)
+			}
+			continue
+		}
+		if want, ok := parseAddr(b[1:n]); !ok || got != want || b[n] != ']' {
+			t.Fatalf("%q: %v up to %d, want %v %v", b, got, n, want, ok)
 		}
 	}
 }
@@ -316,6 +380,9 @@ func TestClasses(t *testing.T) {
 		}
 		most := rnd.IntN(30)
 		if got, want := hostRun(b, most), run(b, aHost, most); got != want {
+			t.Fatalf("%q up to %d: %d, want %d", b, most, got, want)
+		}
+		if got, want := alnumRun(b, most), run(b, anAlnum, most); got != want {
 			t.Fatalf("%q up to %d: %d, want %d", b, most, got, want)
 		}
 	}

@@ -19,24 +19,25 @@ const (
 
 // A header is a line taken apart. The stamp is converted only if the message turns out to matter.
 type header struct {
-	kind  stampKind
-	stamp []byte
-	host  []byte // as syslogd has it; empty where it says none
-	tag   []byte // postfix/submission/smtpd
-	pid   []byte // may be empty
-	msg   []byte
-	count int       // 1, or N of "message repeated N times"
-	mta   MTA       // whose own file this shape is; Auto: ask the tag
-	cut   bool      // a journal's message of which blanks were taken, or more
-	part  bool      // the first part of a line that Exim split for syslog: the end is missing
-	seen  bool      // host and tag are those of lines before: see quick
-	from  uint64    // hash of the host, if seen
-	role  role      // what the tag says, if seen
-	again bool      // "last message repeated N times": no tag, no message
-	ref   time.Time // when the line was read
-	at    time.Time // when it was written, if that is known
-	by    reporter  // who says that a login failed
-	key   uint32    // what tells two lines of one reporter apart, see logins
+	kind    stampKind
+	stamp   []byte
+	host    []byte // as syslogd has it; empty where it says none
+	tag     []byte // postfix/submission/smtpd
+	pid     []byte // may be empty
+	msg     []byte
+	count   int       // 1, or N of "message repeated N times"
+	mta     MTA       // whose own file this shape is; Auto: ask the tag
+	cut     bool      // a journal's message of which blanks were taken, or more
+	part    bool      // the first part of a line that Exim split for syslog: the end is missing
+	seen    bool      // host and tag are those of lines before: see quick
+	from    uint64    // hash of the host, if seen
+	role    role      // what the tag says, if seen
+	process uint8     // a few bits of tag and pid, if seen
+	again   bool      // "last message repeated N times": no tag, no message
+	ref     time.Time // when the line was read
+	at      time.Time // when it was written, if that is known
+	by      reporter  // who says that a login failed
+	key     uint32    // what tells two lines of one reporter apart, see logins
 
 	opens  opening // what a message of Exim's begins with, if quickExim has looked
 	opened int     // how long that is
@@ -365,11 +366,13 @@ type stampCache struct {
 
 // An isoCache is the same for stamps with a zone, which say all that is to be known, but for the fraction.
 type isoCache struct {
-	text   [19]byte
-	zone   [6]byte
-	n      int // bytes of zone, 0: nothing is remembered
-	at     time.Time
-	minute time.Time // at without its seconds
+	text [19]byte
+	zone [6]byte
+	n    int // bytes of zone, 0: nothing is remembered
+	at   time.Time
+	unix int64  // at without its seconds
+	tail uint64 // the zone as load8 has it, and which bits those are
+	mask uint64
 	// The same for stamps without a zone, of which only the minute is remembered.
 	local struct {
 		text   [2]uint64
@@ -379,20 +382,26 @@ type isoCache struct {
 	}
 }
 
-// micro reads YYYY-MM-DDTHH:MM:SS.ffffff+hh:mm, as rsyslog writes it, in the minute and the zone of the last stamp.
-func (c *isoCache) micro(b []byte) (time.Time, bool) {
+// micro reads YYYY-MM-DDTHH:MM:SS.ffffff and a zone, as rsyslog writes it, at the start of a line, if minute and zone are those
+// of the last stamp. It returns how long that is, 0 if it is anything else.
+func (c *isoCache) micro(b []byte) (at time.Time, n int) {
+	if len(b) < 40 || c.n == 0 || load8(b, 0) != load8(c.text[:], 0) || load8(b, 8) != load8(c.text[:], 8) {
+		return at, 0
+	}
 	x, y := load8(b, 16), load8(b, 24) // :SS.ffff ff+hh:mm
-	const points = 0x80 | 0x80<<24
-	if c.n != 6 || load8(b, 0) != load8(c.text[:], 0) || load8(b, 8) != load8(c.text[:], 8) || string(b[26:32]) != string(c.zone[:]) ||
-		others(x) != points || x&0xff != ':' || b[19] != '.' || others(y)&0xffff != 0 || b[17] > '5' {
-		return time.Time{}, false
+	const frame, frameMask, points = ':' | '.'<<24, 0xff | 0xff<<24, 0x80 | 0x80<<24
+	if x&frameMask != frame || others(x) != points || others(y)&0xffff != 0 || b[17] > '5' || (y>>16^c.tail)&c.mask != 0 {
+		return at, 0
+	}
+	if n = 26 + c.n; b[n] != ' ' {
+		return at, 0
 	}
 	d := (x>>32 | y<<32) << 16 & (0x0f * ones) // the digits of the fraction behind two zeros
 	d = (d*10 + d>>8) & 0x00ff00ff00ff00ff
 	d = (d*100 + d>>16) & 0x0000ffff0000ffff
 	d = (d*10000 + d>>32) & 0xffffffff
-	sec := uint64(b[17]-'0')*10 + uint64(b[18]-'0')
-	return c.minute.Add(time.Duration(sec*1e9 + d*1e3)), true
+	sec := x>>8&0x0f*10 + x>>16&0x0f
+	return time.Unix(c.unix+int64(sec), int64(d*1000)).UTC(), n
 }
 
 // time converts the stamp of h.
@@ -482,10 +491,8 @@ func (p *Parser) isoTime(b []byte, ref time.Time) (time.Time, bool) {
 	if len(b) < 19 {
 		return ref, false
 	}
-	if len(b) == 32 {
-		if at, ok := p.isoStamps.micro(b); ok {
-			return at, true
-		}
+	if at, n := p.isoStamps.micro(b[:cap(b)]); n == len(b) { // of lines that are not quick's
+		return at, true
 	}
 	n := 19
 	for n < len(b) && (b[n] == '.' || isDigit(b[n])) {
@@ -549,8 +556,12 @@ func (p *Parser) isoTime(b []byte, ref time.Time) (time.Time, bool) {
 	}
 	at := time.Date(year, time.Month(month), day, hour, minute, sec, 0, time.UTC).Add(-time.Duration(offset) * time.Second)
 	if len(zone) <= len(c.zone) {
-		c.n, c.at, c.minute = copy(c.zone[:], zone), at, at.Add(-time.Duration(sec)*time.Second)
+		c.n, c.at, c.unix = copy(c.zone[:], zone), at, at.Unix()-int64(sec)
 		copy(c.text[:], b)
+		c.tail, c.mask = 0, 1<<(8*c.n)-1
+		for i, z := range zone {
+			c.tail |= uint64(z) << (8 * i)
+		}
 	}
 	return after(at, frac), true
 }

@@ -3,6 +3,7 @@ package maillog
 import (
 	"bytes"
 	"math/bits"
+	"net/netip"
 	"time"
 )
 
@@ -182,6 +183,13 @@ func (c *hostCache) hash(seed uint64, host []byte) uint64 {
 
 func hostHash(seed uint64, host []byte) uint64 { return max(1, hash(^seed, host, true)) }
 
+// clientCache remembers the last client of a few processes, as Postfix writes it, HOST[IP].
+type clientCache [64]struct {
+	n    int // 0: none
+	text [48]byte
+	addr netip.Addr
+}
+
 // domainCache is the last domain and its hash: mail goes to a few.
 type domainCache struct {
 	n    int // 0: none
@@ -256,7 +264,9 @@ type Parser struct {
 	hosts               hostCache
 	domains             domainCache
 	drivers             driverCache
+	clients             clientCache
 	host                uint64 // of the line at hand: its queue ids are its own
+	process             uint8  // of the line at hand: its place among the clients
 	stamps              stampCache
 	isoStamps           isoCache
 	record              record
@@ -361,7 +371,7 @@ func (p *Parser) ParseMessage(tag, pid, msg []byte, at time.Time, e *Event) bool
 
 func (p *Parser) parse(h *header, e *Event) bool {
 	who := h.role
-	if h.seen {
+	if p.process = h.process; h.seen {
 		p.host = h.from
 	} else {
 		p.host = p.hosts.hash(p.seed, h.host)

@@ -77,10 +77,29 @@ func (e *Event) set(k Kind, b []byte) (rest []byte, ok bool) {
 	return rest, true
 }
 
+// client is set for the lines of which a session has several. A process has one client at a time.
+func (p *Parser) client(k Kind, b []byte, e *Event) (rest []byte, ok bool) {
+	c := &p.clients[p.process%uint8(len(p.clients))]
+	if n := c.n; n > 0 && n <= len(b) && string(b[:n]) == string(c.text[:n]) && !port(b[n:]) {
+		e.Kind, e.Source = k, c.addr
+		return b[n:], true
+	}
+	if rest, ok = e.set(k, b); ok {
+		if n := len(b) - len(rest); n <= len(c.text) && b[n-1] == ']' {
+			c.n, c.addr = copy(c.text[:], b[:n]), e.Source
+		}
+	}
+	return rest, ok
+}
+
 // tail is set for the shapes where the client is followed by a fixed byte or nothing.
 func (e *Event) tail(k Kind, b []byte, next byte) bool {
 	rest, ok := e.set(k, b)
-	return ok && (len(rest) == 0 || next != 0 && rest[0] == next || len(bytes.TrimRight(rest, " ")) == 0)
+	return ok && ended(rest, next)
+}
+
+func ended(rest []byte, next byte) bool {
+	return len(rest) == 0 || next != 0 && rest[0] == next || len(bytes.TrimRight(rest, " ")) == 0
 }
 
 // smtpd reads the lines of the SMTP server. Everything up to the client is written by Postfix, except in the two ETRN
@@ -97,12 +116,14 @@ func (p *Parser) smtpd(h *header, e *Event) bool {
 		}
 	case 'c':
 		if b, ok := cut(m, "connect from "); ok {
-			return e.tail(Connect, b, 0)
+			b, ok = p.client(Connect, b, e)
+			return ok && ended(b, 0)
 		}
 	case 'd':
 		// "auth=0/5 rcpt=0/3" here sums up lines that were counted one by one when they were written.
 		if b, ok := cut(m, "disconnect from "); ok {
-			return e.tail(Disconnect, b, ' ')
+			b, ok = p.client(Disconnect, b, e)
+			return ok && ended(b, ' ')
 		}
 	case 'w':
 		if b, ok := cut(m, "warning: "); ok {
@@ -203,7 +224,7 @@ func command(b []byte) int {
 
 // queueID reads "NOQUEUE: " or "Q: ".
 func queueID(b []byte) (q, rest []byte, ok bool) {
-	n := run(b, anAlnum, 24)
+	n := alnumRun(b, 24)
 	if n < 5 || n+2 >= len(b) || b[n] != ':' || b[n+1] != ' ' {
 		return nil, nil, false
 	}
@@ -237,7 +258,7 @@ func (p *Parser) action(q, b []byte, e *Event) bool {
 
 // acted reads what follows "ACTION: CMD from ". content: the whole message is refused, not a recipient.
 func (p *Parser) acted(q, b []byte, refused, content bool, e *Event) bool {
-	b, ok := e.set(Other, b)
+	b, ok := p.client(Other, b, e)
 	if !ok {
 		return false
 	}
@@ -310,7 +331,7 @@ func refuses(act []byte) bool { return string(act) == "reject" || string(act) ==
 // accepted reads "Q: client=C[, sasl_method=M][, sasl_username=U]...". Postfix writes it at the first recipient it
 // accepts, which is not yet a message: the source is remembered until qmgr has one. A login that worked is an event.
 func (p *Parser) accepted(h *header, q, b []byte, e *Event) bool {
-	rest, ok := e.set(AuthSuccess, b)
+	rest, ok := p.client(AuthSuccess, b, e)
 	if !ok || len(rest) > 0 && rest[0] != ',' {
 		return false
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/bits"
+	"net/netip"
 	"time"
 )
 
@@ -59,6 +60,21 @@ func hostRun(b []byte, most int) int {
 	return n
 }
 
+// alnumRun is run(b, anAlnum, most).
+func alnumRun(b []byte, most int) int {
+	b = b[:min(len(b), most)]
+	n := 0
+	for ; n+8 <= len(b); n += 8 {
+		if z := notAlnum(load8(b, n)); z != 0 {
+			return n + bits.TrailingZeros64(z)/8
+		}
+	}
+	for n < len(b) && isAlnum(b[n]) {
+		n++
+	}
+	return n
+}
+
 // quick is split for lines with a stamp of RFC 3164 or 3339, a host and a tag that were seen of late and a
 // process id, or none, and for most of Exim's own. It says no to all that needs a second look.
 func (p *Parser) quick(b []byte, h *header) bool {
@@ -87,12 +103,15 @@ func (p *Parser) quick(b []byte, h *header) bool {
 		if s := &p.stamps; w == s.words[0] && v == s.words[1] && h.ref == s.ref {
 			h.at = s.at
 		}
-	case byte(w>>32) == '-' && isDigit(byte(w)) && zeros(w^blanks)|zeros(v^blanks) == 0:
+	case byte(w>>32) == '-':
 		// 2026-03-02T10:00:00[.ffffff](Z|+hh:mm)
-		if n = 16 + blank(b[16:40]); n == 40 {
+		h.kind = stampISO
+		if h.at, n = p.isoStamps.micro(b); n > 0 {
+			break
+		}
+		if n = 16 + blank(b[16:40]); n == 40 || !isDigit(byte(w)) || zeros(w^blanks)|zeros(v^blanks) != 0 {
 			return false
 		}
-		h.kind = stampISO
 	default:
 		return false
 	}
@@ -131,11 +150,12 @@ func (p *Parser) quick(b []byte, h *header) bool {
 	}
 	tag := end - 1
 	if b[end-2] == ']' {
-		tag = end - 3 - bits.LeadingZeros64(others(load8(b, end-10)))/8
+		w = load8(b, end-10)
+		tag = end - 3 - bits.LeadingZeros64(others(w))/8
 		if tag < end-10 || tag == end-3 || b[tag] != '[' {
 			return false
 		}
-		h.pid = b[tag+1 : end-2]
+		h.pid, h.process = b[tag+1:end-2], uint8(w*0x9fb21c651e98df25>>56)
 	}
 	if tag-word < 3 {
 		return false
@@ -241,6 +261,52 @@ func quad(b []byte, out *[4]byte) int {
 	out[0], out[1], out[2], out[3] = byte(v0), byte(v1), byte(v2), byte(v3)
 	return n3
 }
+
+// six reads the IPv6 text between the first byte of b and a bracket, and returns where that is. What it does not read (0), such
+// as addresses with an IPv4 one inside, is for parseAddr to judge.
+func six(b []byte) (a netip.Addr, end int) {
+	var out [16]byte
+	n, gap, i := 0, -1, 1 // bytes written, where "::" stood, position
+	for i < len(b) && b[i] != ']' {
+		v, start := uint(0), i
+		for i < len(b) && digits[b[i]] < 16 {
+			v = v<<4 | uint(digits[b[i]])
+			i++
+		}
+		if i == start || i-start > 4 || i == len(b) || n == 16 {
+			return a, 0
+		}
+		out[n], out[n+1] = byte(v>>8), byte(v)
+		n += 2
+		if b[i] != ':' {
+			break
+		}
+		if i++; i < len(b) && b[i] == ':' && gap < 0 {
+			gap = n
+			i++
+		} else if i < len(b) && b[i] == ']' {
+			return a, 0
+		}
+	}
+	if i >= len(b) || b[i] != ']' || (n == 16) != (gap < 0) || out[0]|out[1] == 0 {
+		return a, 0
+	}
+	if gap >= 0 {
+		copy(out[16-(n-gap):], out[gap:n])
+		clear(out[gap : 16-(n-gap)])
+	}
+	return netip.AddrFrom16(out), i
+}
+
+// digits is what a hexadecimal digit stands for; 16 for all other bytes.
+var digits = func() (t [256]uint8) {
+	for c := range t {
+		if t[c] = 16; isHex(byte(c)) {
+			t[c] = uint8(unhex(byte(c)))
+		}
+	}
+	return t
+}()
 
 // number is that of n-1 digits at the end of w; more than 255 if they are no number of a dotted quad.
 func number(w uint32, n int) uint32 {
