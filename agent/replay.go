@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -51,7 +52,9 @@ type replay struct {
 	number int // line of the present file
 	name   string
 	log    *replayLog
-	// Events on their way, see judge.
+	// Events on their way, see judge. What the one goroutine writes for each event is not to lie close to what the other
+	// reads for each: they would wait for each other's caches.
+	idle        [maillog.NumKinds]bool // kinds that change nothing
 	batch       []maillog.Event
 	one         maillog.Event // where events are only printed
 	full, empty chan []maillog.Event
@@ -59,7 +62,7 @@ type replay struct {
 	scorer  *verdict.Scorer
 	table   *block.Table // has the never-block rules and nothing else
 	weights [maillog.NumKinds]float64
-	now     time.Time // of the newest event
+	now     time.Time // of the newest of them
 	blocks  []*replayBlock
 	blocked map[netip.Prefix]*replayBlock
 	spared  map[netip.Prefix]string // never-block rule that kept a verdict from having an effect
@@ -113,6 +116,9 @@ func newReplay(cfg *config.Config, o replayOptions, in io.Reader, stdout, stderr
 	score := scoring(cfg, r.weights, 0)
 	score.Sources = replaySources
 	r.scorer = verdict.New(score)
+	for k := range maillog.NumKinds {
+		r.idle[k] = !r.scorer.Minds(k)
+	}
 	never := block.BuiltinNever(cfg.Block.Private)
 	for _, a := range cfg.Allow {
 		never = append(never, block.Never{Prefix: a.Prefix, Rule: fmt.Sprintf("allow in config line %d", a.Line), Config: true})
@@ -197,12 +203,17 @@ func (r *replay) next() *maillog.Event {
 	return &r.batch[:n+1][n]
 }
 
+// An event that changes nothing goes no further: a third of a day's are connects and disconnects.
 func (r *replay) hand() {
 	if r.opts.events {
 		r.print(&r.one)
 		return
 	}
-	if r.batch = r.batch[:len(r.batch)+1]; len(r.batch) == batchEvents {
+	n := len(r.batch) + 1
+	if r.idle[r.batch[:n][n-1].Kind] {
+		return
+	}
+	if r.batch = r.batch[:n]; n == batchEvents {
 		r.full <- r.batch
 		r.batch = <-r.empty
 	}
@@ -248,13 +259,25 @@ func (r *replay) event(e *maillog.Event) {
 		b.After = 0
 	}
 	r.blocks = append(r.blocks, b)
-	r.blocked[v.Prefix] = b
-	x := near(v.Prefix.Addr())
-	r.near[x/64] |= 1 << (x % 64)
-	if v.Prefix != v.Source {
-		r.wide = true
-	}
+	r.block(b, v.Prefix != v.Source)
+}
+
+// block makes b be found by blockOf; wide: it is of more than a source.
+func (r *replay) block(b *replayBlock, wide bool) {
+	r.blocked[b.Prefix], r.wide = b, r.wide || wide
 	r.last.addr = netip.Addr{}
+	a, hosts := b.Prefix.Addr(), 1
+	switch {
+	case b.Prefix.IsSingleIP():
+		r.last.addr, r.last.block = a, b
+	case a.Is4():
+		hosts = 1 << (32 - b.Prefix.Bits()) // a /24
+	}
+	for range hosts {
+		x := near(a)
+		r.near[x/64] |= 1 << (x % 64)
+		a = a.Next()
+	}
 }
 
 // blockOf finds the block of a source: its own, or that of the /24, /56 or /48 around it.
@@ -285,16 +308,17 @@ func (r *replay) findBlock(a netip.Addr) *replayBlock {
 	return b
 }
 
-// nearBits is how many bits say whether there is any block in a /24 or /48: most sources need no look at the map.
-const nearBits = 1 << 16
+// nearBits is how many bits say whether there may be a block of an address, or any in its /48: most sources need no look at
+// the map.
+const nearBits = 1 << 18
 
 func near(a netip.Addr) uint64 {
 	b := a.As16()
 	x := binary.BigEndian.Uint64(b[:]) >> 16
 	if a.Is4() {
-		x = uint64(b[12])<<16 | uint64(b[13])<<8 | uint64(b[14])
+		x = uint64(binary.BigEndian.Uint32(b[12:]))
 	}
-	return x * 0x9e3779b97f4a7c15 >> 48
+	return x * 0x9e3779b97f4a7c15 >> (64 - 18)
 }
 
 func (r *replay) prefix(a netip.Addr) netip.Prefix { return sourcePrefix(a, r.cfg.Block.IPv6Prefix) }
@@ -334,11 +358,20 @@ func (b *replayBlock) append(to []byte) []byte {
 	}{{`","at":"`, b.At}, {`","first":"`, b.First}} {
 		to = f.at.AppendFormat(append(to, f.key...), time.RFC3339Nano)
 	}
-	after, _ := json.Marshal(b.After)
-	to = append(append(to, `","after_seconds":`...), after...)
+	if to = append(to, `","after_seconds":`...); b.After == 0 || b.After >= 1e-6 {
+		to = strconv.AppendFloat(to, b.After, 'f', -1, 64)
+	} else {
+		after, _ := json.Marshal(b.After)
+		to = append(to, after...)
+	}
 	to = b.Until.AppendFormat(append(to, `,"until":"`...), time.RFC3339Nano)
-	evidence, _ := json.Marshal(b.Evidence)
-	to = append(append(to, `","evidence":`...), evidence...)
+	to = append(to, `","evidence":`...)
+	if strings.ContainsFunc(b.Evidence, func(c rune) bool { return c < ' ' || c > '~' || strings.ContainsRune(`"\<>&`, c) }) {
+		evidence, _ := json.Marshal(b.Evidence)
+		to = append(to, evidence...)
+	} else {
+		to = append(append(append(to, '"'), b.Evidence...), '"')
+	}
 	to = strconv.AppendInt(append(to, `,"offences_later":`...), int64(b.Later), 10)
 	to = strconv.AppendInt(append(to, `,"accepted":`...), int64(b.Accepted), 10)
 	return append(to, "}\n"...)

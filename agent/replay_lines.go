@@ -94,10 +94,11 @@ func (l *lines) pump(r io.Reader) {
 
 // fill reads at least one line, unless nothing comes after it.
 func (p *linePiece) fill(r io.Reader, rest []byte, skip bool) ([]byte, bool) {
-	p.from, p.ends, p.err = 0, p.ends[:0], nil
+	p.from, p.err = 0, nil
+	ends := p.ends[:0] // p is written to once: see replay.batch
 	have := copy(p.buf, rest)
 	seen := have // there is no newline in it
-	for len(p.ends) == 0 && p.err == nil {
+	for len(ends) == 0 && p.err == nil {
 		var n int
 		n, p.err = r.Read(p.buf[have:])
 		for have += n; ; {
@@ -109,26 +110,27 @@ func (p *linePiece) fill(r io.Reader, rest []byte, skip bool) ([]byte, bool) {
 			if seen += i + 1; skip {
 				skip, p.from = false, seen
 			} else {
-				p.ends = append(p.ends, int32(seen-1))
+				ends = append(ends, int32(seen-1))
 			}
 		}
 		switch {
 		case skip:
 			have, seen = 0, 0
-		case len(p.ends) == 0 && p.from > 0: // room for the line behind the one that was skipped
+		case len(ends) == 0 && p.from > 0: // room for the line behind the one that was skipped
 			have = copy(p.buf, p.buf[p.from:have])
 			p.from, seen = 0, have
-		case len(p.ends) == 0 && have == len(p.buf): // a long line: its beginning is enough
-			p.ends = append(p.ends, int32(have))
+		case len(ends) == 0 && have == len(p.buf): // a long line: its beginning is enough
+			p.ends = append(ends, int32(have))
 			return nil, true
 		}
 	}
 	rest = p.buf[p.from:have]
-	if n := len(p.ends); n > 0 {
-		rest = p.buf[p.ends[n-1]+1 : have]
+	if n := len(ends); n > 0 {
+		rest = p.buf[ends[n-1]+1 : have]
 	}
 	if p.err != nil && len(rest) > 0 {
-		p.ends = append(p.ends, int32(have))
+		ends = append(ends, int32(have))
 	}
+	p.ends = ends
 	return rest, skip
 }

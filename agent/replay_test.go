@@ -4,12 +4,22 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mxshield/mxshield/agent/block"
+	"github.com/mxshield/mxshield/agent/internal/config"
+	"github.com/mxshield/mxshield/agent/internal/maillog"
+	"github.com/mxshield/mxshield/scripts/loggen/traffic"
+	"github.com/mxshield/mxshield/scripts/seeds"
 )
 
 // sampleLog is an attacker with 14 unknown recipients and one message in, an honest sender with a typo, a source that the
@@ -156,5 +166,103 @@ func TestReplayLongLine(t *testing.T) {
 	out, _, code := runReplay(t, "--events", path)
 	if code != 0 || !strings.HasPrefix(out, "2 203.0.113.10 connect") {
 		t.Errorf("exit %d, %q", code, out)
+	}
+}
+
+// TestReplayIdleEvents: events that change nothing are left out, and the answer is the same, also where stamps go back, and
+// where a config makes such an event count.
+func TestReplayIdleEvents(t *testing.T) {
+	seed := seeds.Of(t)
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	l, err := traffic.New(traffic.Options{Seed: seed, Lines: 20_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range len(l.Lines) / 3 {
+		i := rnd.IntN(len(l.Lines))
+		j := min(i+rnd.IntN(3000), len(l.Lines)-1)
+		l.Lines[i], l.Lines[j] = l.Lines[j], l.Lines[i]
+	}
+	text := strings.Join(l.Lines, "\n")
+	for _, connect := range []float64{0, 1} {
+		cfg := config.Default()
+		cfg.Weights[maillog.Connect] = connect
+		var last string
+		for _, all := range []bool{true, false} {
+			var out bytes.Buffer
+			r, err := newReplay(cfg, replayOptions{files: []string{"-"}, json: true}, strings.NewReader(text), &out, io.Discard)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.idle[maillog.Connect] != (connect == 0) || !r.idle[maillog.Disconnect] || r.idle[maillog.Delivered] {
+				t.Fatalf("weight %v: %v", connect, r.idle)
+			}
+			if all {
+				r.idle = [maillog.NumKinds]bool{}
+			}
+			if err := r.run(); err != nil {
+				t.Fatal(err)
+			}
+			got, _, _ := strings.Cut(out.String(), `,"seconds":`)
+			if len(r.blocks) == 0 || !all && got != last {
+				t.Fatalf("weight %v, %d blocks: without idle events\n%s\nnot\n%s", connect, len(r.blocks), got, last)
+			}
+			last = got
+		}
+	}
+}
+
+// TestReplayBlockJSON: as encoding/json writes it.
+func TestReplayBlockJSON(t *testing.T) {
+	at := time.Date(2026, 3, 2, 10, 0, 0, 123456000, time.UTC)
+	for _, after := range []float64{0, 1, 0.000001, 1e-9, 5e-7, 41.123456, 1e6, 86399.999999, 3e9} {
+		for _, evidence := range []string{"", "10 unknown recipients, 0 accepted, in 41 s", "3 failed logins (about 3 names), 0 accepted; on other nodes 20 points, 1 accepted", `a "b" \ <c> & é` + "\x01\x7f\xff"} {
+			b := replayBlock{Prefix: netip.MustParsePrefix("2001:db8::/64"), Cause: block.Dictionary, Scope: block.ScopeMX, At: at, First: at.Truncate(time.Second),
+				After: after, Until: at.Add(72 * time.Hour).Truncate(time.Second), Evidence: evidence, Later: 3, Accepted: 1}
+			want, err := json.Marshal(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := b.append(nil); string(got) != string(want)+"\n" {
+				t.Errorf("got  %swant %s", got, want)
+			}
+		}
+	}
+}
+
+// TestReplayBlockOf: the block of a source is found as in the map of all of them.
+func TestReplayBlockOf(t *testing.T) {
+	r, err := newReplay(config.Default(), replayOptions{json: true}, nil, io.Discard, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, text := range []string{"198.18.0.7/32", "198.18.1.0/24", "2001:db8::/64", "2001:db8:1:200::/56", "2001:db8:2::/48", "0.0.0.0/24", "255.255.255.0/24"} {
+		p := netip.MustParsePrefix(text)
+		r.blocks = append(r.blocks, &replayBlock{Prefix: p, Later: i})
+		r.block(r.blocks[i], i%2 == 1 || i > 2)
+	}
+	rnd := rand.New(rand.NewPCG(seeds.Of(t), 2))
+	found := map[*replayBlock]int{}
+	for range 200_000 {
+		a := netip.AddrFrom4([4]byte{byte(198 * rnd.IntN(2)), byte(18 * rnd.IntN(2)), byte(rnd.IntN(3)), byte(rnd.IntN(256))})
+		switch rnd.IntN(3) {
+		case 0:
+			a = netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 5: byte(rnd.IntN(4)), 6: byte(rnd.IntN(4)), 7: byte(rnd.IntN(2)), 15: byte(rnd.IntN(256))})
+		case 1:
+			a = netip.AddrFrom4([4]byte{255, 255, byte(254 + rnd.IntN(2)), byte(rnd.IntN(256))})
+		}
+		var want *replayBlock
+		for _, b := range r.blocks {
+			if b.Prefix.Contains(a) {
+				want = b
+			}
+		}
+		if got := r.blockOf(a); got != want {
+			t.Fatalf("%v: %+v, want %+v", a, got, want)
+		}
+		found[want]++
+	}
+	if len(found) != len(r.blocks)+1 {
+		t.Errorf("only %d of them were asked for", len(found))
 	}
 }

@@ -188,8 +188,11 @@ func (a *area) roll(epoch, now uint32) {
 func (s *Scorer) spreads(k key, r *record, kind maillog.Kind, how degree, at, nowSec uint32, now time.Time) (Verdict, bool) {
 	list, n := s.levels(k)
 	half := uint32(s.cfg.HalfLife / time.Second)
-	for _, l := range list[:n] {
+	var found [2]*area
+	var ids [2]int
+	for i, l := range list[:n] {
 		a, id := s.area(l.net, l.bits, true, nowSec)
+		found[i], ids[i] = a, id
 		a.roll(at/half, nowSec/half)
 		word, bit := l.part>>6, uint64(1)<<(l.part&63)
 		a.light[0][word] |= bit
@@ -205,9 +208,9 @@ func (s *Scorer) spreads(k key, r *record, kind maillog.Kind, how degree, at, no
 			a.auth = uint16(min(math.MaxUint16, int(a.auth)+1))
 		}
 	}
-	for _, l := range list[:n] {
-		a, id := s.area(l.net, l.bits, false, nowSec)
-		if a == nil { // the narrower one took its place
+	for i, l := range list[:n] {
+		a, id := found[i], ids[i]
+		if a.net != l.net || a.bits != l.bits { // the narrower one took its place
 			continue
 		}
 		if a.until > nowSec+uint32(s.cfg.Max/time.Second) { // the wall clock was wrong

@@ -583,6 +583,17 @@ func (s *Scorer) Observe(e *maillog.Event, now time.Time) (v Verdict, ok bool) {
 	return v, ok
 }
 
+// Minds says whether events of a kind can change anything. With the default weights connects and disconnects cannot.
+func (s *Scorer) Minds(k maillog.Kind) bool {
+	switch k {
+	case maillog.None:
+		return false
+	case maillog.Delivered, maillog.AuthSuccess, maillog.Recipient:
+		return true
+	}
+	return k < maillog.NumKinds && (s.cfg.Weights[k] > 0 || evidenceSlot[k] > 0)
+}
+
 // ObserveInto is Observe for those who have many events: a verdict is large and seldom, and v is changed only if there is one.
 func (s *Scorer) ObserveInto(e *maillog.Event, now time.Time, v *Verdict) bool {
 	k := e.Kind

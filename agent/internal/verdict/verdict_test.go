@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"testing"
 	"time"
 	"unsafe"
@@ -647,5 +648,43 @@ func TestHalving(t *testing.T) {
 				t.Errorf("%v, %d s: %v, want %v", half, s, got, want)
 			}
 		}
+	}
+}
+
+// TestMinds: without the events that a scorer does not mind it says the same.
+func TestMinds(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(seeds.Of(t), 1))
+	left := 0
+	for range 30 {
+		cfg := DefaultConfig()
+		cfg.Sources = 1000
+		for k := range cfg.Weights {
+			if rnd.IntN(8) == 0 {
+				cfg.Weights[k] = float64(rnd.IntN(3) * 10)
+			}
+		}
+		all, some := New(cfg), New(cfg)
+		now := t0
+		for range 5000 {
+			now = now.Add(time.Duration(rnd.IntN(20)) * time.Second)
+			e := maillog.Event{Kind: maillog.Kind(rnd.IntN(int(maillog.NumKinds) + 2)), Count: 1, User: rnd.Uint64(), Time: now.Add(-time.Duration(rnd.IntN(10)) * time.Second),
+				Source: netip.AddrFrom4([4]byte{198, 18, byte(rnd.IntN(3)), byte(rnd.IntN(50))})}
+			got, ok := all.Observe(&e, now)
+			if !some.Minds(e.Kind) {
+				if left++; ok {
+					t.Fatalf("%v is minded: %+v", e.Kind, got)
+				}
+				continue
+			}
+			if want, ok2 := some.Observe(&e, now); ok != ok2 || !reflect.DeepEqual(got, want) {
+				t.Fatalf("%v: %+v %v, want %+v %v", e.Kind, got, ok, want, ok2)
+			}
+		}
+		if got, want := all.News(), some.News(); !reflect.DeepEqual(got, want) {
+			t.Fatalf("%+v, want %+v", got, want)
+		}
+	}
+	if left < 1000 {
+		t.Errorf("only %d were left out", left)
 	}
 }
