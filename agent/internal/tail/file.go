@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,7 +27,8 @@ type FileOptions struct {
 	Pace   *Pace         // with which files to keep in step at the start; default: none
 	Log    *slog.Logger  // default: none
 
-	left func(position) // told where the reading of a rotated file ended
+	left    func(position) // told where the reading of a rotated file ended
+	between func()         // tests: what happens between two looks at the files
 }
 
 // File follows a log file by name, through rotation.
@@ -34,7 +36,8 @@ type FileOptions struct {
 // Without a mark, an existing file is read from its start (at most the last Back bytes of it) and one that comes to be
 // later from its first byte. With a mark, reading goes on where the mark says: in the file at the path if it is still
 // the same (inode and hash of the first 256 bytes), else in the file that it was renamed to (any name in the same
-// directory, not compressed), then in those rotated later, then in the one at the path.
+// directory, not compressed), then in those rotated later (mail.log.1, mail.log-20260131, mail-20260131.log and the like),
+// then in the one at the path.
 //
 // Rotation by rename loses and doubles nothing. The old file is read until another file with content is at the path
 // and the old one has been quiet for Linger; meanwhile both are read and the mark holds a place in both. A last line
@@ -49,9 +52,15 @@ type FileOptions struct {
 //   - lines written between logrotate's last copy and its truncate: they are in no file at all;
 //   - an unfinished line that is truncated away;
 //   - with the agent down (or its consumer stuck) over two rotations: files that were compressed meanwhile. logrotate's
-//     delaycompress avoids it for one rotation; "postfix logrotate" compresses at once.
+//     delaycompress avoids it for one rotation; "postfix logrotate" compresses at once;
+//   - with the agent down: what was removed, or moved to another directory (olddir);
+//   - lines written to the new log, if an old one is moved back before they were committed.
 //
-// What can be doubled: a file rewritten in place of itself (sed -i) is a new file and read from its start.
+// What can be doubled:
+//   - a file rewritten in place of itself (sed -i) is a new file and read from its start;
+//   - so is an old file that is moved back, if the agent was started anew after it had given that file up;
+//   - so is one that was given up and then written to, if at the agent's next start the log it had gone on to is gone or
+//     truncated, and there is no copy of it.
 type File struct {
 	path  string
 	opts  FileOptions
@@ -113,12 +122,7 @@ func (f *File) Status() Status {
 
 // Run implements Input. It returns an error only if there is something at the path that is no regular file.
 func (f *File) Run(ctx context.Context, markBytes []byte, out chan<- Batch) error {
-	fo := &follower{
-		file: f, path: f.path, opts: f.opts, log: f.opts.Log, board: &f.board, id: f.ID(), out: out,
-		chunk: make([]byte, 256<<10),
-		watch: suppressWatch{log: f.opts.Log, input: f.ID()},
-		fresh: true, pace: f.opts.Pace,
-	}
+	fo := f.newFollower(out)
 	defer fo.close()
 	defer fo.ownPace()
 	if err := f.Check(); errors.Is(err, errKind) {
@@ -126,15 +130,7 @@ func (f *File) Run(ctx context.Context, markBytes []byte, out chan<- Batch) erro
 		return err
 	}
 	if markBytes != nil {
-		m, err := decodeMark(markBytes)
-		if err == nil && m.Cursor != "" {
-			err = fmt.Errorf("%w: it is one of the journal", errMark)
-		}
-		if err != nil {
-			fo.log.Warn("starting without a checkpoint: lines may be counted twice", "input", fo.id, "error", err)
-		} else {
-			fo.fresh, fo.resume, fo.since = false, m.Files, m.when()
-		}
+		fo.begin(markBytes)
 	}
 	w := newWatch(f.path, fo.log)
 	defer w.close()
@@ -170,6 +166,7 @@ type follower struct {
 	fresh    bool       // started without a mark, and the file was never seen missing
 	resume   []position // of the mark, until they were found
 	since    time.Time  // of the mark, until its last file was found: what was rotated later is unread
+	left     []position // in rotated files, where their reading ended
 	caughtUp bool       // the last batch said so
 	news     bool       // pos of some source moved since the last batch
 	truncs   uint64     // cut lines not yet in Status
@@ -181,9 +178,32 @@ type follower struct {
 	live    bool      // the first look is behind us
 	looked  time.Time // when this step began
 	before  time.Time // when the one before began
+	seen    time.Time // when the last look began that found all there was; at first of the mark
 	absent  bool      // there was no file at the path
 	missing bool      // warned that the file does not exist
 	problem string    // the last error warned of
+}
+
+func (f *File) newFollower(out chan<- Batch) *follower {
+	return &follower{
+		file: f, path: f.path, opts: f.opts, log: f.opts.Log, board: &f.board, id: f.ID(), out: out,
+		chunk: make([]byte, 256<<10),
+		watch: suppressWatch{log: f.opts.Log, input: f.ID()},
+		fresh: true, pace: f.opts.Pace,
+	}
+}
+
+// begin takes up a mark.
+func (fo *follower) begin(markBytes []byte) {
+	m, err := decodeMark(markBytes)
+	if err == nil && m.Cursor != "" {
+		err = fmt.Errorf("%w: it is one of the journal", errMark)
+	}
+	if err != nil {
+		fo.log.Warn("starting without a checkpoint: lines may be counted twice", "input", fo.id, "error", err)
+		return
+	}
+	fo.fresh, fo.resume, fo.since, fo.seen = false, m.Files, m.when(), m.when()
 }
 
 func (fo *follower) close() {
@@ -213,6 +233,7 @@ func (fo *follower) step(ctx context.Context) error {
 	if err := fo.drainAll(ctx); err != nil {
 		return fo.reopen(ctx, err)
 	}
+	fo.pause()
 	switched, err := fo.look()
 	fo.live = true
 	if switched { // the old file to its end once more, then the new one
@@ -233,6 +254,12 @@ func (fo *follower) step(ctx context.Context) error {
 	return nil
 }
 
+func (fo *follower) pause() {
+	if fo.opts.between != nil {
+		fo.opts.between()
+	}
+}
+
 // reopen is called when a file could not be read (a stale NFS handle, a bad disk): what was gathered is handed over, and
 // the files are opened anew next time.
 func (fo *follower) reopen(ctx context.Context, cause error) error {
@@ -244,7 +271,7 @@ func (fo *follower) reopen(ctx context.Context, cause error) error {
 		fo.resume = append(fo.resume, s.position())
 		s.close()
 	}
-	fo.srcs, fo.since, fo.live = nil, fo.looked, false
+	fo.srcs, fo.since, fo.live = nil, fo.seen, false
 	return cause
 }
 
@@ -295,10 +322,10 @@ func (fo *follower) find() (ok bool, err error) {
 	lastFound, lost := false, 0
 	for i, p := range fo.resume {
 		var s *source
-		if at != nil && !used[at.ino] && at.is(p) {
+		if at != nil && p.N > 0 && !used[at.ino] && at.is(p) { // what was empty has nothing to be known by
 			s = at
 		} else {
-			s = findRotated(places, p, used)
+			s = fo.findRotated(places, p, used)
 		}
 		if s == nil && at != nil && !used[at.ino] && p.N == headMax && at.isCopy(p) {
 			s = at // the same content under a new inode: restored, or edited in place
@@ -314,8 +341,8 @@ func (fo *follower) find() (ok bool, err error) {
 		found = append(found, s)
 		lastFound = i == len(fo.resume)-1
 	}
-	if missing && len(found) == 0 && len(fo.resume) > 0 {
-		fo.wait()
+	if missing && len(found) == 0 && len(fo.resume) > 0 && len(fo.rotatedSince(nil)) == 0 {
+		fo.wait() // for the file system to be mounted, it may be
 		return false, nil
 	}
 	if lost > 0 {
@@ -358,11 +385,14 @@ func changed(s *source) (mtime, ctime time.Time) {
 }
 
 // findRotated looks for the file of p beside the log: by inode, else a copy of it. nil if there is none.
-func findRotated(places []place, p position, used map[uint64]bool) *source {
+func (fo *follower) findRotated(places []place, p position, used map[uint64]bool) *source {
 	s := search(places, true, func(r rotated) bool {
 		// Without a hash any file with a reused inode would do: then the name must fit.
 		return r.ino == p.Ino && !used[r.ino] && (p.N > 0 || r.suffix != "")
-	}, func(s *source) bool { return s.is(p) })
+	}, func(s *source) bool {
+		// And it must be no copy of what is read elsewhere.
+		return s.is(p) && (p.N > 0 || !slices.ContainsFunc(fo.resume, func(o position) bool { return o.N > 0 && s.isCopy(o) }))
+	})
 	if s == nil {
 		s = findCopy(places, p, used)
 	}
@@ -411,20 +441,29 @@ var errMoving = errors.New("files are being rotated")
 // look sees whether the path still names the current file. switched tells that there is more to read.
 func (fo *follower) look() (switched bool, err error) {
 	for range 10 {
-		if switched, err = fo.lookOnce(); err != errMoving {
+		began := time.Now()
+		if switched, err = fo.lookOnce(began); err == nil {
+			fo.seen = began
+		}
+		if err != errMoving {
 			return switched, err
 		}
 	}
 	return false, nil // the last rename will wake us
 }
 
-func (fo *follower) lookOnce() (switched bool, err error) {
+func (fo *follower) lookOnce(now time.Time) (switched bool, err error) {
 	fi, err := os.Stat(fo.path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		fo.fresh, fo.absent = false, true
 		if len(fo.srcs) == 0 {
-			fo.wait()
-			return false, nil
+			if fo.since.IsZero() { // what comes may be rotated away before it is seen
+				fo.since = now
+			}
+			if switched, err = fo.follow(fo.rotatedSince(nil), nil); !switched && err == nil {
+				fo.wait()
+			}
+			return switched, err
 		}
 		fo.board.update(func(s *Status) { s.Detail = "the file was moved away; waiting for " + fo.path + " to appear" })
 		// It may have been moved away more than once. The next line, which makes it again, may be hours off.
@@ -454,29 +493,32 @@ func (fo *follower) lookOnce() (switched bool, err error) {
 	next, err := newSource(fo.path)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return false, nil // rotated again just now: next time
+			return false, errMoving // rotated again just now
 		}
 		return false, err
 	}
+	fo.pause()
 	nextIno := next.ino
 	skip := fo.inos()
-	if skip[nextIno] { // moved back just now: next time
+	if skip[nextIno] { // moved back just now
 		next.close()
-		return false, nil
+		return false, errMoving
 	}
 	skip[nextIno] = true
 	between := fo.rotatedSince(skip)
+	fo.pause()
 	if cur == nil && fo.since.IsZero() && fo.fresh {
 		if err := next.back(fo.opts.Back); err != nil {
 			next.close()
 			return false, err
 		}
 	}
+	fo.readOn(next) // if it was moved back
 	if len(next.head) == 0 {
 		// Made by logrotate, but the writer is still on the old file. And a file without content could not be known again.
 		next.close()
 		if cur == nil && fo.since.IsZero() {
-			fo.since, fo.fresh = fo.looked, false
+			fo.since, fo.fresh = now, false
 		}
 		next = nil
 	}
@@ -503,14 +545,15 @@ func (fo *follower) inos() map[uint64]bool {
 // ones are among them for as long as somebody may still write there.
 func (fo *follower) rotatedSince(skip map[uint64]bool) []rotated {
 	quiet := time.Now().Add(-fo.opts.Linger)
+	list := listRotated(placesOf(fo.path), false)
 	if n := len(fo.srcs); n > 0 {
-		mtime, _ := changed(fo.srcs[n-1])
-		return newerThan(listRotated(placesOf(fo.path), false), fo.srcs[n-1].ino, mtime, quiet, skip)
+		newer, later := newerThan(list, fo.srcs[n-1].ino, fo.seen), changedSince(fo.since)
+		return pick(list, quiet, skip, func(r rotated) bool { return newer(r) && (fo.since.IsZero() || later(r)) })
 	}
 	if fo.since.IsZero() {
 		return nil
 	}
-	return pick(listRotated(placesOf(fo.path), false), quiet, skip, func(r rotated) bool { return r.changed().After(fo.since) })
+	return pick(list, quiet, skip, changedSince(fo.since))
 }
 
 // follow adds the files of between and then next, if it is not nil, to those being read. It closes next if it fails.
@@ -546,8 +589,10 @@ func (fo *follower) follow(between []rotated, next *source) (switched bool, err 
 			s.close()
 			continue
 		}
+		fo.readOn(s)
 		_, s.moved = changed(s)
 		opened = append(opened, s)
+		fo.pause()
 	}
 	if next != nil {
 		opened = append(opened, next)
@@ -622,6 +667,7 @@ func (fo *follower) drainAll(ctx context.Context) error {
 			}
 		}
 		giveUp := i < len(fo.srcs)-1 && !s.moved.IsZero() && time.Since(later(s.moved, s.grew)) > fo.opts.Linger // before the last read
+		from := s.readOffset()
 		cut, err := fo.drain(ctx, s)
 		if err != nil {
 			return err
@@ -636,7 +682,7 @@ func (fo *follower) drainAll(ctx context.Context) error {
 			}
 			continue
 		}
-		if !giveUp {
+		if !giveUp || s.readOffset() != from {
 			continue
 		}
 		if len(s.part) > 0 { // the end of a file that nobody will finish
@@ -645,6 +691,7 @@ func (fo *follower) drainAll(ctx context.Context) error {
 				return err
 			}
 		}
+		fo.leave(s)
 		if fo.opts.left != nil && len(s.head) > 0 {
 			fo.opts.left(s.position())
 		}
@@ -654,6 +701,26 @@ func (fo *follower) drainAll(ctx context.Context) error {
 		i--
 	}
 	return nil
+}
+
+// leave remembers where the reading of a rotated file ended.
+func (fo *follower) leave(s *source) {
+	if len(s.head) == 0 {
+		return
+	}
+	if len(fo.left) == maxRotated {
+		fo.left = append(fo.left[:0], fo.left[1:]...)
+	}
+	fo.left = append(fo.left, s.position())
+}
+
+// readOn moves s to where its reading, or that of what it is a copy of, ended before.
+func (fo *follower) readOn(s *source) {
+	for _, p := range fo.left {
+		if s.isCopy(p) {
+			s.pos = max(s.pos, p.Offset)
+		}
+	}
 }
 
 func later(a, b time.Time) time.Time {
@@ -668,6 +735,7 @@ func (fo *follower) truncated(i int) (more bool, err error) {
 	s := fo.srcs[i]
 	fo.news = true
 	if i < len(fo.srcs)-1 { // rotated away and then emptied: its time is over
+		fo.leave(s)
 		s.close()
 		fo.srcs = append(fo.srcs[:i], fo.srcs[i+1:]...)
 		return true, nil
@@ -680,11 +748,15 @@ func (fo *follower) truncated(i int) (more bool, err error) {
 	p := s.position()
 	s.close()
 	fo.srcs = fo.srcs[:i]
+	fo.pause()
 	if rest := findCopy(placesOf(fo.path), p, used); rest != nil {
 		rest.pos, rest.moved = p.Offset, time.Unix(0, 0) // nobody writes to a copy
 		fo.srcs = append(fo.srcs, rest)
 	} else if i == 0 {
 		fo.since = fo.before
+		if fo.seen.Before(fo.since) {
+			fo.since = fo.seen
+		}
 	}
 	return len(fo.srcs) > i, nil // look opens the rest
 }
@@ -698,6 +770,7 @@ func (fo *follower) drain(ctx context.Context, s *source) (truncated bool, err e
 	}()
 	limit := int64(-1)
 	for {
+		fo.pause()
 		n, err := s.f.ReadAt(fo.chunk, s.readOffset())
 		if err != nil && err != io.EOF {
 			return false, fmt.Errorf("read %s: %w", fo.path, err)
@@ -784,7 +857,7 @@ func (fo *follower) add(ctx context.Context, s *source, line []byte, size int64)
 // flush hands over what was gathered, with the places reached. end tells that the end of the input was reached.
 func (fo *follower) flush(ctx context.Context, end bool) error {
 	now := time.Now()
-	m := mark{Time: fo.looked.UnixMicro()}
+	m := mark{Time: fo.seen.UnixMicro()}
 	if len(fo.srcs) == 0 {
 		m.Time = fo.since.UnixMicro()
 	}

@@ -28,7 +28,7 @@ var errMark = errors.New("unusable checkpoint")
 // all records later than the time are still to be read).
 type mark struct {
 	Version int        `json:"v"`
-	Time    int64      `json:"time"` // microseconds since 1970: of the newest journal record, or when the file was read
+	Time    int64      `json:"time"` // microseconds since 1970: of the newest journal record, or when all files there were had been seen
 	Files   []position `json:"files,omitempty"`
 	Cursor  string     `json:"cursor,omitempty"`
 }

@@ -65,10 +65,10 @@ func listOnce(places []place, all bool) []rotated {
 		}
 		for _, e := range entries {
 			name := e.Name()
-			if name == p.base || !e.Type().IsRegular() || compressed(name) {
+			if slices.Contains(places, place{p.dir, name}) || !e.Type().IsRegular() || compressed(name) {
 				continue
 			}
-			suffix := rotatedSuffix(name, p.base)
+			suffix := suffixOf(name, p.base)
 			if suffix == "" && !all {
 				continue
 			}
@@ -96,6 +96,25 @@ func compressed(name string) bool {
 		return true
 	}
 	return false
+}
+
+// suffixOf is rotatedSuffix, for names too that have it before their extension: mail-20260131.log, mail.1.log. There it must
+// be a number after a dot or the whole of a date, as mail-2.log may be another log.
+func suffixOf(name, base string) string {
+	if s := rotatedSuffix(name, base); s != "" {
+		return s
+	}
+	ext := filepath.Ext(base)
+	stem, ok := strings.CutSuffix(name, ext)
+	if !ok || strings.Trim(ext, ".0123456789") == "" {
+		return ""
+	}
+	s := rotatedSuffix(stem, strings.TrimSuffix(base, ext))
+	digits := len(s) - strings.Count(s, ".") - strings.Count(s, "-") - strings.Count(s, "_")
+	if _, ok := (rotated{suffix: s}).number(); ok || digits >= 6 {
+		return s
+	}
+	return ""
 }
 
 // rotatedSuffix returns what a rotated log's name has after the base name: ".1", "-20260131", ".2026-01-31_12:00",
@@ -137,25 +156,27 @@ func (r rotated) newer(o rotated) bool {
 	return r.mtime.After(o.mtime)
 }
 
-// staleSlack is how much older than its predecessor's a rotated file's last change may be. Names alone are not trusted:
-// a ".1" may be left over from before the naming was changed.
+// staleSlack is how much older than the predecessor's, or than the last look, the last change of a rotated file may be that
+// its name says is newer. Names alone are not trusted: a ".1" may be left over from before the naming was changed.
 const staleSlack = time.Minute
 
-// newerThan returns the rotated files that came after the file with inode ino, whose last change was at mtime; oldest
-// first. Those in skip (inodes), and empty ones that were not renamed since quiet, are left out.
-func newerThan(list []rotated, ino uint64, mtime, quiet time.Time, skip map[uint64]bool) []rotated {
-	var self *rotated
-	for i := range list {
-		if list[i].ino == ino {
-			self = &list[i]
+// newerThan tells which files of list came after the one with inode ino, which at seen was the last one with content.
+func newerThan(list []rotated, ino uint64, seen time.Time) func(rotated) bool {
+	for _, self := range list {
+		if self.ino != ino {
+			continue
 		}
+		oldest := seen
+		if self.mtime.Before(oldest) {
+			oldest = self.mtime
+		}
+		return func(r rotated) bool { return r.newer(self) && r.changed().After(oldest.Add(-staleSlack)) }
 	}
-	return pick(list, quiet, skip, func(r rotated) bool {
-		if self == nil {
-			return r.changed().After(mtime)
-		}
-		return r.newer(*self) && r.changed().After(self.mtime.Add(-staleSlack))
-	})
+	return changedSince(seen) // it is gone
+}
+
+func changedSince(t time.Time) func(rotated) bool {
+	return func(r rotated) bool { return r.changed().After(t.Add(-clockTick)) }
 }
 
 // clockTick is how much a file's time stamps may be behind the clock: the kernel takes them from its last tick.
@@ -164,11 +185,13 @@ const clockTick = 10 * time.Millisecond
 // changed is when the content came, as far as one can know: an empty file may get its first after it was renamed.
 func (r rotated) changed() time.Time {
 	if r.size == 0 {
-		return r.ctime.Add(clockTick)
+		return r.ctime
 	}
 	return r.mtime
 }
 
+// pick returns the rotated files that want says yes to, oldest first. Those in skip (inodes), and empty ones that were not
+// renamed since quiet, are left out.
 func pick(list []rotated, quiet time.Time, skip map[uint64]bool, want func(rotated) bool) []rotated {
 	var out []rotated
 	for _, r := range list {
