@@ -210,7 +210,7 @@ func (r *replay) hand() {
 		return
 	}
 	n := len(r.batch) + 1
-	if r.idle[r.batch[:n][n-1].Kind] {
+	if e := &r.batch[:n][n-1]; r.idle[e.Kind] && !e.Undone {
 		return
 	}
 	if r.batch = r.batch[:n]; n == batchEvents {

@@ -212,6 +212,26 @@ func TestReplayIdleEvents(t *testing.T) {
 	}
 }
 
+// TestReplayUndone: what a milter of Sendmail throws away is no credit in a replay either, though the line is of a kind that changes
+// nothing.
+func TestReplayUndone(t *testing.T) {
+	var lines []string
+	say := func(i int, format string, a ...any) {
+		lines = append(lines, fmt.Sprintf("2026-03-02T%02d:%02d:00Z mx1 sm-mta[7]: 622A%06d012345: ", 10+i/60, i%60, i)+fmt.Sprintf(format, a...))
+	}
+	for i := range 60 {
+		say(i, "from=<s@example.com>, size=25, class=0, nrcpts=1, msgid=<%d@example.com>, proto=ESMTP, daemon=MTA-v4, relay=[198.18.0.1]", i)
+		say(i, "Milter: data, discard")
+	}
+	for i := range 20 {
+		say(60, "ruleset=check_rcpt, arg1=<x%d@example.org>, relay=[198.18.0.1], reject=550 5.1.1 <x%d@example.org>... User unknown", i, i)
+	}
+	r := replayedLines(t, lines)
+	if len(r.blocks) != 1 || r.blocks[0].Later != 10 || r.blocks[0].Accepted != 0 {
+		t.Errorf("%d blocks: %+v", len(r.blocks), r.blocks)
+	}
+}
+
 // TestReplayBlockJSON: as encoding/json writes it.
 func TestReplayBlockJSON(t *testing.T) {
 	at := time.Date(2026, 3, 2, 10, 0, 0, 123456000, time.UTC)

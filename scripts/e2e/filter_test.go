@@ -15,7 +15,8 @@ import (
 )
 
 // serveFilter answers as a content filter behind Postfix's queue does, in amavis' words: it takes every message, and throws away
-// those that have a word of verdicts in them. What it keeps goes nowhere: nobody here reads it.
+// those that have a word of verdicts in them. What it keeps goes nowhere: nobody here reads it. As a mail store it knows nobody whose
+// name begins with x.
 func serveFilter(c net.Conn, verdicts map[string]string) {
 	defer c.Close()
 	in := bufio.NewScanner(c)
@@ -35,6 +36,8 @@ func serveFilter(c net.Conn, verdicts map[string]string) {
 				}
 			}
 			say(reply)
+		case strings.HasPrefix(line, "RCPT TO:<X"):
+			say("550 5.1.1 <" + in.Text()[len("RCPT TO:<"):] + ": Recipient address rejected: User unknown in virtual mailbox table")
 		case strings.HasPrefix(line, "QUIT"):
 			say("221 2.0.0 bye")
 			return
@@ -44,24 +47,29 @@ func serveFilter(c net.Conn, verdicts map[string]string) {
 	}
 }
 
-// TestContentFilter: a message that a filter behind the queue throws away as spam is an offence of its source, though Postfix has
-// accepted it, and no credit; who sends what the filter keeps, and a little that it does not, is let be.
-func TestContentFilter(t *testing.T) {
-	r := newRig(t, lab.Options{Main: map[string]string{"content_filter": "smtp:[127.0.0.1]:10024"}}, "")
-	l, err := r.host.Listen(t.Context(), "127.0.0.1:10024")
+func listenFilter(r *rig, at string, verdicts map[string]string) {
+	r.t.Helper()
+	l, err := r.host.Listen(r.t.Context(), at)
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	defer l.Close()
+	r.t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			go serveFilter(c, map[string]string{"buy-this": "spam", "an-exe": "BANNED: .exe"})
+			go serveFilter(c, verdicts)
 		}
 	}()
+}
+
+// TestContentFilter: a message that a filter behind the queue throws away as spam is an offence of its source, though Postfix has
+// accepted it, and no credit; who sends what the filter keeps, and a little that it does not, is let be.
+func TestContentFilter(t *testing.T) {
+	r := newRig(t, lab.Options{Main: map[string]string{"content_filter": "smtp:[127.0.0.1]:10024"}}, "")
+	listenFilter(r, "127.0.0.1:10024", map[string]string{"buy-this": "spam", "an-exe": "BANNED: .exe"})
 	r.start()
 	src := lab.Sources(lab.Attack4, 3)
 	spammer, list, banned := src[0], src[1], src[2]
@@ -105,5 +113,42 @@ func TestContentFilter(t *testing.T) {
 		if w := r.why(a); w.Decision.Drop {
 			t.Errorf("%s is blocked: %+v", a, w)
 		}
+	}
+}
+
+// TestAcceptedAndBounced: a Postfix that knows none of its users takes mail for all names, and the store behind it says who is not
+// there. The guesses count as if Postfix had refused them; who writes to those who are there may err now and then.
+func TestAcceptedAndBounced(t *testing.T) {
+	r := newRig(t, lab.Options{Main: map[string]string{"virtual_mailbox_maps": "static:all", "virtual_transport": "smtp:[127.0.0.1]:2525"}}, "")
+	listenFilter(r, "127.0.0.1:2525", nil)
+	r.start()
+	src := lab.Sources(lab.Attack4, 2)
+	guesser, list := src[0], src[1]
+	sent := 0
+	message := func(from netip.Addr, to string) {
+		t.Helper()
+		replies := lab.Converse(t.Context(), r.top.Net, from, mx, lab.Talk{}, []string{"EHLO x", "MAIL FROM:<a@example.net>", "RCPT TO:<" + to + "@example.org>",
+			"DATA", "Subject: x\r\n\r\nhello\r\n.", "QUIT"})
+		if len(replies) < 5 || !strings.HasPrefix(replies[4], "250 2.0.0 Ok: queued") {
+			t.Fatalf("%s: replies %q", from, replies)
+		}
+		sent++
+	}
+	for i := range 8 {
+		message(guesser, fmt.Sprintf("x%d", i))
+		message(list, fmt.Sprintf("user%d", i))
+		message(list, fmt.Sprintf("x%d", i))
+	}
+	r.eventually("all are delivered or not", func() bool {
+		b, err := os.ReadFile(r.mta.LogPath())
+		return err == nil && bytes.Count(b, []byte("postfix/smtp[")) == sent
+	})
+	message(guesser, "x8")
+	message(guesser, "x9")
+	if w := r.awaitBlock(guesser); w.Decision.By == nil || w.Decision.By.Cause != block.Dictionary {
+		t.Errorf("who guesses: %+v", w)
+	}
+	if w := r.why(list); w.Decision.Drop {
+		t.Errorf("who has half of the names right: %+v", w)
 	}
 }

@@ -30,6 +30,7 @@ type waiting struct {
 	sub  bool  // came in on a submission service; in the table refused: one of the recipients is a trap
 	// quiet: a trap among its recipients is no hit, see hush.
 	quiet bool
+	alone bool // it has one recipient
 }
 
 func (t *pending) init(n int, age int64) { t.max, t.age = n, max(1, age) }
@@ -111,6 +112,14 @@ func (t *pending) add(key uint64, a netip.Addr, at int64, sub bool) {
 	t.next()
 }
 
+// entry is that of a key, nil if there is none.
+func (t *pending) entry(key uint64) *waiting {
+	if i, ok := t.find(key); ok {
+		return &t.ring[t.index[i]-1]
+	}
+	return nil
+}
+
 func (t *pending) remove(key uint64) {
 	if i, ok := t.find(key); ok {
 		t.drop(i)
@@ -190,14 +199,16 @@ func (t *pending) drop(i int) {
 
 // The bytes of Pending: "mxq" and the version, a check of the seed (8), the count (4), then per entry, table by table and
 // the oldest first: key (8), address (16), seconds since 1970 (8), flags (1). Little endian. The flags are 1 for
-// submission, 128 for quiet, and twice the number of the table: 0 messages of Postfix, 1 sessions of OpenSMTPD, 2 messages
+// submission, 128 for quiet, 64 for alone, and twice the number of the table: 0 messages of Postfix, 1 sessions of OpenSMTPD, 2 messages
 // of Sendmail, whose address is the number of recipients refused, 3 accepted messages whose recipients are still to come,
 // 4 refusals of Exim, whose address is how often which log has them. What follows the entries is told in state.go.
 // Version 1 had table 0 only, version 2 the first three and nothing behind them; version 3 told less of logins, and of it
-// only the entries are read.
+// only the entries are read; version 4 knew no alone.
 const (
-	pendingMagic = "mxq\x04"
+	pendingMagic = "mxq\x05"
 	pendingQuiet = 0x80
+	pendingAlone = 0x40
+	pendingFlags = pendingQuiet | pendingAlone
 	pendingHead  = len(pendingMagic) + 8 + 4
 	pendingEntry = 8 + 16 + 8 + 1
 )
@@ -238,6 +249,9 @@ func (p *Parser) Pending() []byte {
 			if w.quiet {
 				flags |= pendingQuiet
 			}
+			if w.alone {
+				flags |= pendingAlone
+			}
 			b = append(b, flags)
 			count++
 		}
@@ -254,7 +268,7 @@ func (p *Parser) Restore(b []byte) error {
 		return errPending
 	}
 	tables := p.tables()
-	known := [...]byte{0, 1, 3, byte(len(tables)), byte(len(tables))}
+	known := [...]byte{0, 1, 3, byte(len(tables)), byte(len(tables)), byte(len(tables))}
 	if string(b[:3]) != pendingMagic[:3] || b[3] == 0 || int(b[3]) >= len(known) {
 		return errPending
 	}
@@ -262,14 +276,14 @@ func (p *Parser) Restore(b []byte) error {
 	if binary.LittleEndian.Uint64(b[4:]) != p.seedCheck() {
 		return fmt.Errorf("%w of this host: the seed is another", errPending)
 	}
-	n, magic := uint64(binary.LittleEndian.Uint32(b[12:])), string(b[:4])
+	n := uint64(binary.LittleEndian.Uint32(b[12:]))
 	b = b[pendingHead:]
 	size := n * uint64(pendingEntry)
 	if uint64(len(b)) < size || version < 3 && uint64(len(b)) != size {
 		return fmt.Errorf("%w: %d bytes for %d entries", errPending, len(b), n)
 	}
 	var more state
-	if magic == pendingMagic {
+	if version >= 4 {
 		var ok bool
 		if more, ok = readState(b[size:]); !ok {
 			return fmt.Errorf("%w: damaged behind its entries", errPending)
@@ -278,7 +292,7 @@ func (p *Parser) Restore(b []byte) error {
 	b = b[:size]
 	var sizes [len(tables)]int
 	for e := b; len(e) > 0; e = e[pendingEntry:] {
-		a, table := netip.AddrFrom16([16]byte(e[8:24])).Unmap(), e[32]&^pendingQuiet>>1
+		a, table := netip.AddrFrom16([16]byte(e[8:24])).Unmap(), e[32]&^pendingFlags>>1
 		if binary.LittleEndian.Uint64(e) == 0 || a.IsUnspecified() || table >= known[version] || int64(binary.LittleEndian.Uint64(e[24:])) < 0 {
 			return fmt.Errorf("%w: impossible entry", errPending)
 		}
@@ -290,7 +304,7 @@ func (p *Parser) Restore(b []byte) error {
 		t.head, t.live, t.last = 0, 0, 0
 	}
 	for e := b; len(e) > 0; e = e[pendingEntry:] {
-		i := e[32] &^ pendingQuiet >> 1
+		i := e[32] &^ pendingFlags >> 1
 		if sizes[i]--; sizes[i] >= tables[i].max { // a smaller table than the one that was saved: the newest stay
 			continue
 		}
@@ -298,6 +312,9 @@ func (p *Parser) Restore(b []byte) error {
 		tables[i].add(key, netip.AddrFrom16([16]byte(e[8:24])), int64(binary.LittleEndian.Uint64(e[24:])), e[32]&1 == 1)
 		if e[32]&pendingQuiet != 0 {
 			p.hush(tables[i], key)
+		}
+		if w := tables[i].entry(key); w != nil {
+			w.alone = e[32]&pendingAlone != 0
 		}
 	}
 	p.restoreState(&more)

@@ -80,6 +80,31 @@ func TestPendingModel(t *testing.T) {
 	}
 }
 
+// TestPendingAlone: a restart between a message and its bounce does not leave it to its source's credit. A state of the version
+// before has no such mark, and is read all the same.
+func TestPendingAlone(t *testing.T) {
+	at, o := corpusRef, Options{Seed: 7, Recipients: true}
+	for _, old := range []bool{false, true} {
+		p, e := New(o), Event{}
+		p.Parse(clientLine("AAAAAA", "192.0.2.1", at), at, &e)
+		p.Parse(activeLine("AAAAAA", at), at, &e)
+		b := p.Pending()
+		if old {
+			b[len(pendingMagic)-1] = 4
+			b[pendingHead+pendingEntry-1] &^= pendingAlone
+		}
+		q := New(o)
+		if err := q.Restore(b); err != nil {
+			t.Fatal(err)
+		}
+		line := fmt.Appendf(nil, `%s mx postfix/local[7]: AAAAAA: to=<x@example.org>, relay=local, delay=1, dsn=5.1.1, status=bounced (unknown user: "x")`,
+			at.Format(time.RFC3339))
+		if !q.Parse(line, at, &e) || e.Kind != UnknownRecipient || e.Undone == old {
+			t.Errorf("old %v: %+v", old, e)
+		}
+	}
+}
+
 func TestPendingPersists(t *testing.T) {
 	p, at := New(Options{Seed: 7}), corpusRef
 	var e Event

@@ -781,6 +781,9 @@ func (p *Parser) qmgr(h *header, e *Event) bool {
 		if ok {
 			e.User = p.senderHash(upTo(s))
 			p.follow(key, e, w.quiet || automatic(upTo(s)))
+			if bytes.HasSuffix(b, []byte(", nrcpt=1 (queue active)")) && p.follows {
+				p.transit.entry(key).alone = true
+			}
 		}
 		return ok
 	}
@@ -820,7 +823,38 @@ func (p *Parser) delivery(h *header, e *Event) bool {
 	if reason, ok := thrownAway(relay, status); ok {
 		return p.undone(q, w, orig, reason, e)
 	}
-	return p.recipient(w, to, orig, has(status, "sent "), e)
+	ok = p.recipient(w, to, orig, has(status, "sent "), e)
+	if text, bounced := cut(status, "bounced ("); !ok && bounced && !w.quiet && len(to) > 0 && &to[0] == &orig[0] && nobodyHere(relay, text) {
+		// What the client itself asked for; an alias may lead to who has left.
+		if e.Kind, e.User, e.Undone = UnknownRecipient, p.recipientHash(to), w.alone; w.alone {
+			p.transit.remove(p.queueKey(q))
+		}
+		return true
+	}
+	return ok
+}
+
+// nobodyHere says that a message was accepted for a recipient of ours that there is not, as what delivers it has found out:
+// "unknown user: "X"" (local, virtual), "user unknown" (pipe), and "host H[A] said: 550 ... (in reply to RCPT TO command)" of a host or
+// socket behind this one. Other hosts may say what they like.
+func nobodyHere(relay, text []byte) bool {
+	relay, ok := cut(relay, "relay=")
+	if !ok {
+		return false
+	}
+	i := bytes.IndexByte(relay, '[')
+	if end := bytes.IndexByte(relay, ','); i < 0 || end >= 0 && end < i {
+		return has(text, "unknown user: \"") || has(text, "user unknown")
+	}
+	if a, _, ok := bracketed(relay[i:]); !has(relay[i:], "[private/") && (!ok || !a.IsLoopback() && !a.IsPrivate()) {
+		return false
+	}
+	_, said, ok := bytes.Cut(text, []byte("] said: "))
+	if !ok || !bytes.HasSuffix(said, []byte("(in reply to RCPT TO command))")) {
+		return false
+	}
+	rc, said := splitReply(said)
+	return rc.hard && (rc.subject == '1' && rc.detail == '1' || nobody(said, true))
 }
 
 // thrownAway reads what a content filter behind the queue (amavis) says of a message that it does not pass on: "sent (250 2.7.0

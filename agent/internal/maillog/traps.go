@@ -281,8 +281,8 @@ func (p *Parser) follow(key uint64, e *Event, quiet bool) {
 
 // hush marks an entry as one of which a trap is no hit: its client logged in, or its sender answers other mail.
 func (p *Parser) hush(t *pending, key uint64) {
-	if i, ok := t.find(key); ok {
-		t.ring[t.index[i]-1].quiet = true
+	if w := t.entry(key); w != nil {
+		w.quiet = true
 	}
 }
 

@@ -583,7 +583,7 @@ func (s *Scorer) Observe(e *maillog.Event, now time.Time) (v Verdict, ok bool) {
 	return v, ok
 }
 
-// Minds says whether events of a kind can change anything. With the default weights connects and disconnects cannot.
+// Minds says whether events of a kind can change anything, those that are Undone aside. With the default weights connects and disconnects cannot.
 func (s *Scorer) Minds(k maillog.Kind) bool {
 	switch k {
 	case maillog.None:

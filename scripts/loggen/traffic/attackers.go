@@ -79,6 +79,12 @@ var attacks = []attack{
 			w.about(30 * time.Second)
 		}
 	}},
+	{"dictionary, all of it accepted and bounced", func(m *maker, w *who) {
+		for range 60 {
+			w.session(w.bounced)
+			w.about(4 * time.Second)
+		}
+	}},
 	{"spam, thrown away behind the queue", func(m *maker, w *who) {
 		for range 40 {
 			w.h.Refused++

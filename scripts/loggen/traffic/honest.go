@@ -54,6 +54,18 @@ func (m *maker) honest() {
 		w.about(3 * time.Minute)
 	}
 
+	w = m.host("192.0.2.208", "mailing-list host, a tenth of whose recipients are bounced after they were accepted", false)
+	for range m.scale(400) {
+		w.session(func() {
+			if m.chance(10) {
+				w.bounced()
+			} else {
+				w.message(false)
+			}
+		})
+		w.about(2 * time.Minute)
+	}
+
 	w = m.host("192.0.2.207", "sends programs, all of which are thrown away behind the queue", false)
 	for range m.scale(60) {
 		w.h.Refused++

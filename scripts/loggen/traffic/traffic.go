@@ -228,6 +228,17 @@ func (w *who) filtered(reply string) {
 	later.log("qmgr", "%s: removed", q)
 }
 
+// bounced is a message for one recipient who turns out not to be there.
+func (w *who) bounced() {
+	q, n := w.id(), w.m.rnd.IntN(1e6)
+	w.log("smtpd", "%s: client=%s", q, w.client())
+	w.log("qmgr", "%s: from=<s@example.net>, size=%d, nrcpt=1 (queue active)", q, 1000+w.m.rnd.IntN(50000))
+	w.log("lmtp", "%s: to=<x%d@example.org>, relay=mx1[private/dovecot-lmtp], delay=0.1, delays=0/0/0/0, dsn=5.1.1, status=bounced (host mx1[private/dovecot-lmtp] said: 550 5.1.1 <x%d@example.org> User doesn't exist: x%d@example.org (in reply to RCPT TO command))",
+		q, n, n, n)
+	w.log("qmgr", "%s: removed", q)
+	w.h.Refused++
+}
+
 // What the filter says.
 const (
 	keeps  = "250 2.0.0 from MTA(smtp:[127.0.0.1]:10025): 250 2.0.0 Ok: queued as 4E00000000"
