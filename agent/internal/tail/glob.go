@@ -37,8 +37,8 @@ type GlobOptions struct {
 // matches is known by its inode: it is read on from where it was left, not from its start, unless the agent was killed
 // within moments of the renaming.
 //
-// A file that is gone is forgotten, with its mark, after Forget. If more than Max files match, those are followed that
-// were written to last, and Status says so.
+// A symbolic link to a file that matches too is left to that one. A file that is gone is forgotten, with its mark, after Forget.
+// If more than Max files match, those are followed that were written to last, and Status says so.
 type Glob struct {
 	pattern string
 	opts    GlobOptions
@@ -138,7 +138,10 @@ func (g *Glob) Run(ctx context.Context, _ []byte, out chan<- Batch) error {
 		return err
 	}
 	ctx, stop := context.WithCancel(ctx)
-	w := &globber{g: g, opts: &g.opts, ctx: ctx, batches: make(chan Batch), lefts: make(chan position, 16), left: map[uint64]position{}, marks: maps.Clone(g.opts.Marks), first: true}
+	w := &globber{g: g, opts: &g.opts, ctx: ctx, batches: make(chan Batch), lefts: make(chan position, 16), left: map[uint64]position{}, marks: maps.Clone(g.opts.Marks), rests: map[string]bool{}, first: true}
+	if w.marks == nil {
+		w.marks = map[string][]byte{}
+	}
 	defer func() {
 		stop()
 		for _, p := range w.parts() {
@@ -184,6 +187,7 @@ type globber struct {
 	lefts    chan position
 	left     map[uint64]position // files that were read to where, by inode; nobody reads them now
 	marks    map[string][]byte   // of the start, until they are used
+	rests    map[string]bool     // IDs of files that there is no room for; their marks are kept while the file is there
 	first    bool
 	caughtUp bool
 	told     bool // that there are too many
@@ -200,6 +204,18 @@ func (w *globber) leave(p position) {
 		}
 	}
 	w.left[p.Ino] = p
+}
+
+// leaveAll takes in what parts said before their last batches: what a batch says is no more read must be known to be left.
+func (w *globber) leaveAll() {
+	for {
+		select {
+		case p := <-w.lefts:
+			w.leave(p)
+		default:
+			return
+		}
+	}
 }
 
 func (w *globber) parts() []*part {
@@ -269,6 +285,18 @@ func (w *globber) scan(out chan<- Batch) bool {
 	if err != nil {
 		return true // the pattern was checked
 	}
+	w.leaveAll()
+	for id := range w.rests {
+		if slices.Contains(paths, strings.TrimPrefix(id, "file:")) {
+			continue
+		}
+		known := w.marks[id] != nil
+		delete(w.rests, id)
+		delete(w.marks, id)
+		if known && !w.send(Batch{Input: id, Of: w.g.ID(), Read: time.Now()}, out) {
+			return false
+		}
+	}
 	now := time.Now()
 	for _, p := range w.parts() {
 		select {
@@ -297,6 +325,18 @@ func (w *globber) scan(out chan<- Batch) bool {
 	}
 	ignored := 0
 	var found []match
+	names := map[uint64]bool{} // inodes of files that are followed by a name which is no link
+	links := map[string]bool{}
+	for _, path := range paths {
+		fi, err := os.Lstat(path)
+		switch {
+		case err != nil:
+		case fi.Mode()&fs.ModeSymlink != 0:
+			links[path] = true
+		case fi.Mode().IsRegular() && !w.rotated(path):
+			names[fi.Sys().(*syscall.Stat_t).Ino] = true
+		}
+	}
 	for _, path := range paths {
 		if w.g.followed(path) {
 			continue
@@ -309,7 +349,11 @@ func (w *globber) scan(out chan<- Batch) bool {
 		if err != nil || !fi.Mode().IsRegular() {
 			continue
 		}
-		found = append(found, match{path, fi.Sys().(*syscall.Stat_t).Ino, fi.ModTime()})
+		ino := fi.Sys().(*syscall.Stat_t).Ino
+		if links[path] && names[ino] { // it may come to lead to another that matches
+			continue
+		}
+		found = append(found, match{path, ino, fi.ModTime()})
 	}
 	if w.first { // rotated away while nobody looked, and with nothing at the path yet
 		for id := range w.marks {
@@ -320,10 +364,15 @@ func (w *globber) scan(out chan<- Batch) bool {
 	}
 	// Those that were written to last, if there are too many.
 	slices.SortStableFunc(found, func(a, b match) int { return b.mtime.Compare(a.mtime) })
-	room := max(0, w.opts.Max-len(w.parts()))
-	tooMany := len(found) - room
+	tooMany := max(0, len(found)+len(w.parts())-w.opts.Max)
 	if tooMany > 0 {
-		found = found[:room]
+		all := found
+		if found, err = w.makeRoom(all, out); err != nil {
+			return false
+		}
+		for _, m := range all[len(found):] {
+			w.rests["file:"+m.path] = true
+		}
 		if !w.told {
 			w.opts.Log.Warn("more files match than can be followed", "input", w.g.ID(), "left_out", tooMany, "limit", w.opts.Max,
 				"hint", "narrow the pattern, or name several")
@@ -407,6 +456,39 @@ func rotatedBases(name string) (out []string) {
 	return out
 }
 
+// makeRoom returns those of found, which is sorted, that can be followed. For what was written to later than a file that was read
+// to its end, that one is let go; its mark is kept.
+func (w *globber) makeRoom(found []match, out chan<- Batch) ([]match, error) {
+	idle := map[*part]time.Time{}
+	for _, p := range w.parts() {
+		if fi, err := os.Stat(p.path); err == nil {
+			if st := p.in.Status(); st.State == Following && st.Lag == 0 && st.Detail == "" && p.mark != nil {
+				idle[p] = fi.ModTime()
+			}
+		}
+	}
+	for i, m := range found {
+		if len(w.parts())+i < w.opts.Max {
+			continue
+		}
+		var oldest *part
+		for p, t := range idle {
+			if oldest == nil || t.Before(idle[oldest]) {
+				oldest = p
+			}
+		}
+		if oldest == nil || !idle[oldest].Before(m.mtime) {
+			return found[:i], nil
+		}
+		delete(idle, oldest)
+		if !w.end(oldest, out) {
+			return nil, w.ctx.Err()
+		}
+		w.marks[oldest.in.ID()], w.rests[oldest.in.ID()] = oldest.mark, true
+	}
+	return found, nil
+}
+
 // begin follows a file, unless it is being read under another name.
 func (w *globber) begin(m match, back int64) {
 	id := "file:" + m.path
@@ -416,6 +498,9 @@ func (w *globber) begin(m match, back int64) {
 			if slices.Contains(p.inos, m.ino) {
 				return
 			}
+			if ino, err := inodeAt(p.path); err == nil && ino == m.ino { // a link that leads there since a moment ago
+				return
+			}
 		}
 		if w.first && w.knownElsewhere(m) {
 			return // whoever has the mark finishes it first
@@ -423,6 +508,7 @@ func (w *globber) begin(m match, back int64) {
 		mark = w.leftAt(m)
 	}
 	delete(w.marks, id)
+	delete(w.rests, id)
 	o := w.opts.File
 	o.Back = back
 	ctx, cancel := context.WithCancel(w.ctx)
@@ -446,6 +532,12 @@ func (w *globber) begin(m match, back int64) {
 	w.g.mu.Unlock()
 	w.opts.Log.Info("following", "input", id, "of", w.g.ID())
 	go func() { p.done <- p.in.Run(ctx, mark, w.batches) }()
+}
+
+func inodeAt(path string) (uint64, error) {
+	var st syscall.Stat_t
+	err := syscall.Stat(path, &st)
+	return st.Ino, err
 }
 
 // knownElsewhere tells whether a mark of another file of the pattern has a place in this one.
@@ -487,6 +579,15 @@ func (w *globber) leftAt(m match) []byte {
 
 // forget stops following a file that is gone; its mark is taken out of the store. It returns false when ctx is done.
 func (w *globber) forget(p *part, out chan<- Batch) bool {
+	if !w.end(p, out) {
+		return false
+	}
+	w.opts.Log.Info("forgetting a log file that is gone", "input", p.in.ID(), "of", w.g.ID())
+	return w.send(Batch{Input: p.in.ID(), Of: w.g.ID(), Read: time.Now()}, out)
+}
+
+// end stops following a file. It returns false when ctx is done.
+func (w *globber) end(p *part, out chan<- Batch) bool {
 	p.cancel()
 	for waiting := true; waiting; { // what it was about to hand over
 		select {
@@ -502,8 +603,7 @@ func (w *globber) forget(p *part, out chan<- Batch) bool {
 		}
 	}
 	w.drop(p)
-	w.opts.Log.Info("forgetting a log file that is gone", "input", p.in.ID(), "of", w.g.ID())
-	return w.send(Batch{Input: p.in.ID(), Of: w.g.ID(), Read: time.Now()}, out)
+	return true
 }
 
 func (w *globber) drop(p *part) {

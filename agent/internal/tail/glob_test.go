@@ -246,6 +246,146 @@ func TestGlobMany(t *testing.T) {
 	}
 }
 
+// TestGlobMakesRoom: with as many followed as may be, a file that comes takes the place of the one that was quiet for longest.
+// That one is read on when it is written to again, over a restart too.
+func TestGlobMakesRoom(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for i, n := range []string{"a.log", "b.log"} {
+		appendTo(t, at(n), n+" 1\n")
+		changedAt(t, at(n), time.Now().Add(-time.Hour+time.Duration(i)*time.Minute))
+	}
+	two := func(o *GlobOptions) { o.Max = 2 }
+	r := startGlob(t, at("*.log"), nil, two)
+	r.want("a.log", "a.log 1")
+	r.want("b.log", "b.log 1")
+	appendTo(t, at("c.log"), "c.log 1\n")
+	r.want("c.log", "c.log 1")
+	r.until("a.log let go", func() bool {
+		p := r.g.Parts()
+		return len(p) == 2 && p[0].Input == "file:"+at("b.log") && r.marks["file:"+at("a.log")] != nil
+	})
+	appendTo(t, at("a.log"), "a.log 2\n")
+	r.want("a.log", "a.log 1", "a.log 2")
+	r.stop()
+	appendTo(t, at("b.log"), "b.log 2\n")
+	r = startGlob(t, at("*.log"), r, two)
+	r.want("b.log", "b.log 1", "b.log 2")
+	r.nothingMore()
+	// What goes while there is no room for it leaves no mark.
+	if parts := r.g.Parts(); len(parts) != 2 || len(r.marks) != 3 {
+		t.Fatalf("%+v, marks of %d", parts, len(r.marks))
+	}
+	resting := ""
+	for id := range r.marks {
+		if !slices.ContainsFunc(r.g.Parts(), func(s Status) bool { return s.Input == id }) {
+			resting = id
+		}
+	}
+	must(t, os.Remove(strings.TrimPrefix(resting, "file:")))
+	r.until("its mark gone", func() bool { return r.marks[resting] == nil })
+	for _, n := range []string{"a.log", "b.log", "c.log"} {
+		os.Remove(at(n))
+	}
+	r.stop()
+	r = startGlob(t, at("*.log"), r, func(o *GlobOptions) { o.Forget = 50 * time.Millisecond })
+	r.until("all forgotten", func() bool { return len(r.marks) == 0 })
+}
+
+// TestGlobSymlinkSwitched: a link that matches leads from one day's file to the next one's, which matches too and was there for a
+// while.
+func TestGlobSymlinkSwitched(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	must(t, os.Symlink("day1.log", at("current.log")))
+	appendTo(t, at("day1.log"), "1\n")
+	r := startGlob(t, at("*.log"), nil, nil)
+	r.want("day1.log", "1")
+	appendTo(t, at("day2.log"), "2\n")
+	r.want("day2.log", "2")
+	must(t, os.Remove(at("current.log")))
+	must(t, os.Symlink("day2.log", at("current.log")))
+	appendTo(t, at("day2.log"), "3\n")
+	appendTo(t, at("day1.log"), "late\n")
+	r.want("day2.log", "2", "3")
+	r.want("day1.log", "1", "late")
+	r.nothingMore()
+	if p := r.g.Parts(); len(p) != 2 {
+		t.Errorf("%+v", p)
+	}
+	// A link outside of the pattern's names is a log as any other.
+	must(t, os.Mkdir(at("else"), 0o755))
+	appendTo(t, at("else/where"), "4\n")
+	must(t, os.Symlink("else/where", at("linked.log")))
+	r.want("linked.log", "4")
+	// Also when it comes to lead to one that matches and that nobody has seen yet.
+	must(t, os.Remove(at("linked.log")))
+	must(t, os.Symlink("new.log", at("linked.log")))
+	appendTo(t, at("new.log"), "5\n")
+	r.until("the fifth line", func() bool { return len(r.lines["linked.log"])+len(r.lines["new.log"]) == 2 })
+	r.nothingMore()
+	// And one to what is named as a rotated log is.
+	appendTo(t, at("dated.log-20260131"), "6\n")
+	must(t, os.Symlink("dated.log-20260131", at("dated.log")))
+	r.stop()
+	r = startGlob(t, at("dated.log*"), r, nil)
+	r.want("dated.log", "6")
+}
+
+// globberAt is a globber whose scans are called by hand, and whose files say nothing.
+func globberAt(t *testing.T, pattern string) *globber {
+	g := NewGlob(pattern, GlobOptions{input: func(path string, o FileOptions) Input { return idleInput("file:" + path) }})
+	return &globber{g: g, opts: &g.opts, ctx: t.Context(), batches: make(chan Batch), lefts: make(chan position, 16),
+		left: map[uint64]position{}, marks: map[string][]byte{}, rests: map[string]bool{}}
+}
+
+// TestGlobLinkSwitchedNow: a link that is followed leads to a new file since a moment ago, and has not been seen to.
+func TestGlobLinkSwitchedNow(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	appendTo(t, at("elsewhere"), "1\n")
+	must(t, os.Symlink("elsewhere", at("linked.log")))
+	w, out := globberAt(t, at("*.log")), make(chan Batch, 1)
+	w.scan(out)
+	must(t, os.Remove(at("linked.log")))
+	must(t, os.Symlink("new.log", at("linked.log")))
+	appendTo(t, at("new.log"), "2\n")
+	w.scan(out)
+	if p := w.parts(); len(p) != 1 || p[0].path != at("linked.log") {
+		t.Errorf("%d files are followed, %s", len(p), p[0].path)
+	}
+}
+
+// TestGlobLeftBeforeBatch: where the reading of a file ended is known by the time that a batch says it is read no more, though both
+// come by ways of their own.
+func TestGlobLeftBeforeBatch(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	appendTo(t, at("b.log"), "1\n")
+	w := globberAt(t, at("*.log"))
+	s, err := newSource(at("b.log"))
+	must(t, err)
+	s.pos = 2
+	w.lefts <- s.position()
+	s.close()
+	if !w.scan(make(chan Batch, 1)) {
+		t.Fatal("ended")
+	}
+	if m, err := decodeMark(w.parts()[0].mark); err != nil || len(m.Files) != 1 || m.Files[0].Offset != 2 {
+		t.Errorf("mark %s, %v", w.parts()[0].mark, err)
+	}
+}
+
+// idleInput says nothing.
+type idleInput string
+
+func (i idleInput) ID() string     { return string(i) }
+func (i idleInput) Status() Status { return Status{Input: string(i), State: Following} }
+func (i idleInput) Run(ctx context.Context, _ []byte, _ chan<- Batch) error {
+	<-ctx.Done()
+	return nil
+}
+
 func TestGlobNone(t *testing.T) {
 	dir := t.TempDir()
 	r := startGlob(t, filepath.Join(dir, "*", "log"), nil, nil)
