@@ -72,7 +72,7 @@ var daemons = []daemon{
 		relay: "relay_denied", auth: "auth_failure", syntax: "protocol_error",
 	},
 	{
-		name: "cyrus", kind: lab.KindCyrus, log: syslogLog, user: "user1", story: (*daemon).cyrusStory,
+		name: "cyrus", kind: lab.KindCyrus, log: syslogLog, story: (*daemon).cyrusStory,
 		config: "ports: {submission: [143, 110, 4190]}\n",
 	},
 

@@ -338,7 +338,7 @@ func courierFiles(o Options) (map[string]string, error) {
 // cyrusFiles: without a pause, which is three seconds, each failure would cost a test that.
 func cyrusFiles(o Options) (map[string]string, error) {
 	var passwords strings.Builder
-	for i := range min(o.Recipients, 3) { // each costs a process
+	for i := range min(o.Recipients, 6) { // each costs a process
 		fmt.Fprintf(&passwords, "user%d %s\n", i+1, o.Password)
 	}
 	return map[string]string{
