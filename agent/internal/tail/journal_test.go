@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/mxshield/mxshield/scripts/seeds"
 )
 
 // journald is a real systemd-journald in a mount namespace of its own, with a cgroup that makes its senders belong to
@@ -397,4 +400,62 @@ func TestJournalErrors(t *testing.T) {
 	deaf := fake(t, "echo 'Hint: You are currently not seeing messages from other users and the system.' >&2; exec sleep 1000")
 	r = startAt(t, NewJournal([]string{"x"}, JournalOptions{Command: []string{deaf}}), nil)
 	r.waitStatus("failed", func(s Status) bool { return s.State == Failed && strings.Contains(s.LastError, "systemd-journal") })
+}
+
+// Whatever happens to journalctl and to the reader: with what was committed, every record is there exactly once. A journalctl
+// that ends after so many bytes, in the middle of a record too, is started again and again, while readers are stopped at random
+// with a batch in hand.
+func TestJournalCrashes(t *testing.T) {
+	seed := seeds.Of(t)
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	dir := t.TempDir()
+	const total = 600
+	var records, cuts, want []string
+	for i := 1; i <= total; i++ {
+		uid := "0"
+		if i%5 == 0 {
+			uid = "65534" // nobody's: not handed over, but the mark may be at it
+		} else {
+			want = append(want, "m"+strconv.Itoa(i))
+		}
+		// Several at one time, as after a step of the clock.
+		records = append(records, strings.TrimSpace(object("MESSAGE", "m"+strconv.Itoa(i), "__CURSOR", "s="+strconv.Itoa(i), "_UID", uid)))
+	}
+	must(t, os.WriteFile(filepath.Join(dir, "records"), []byte(join(records)), 0o600))
+	for range 60 {
+		cuts = append(cuts, strconv.Itoa(rnd.IntN(8000)))
+	}
+	must(t, os.WriteFile(filepath.Join(dir, "cuts"), []byte(join(cuts)), 0o600))
+	// With a cursor it begins with the record that has it, as the real one does.
+	command := fake(t, `cd `+dir+`
+from=1
+for a in "$@"; do case "$a" in --cursor=s=*) from=${a#--cursor=s=};; esac; done
+echo >> starts
+cut=$(sed -n "$(wc -l < starts)p" cuts)
+if [ -n "$cut" ]; then tail -n +"$from" records | head -c "$cut"; exit 1; fi
+tail -n +"$from" records; exec sleep 1000`)
+	var got []string
+	var mark []byte
+	crashes := 0
+	for len(got) < len(want) {
+		in := NewJournal([]string{"postfix.service"}, JournalOptions{Command: []string{command}, Trusted: []uint32{0}, Backoff: time.Millisecond})
+		r := startAt(t, in, mark)
+		for batches := rnd.IntN(8); batches >= 0 && len(got) < len(want); batches-- {
+			b, ok := r.peek()
+			if !ok {
+				t.Fatalf("no batch; %d of %d records, status %+v, mark %s", len(got), len(want), in.Status(), mark)
+			}
+			if batches == 0 && rnd.IntN(2) == 0 {
+				break // received, and then the power went
+			}
+			r.commit(b)
+			mark = b.Mark
+			got = append(got, r.messages()...)
+			r.lines = nil
+		}
+		r.stop()
+		crashes++
+	}
+	t.Logf("%d restarts of the reader", crashes)
+	same(t, got, want)
 }
