@@ -143,18 +143,19 @@ type world struct {
 		f  *os.File
 		of *xfile
 	}
-	lines  map[string]*xline
-	pieces map[string]int // texts of pieces of lines that may come, and how often
-	next   int
-	turn   int
-	trace  []string
-	fo     *follower
-	out    chan Batch
-	life   int // of the reader: counts starts
-	mark   []byte
-	back   *xfile   // was moved back since the last commit
-	got    []string // committed
-	pend   []Batch  // handed over, not committed
+	lines     map[string]*xline
+	pieces    map[string]int // texts of pieces of lines that may come, and how often
+	next      int
+	turn      int
+	trace     []string
+	fo        *follower
+	out       chan Batch
+	life      int // of the reader: counts starts
+	mark      []byte
+	unordered bool
+	back      *xfile   // was moved back since the last commit
+	got       []string // committed
+	pend      []Batch  // handed over, not committed
 }
 
 // xfile is a file (an inode), whatever its name.
@@ -167,7 +168,6 @@ type xfile struct {
 	cut    int      // bytes of part that are there
 	copied bool     // by copytruncate
 	closed bool     // was quiet for so long that the reader need not know it any more
-	late   bool     // and was written to after that
 	held   int      // the life of the reader that has it open
 }
 
@@ -390,7 +390,6 @@ func (w *world) whole(f *xfile, l *xline) {
 	f.lines, f.all = append(f.lines, l), append(f.all, l)
 	switch {
 	case f.closed:
-		f.late = true
 		l.may("written to a file that was quiet")
 	case !w.reachable(f) && !w.isHeld(f):
 		l.may("written to a file that is gone")
@@ -761,6 +760,9 @@ func (w *world) start() error {
 	if w.mark != nil {
 		w.note("start with mark %s", w.mark)
 		w.markGone()
+		if m, err := decodeMark(w.mark); err == nil && slices.ContainsFunc(m.Files, func(p position) bool { return p.N == 0 }) {
+			w.unordered = true // what was empty is known by its inode alone, which a newer one may have been given
+		}
 		w.fo.begin(w.mark)
 		return w.step()
 	}
@@ -787,7 +789,7 @@ func (w *world) start() error {
 }
 
 // markGone allows for what is said at File: if the last file of the mark is gone, older ones that were written to after they
-// were given up are read again.
+// were given up, or copied in the moment of the mark, are read again.
 func (w *world) markGone() {
 	m, err := decodeMark(w.mark)
 	if err != nil || len(m.Files) == 0 {
@@ -807,7 +809,7 @@ func (w *world) markGone() {
 	}
 	for _, f := range w.files {
 		for _, l := range f.all {
-			if f.late {
+			if f.closed || f.copied {
 				w.pieces[l.text]++
 			}
 		}
@@ -942,6 +944,9 @@ func (w *world) end() error {
 	}
 	if missing > 0 {
 		return fmt.Errorf("%d lines are missing, first %s", missing, first)
+	}
+	if w.unordered {
+		return nil
 	}
 	return w.order()
 }

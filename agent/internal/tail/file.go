@@ -59,8 +59,8 @@ type FileOptions struct {
 // What can be doubled:
 //   - a file rewritten in place of itself (sed -i) is a new file and read from its start;
 //   - so is an old file that is moved back, if the agent was started anew after it had given that file up;
-//   - so is one that was given up and then written to, if at the agent's next start the log it had gone on to is gone or
-//     truncated, and there is no copy of it.
+//   - so is one that was given up and then written to, or a copy made in the moment of the checkpoint, if at the agent's next
+//     start the log it had gone on to is gone or truncated, and there is no copy of that.
 type File struct {
 	path  string
 	opts  FileOptions
@@ -235,6 +235,9 @@ func (fo *follower) step(ctx context.Context) error {
 	}
 	fo.pause()
 	switched, err := fo.look()
+	if !fo.live && err == nil && len(fo.srcs) > 0 {
+		fo.leaveOld()
+	}
 	fo.live = true
 	if switched { // the old file to its end once more, then the new one
 		if derr := fo.drainAll(ctx); derr != nil {
@@ -319,6 +322,7 @@ func (fo *follower) find() (ok bool, err error) {
 	places := placesOf(fo.path)
 	var found []*source
 	used := map[uint64]bool{}
+	var empty []*source // when the mark was made
 	lastFound, lost := false, 0
 	for i, p := range fo.resume {
 		var s *source
@@ -339,7 +343,16 @@ func (fo *follower) find() (ok bool, err error) {
 		s.pos = p.Offset
 		used[s.ino] = true
 		found = append(found, s)
+		if p.N == 0 {
+			empty = append(empty, s)
+		}
 		lastFound = i == len(fo.resume)-1
+	}
+	if !lastFound { // then what came since is looked for by its time, and an inode may be that of anything
+		for _, s := range empty {
+			s.close()
+			found = slices.DeleteFunc(found, func(o *source) bool { return o == s })
+		}
 	}
 	if missing && len(found) == 0 && len(fo.resume) > 0 && len(fo.rotatedSince(nil)) == 0 {
 		fo.wait() // for the file system to be mounted, it may be
@@ -627,6 +640,17 @@ func (fo *follower) copyOfAny(s, next *source) bool {
 	return false
 }
 
+// toLastLine moves to the end of the last whole line before size.
+func (s *source) toLastLine(size int64) error {
+	tail := make([]byte, min(size, maxLine))
+	n, err := s.f.ReadAt(tail, size-int64(len(tail)))
+	if err != nil && err != io.EOF {
+		return err
+	}
+	s.pos = size - int64(len(tail)) + int64(bytes.LastIndexByte(tail[:n], '\n')) + 1
+	return nil
+}
+
 // back moves to the first line start within the last n bytes.
 func (s *source) back(n int64) error {
 	fi, err := s.f.Stat()
@@ -712,6 +736,22 @@ func (fo *follower) leave(s *source) {
 		fo.left = append(fo.left[:0], fo.left[1:]...)
 	}
 	fo.left = append(fo.left, s.position())
+}
+
+// leaveOld remembers how long the rotated files are that are not read at the start. Should one be written to after that, it is not
+// to be read from its start.
+func (fo *follower) leaveOld() {
+	list := pick(listRotated(placesOf(fo.path), false), time.Time{}, fo.inos(), func(r rotated) bool { return r.size > 0 })
+	for _, r := range list[max(0, len(list)-maxRotated):] {
+		s, err := newSource(r.path)
+		if err != nil {
+			continue
+		}
+		if s.ino == r.ino && !fo.copyOfAny(s, nil) && s.toLastLine(r.size) == nil {
+			fo.leave(s)
+		}
+		s.close()
+	}
 }
 
 // readOn moves s to where its reading, or that of what it is a copy of, ended before.

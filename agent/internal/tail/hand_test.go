@@ -158,12 +158,17 @@ func TestFileRemovedBesideOld(t *testing.T) {
 	appendTo(t, path, "four\n")
 	r.step("four")
 	// And when it was rotated before the agent was started.
+	appendTo(t, path+".1", "unfini")
 	changedAt(t, path+".1", time.Now().Add(-time.Minute))
 	r = handAt(t, path, nil)
 	r.step("four")
 	must(t, os.Remove(path))
 	appendTo(t, path, "five\n")
 	r.step("five")
+	appendTo(t, path+".1", "shed\nlater\n")
+	must(t, os.Remove(path))
+	appendTo(t, path, "six\n")
+	r.step("unfinished", "later", "six")
 }
 
 // A file that grows just when it would be given up is not given up.
@@ -320,4 +325,10 @@ func TestFileEmptyInodeReused(t *testing.T) {
 	move(t, path, "", ".1")
 	appendTo(t, path, "four\n")
 	handAt(t, path, with(inode(t, path))).step("three", "four")
+	// Of an empty file that was rotated after another.
+	must(t, os.Remove(path+".1"))
+	move(t, path, "", ".2")
+	appendTo(t, path+".1", "")
+	appendTo(t, path, "five\n")
+	handAt(t, path, with(inode(t, path+".1"))).step("four", "five")
 }
