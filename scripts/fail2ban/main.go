@@ -3,7 +3,7 @@
 // Command fail2ban compares the agent with fail2ban, both at work on the same Postfix log on the same machine at the
 // same time of day, and prints a table of ratios:
 //
-//	go run ./scripts/fail2ban [-lines 200000] [-sources 1000]
+//	go run ./scripts/fail2ban [-lines 500000] [-sources 1000]
 //
 // fail2ban is the distribution's, in a private root and a namespace (see package lab), with the distribution's Postfix
 // filter in mode aggressive; its action appends to a file. Nothing of the host is touched. It needs root; where it or the
@@ -56,7 +56,7 @@ type bench struct {
 
 func run() error {
 	b := bench{table: tabwriter.NewWriter(os.Stdout, 0, 0, 1, ' ', 0)}
-	flag.IntVar(&b.lines, "lines", 200_000, "lines of the log that both read from end to end")
+	flag.IntVar(&b.lines, "lines", 500_000, "lines of the log that both read from end to end")
 	flag.IntVar(&b.sources, "sources", 1000, "attackers of the live comparison, 12 lines each")
 	flag.Parse()
 	if b.lines < 20000 || b.sources < 1 || b.sources > 60000 {
