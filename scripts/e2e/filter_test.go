@@ -47,29 +47,11 @@ func serveFilter(c net.Conn, verdicts map[string]string) {
 	}
 }
 
-func listenFilter(r *rig, at string, verdicts map[string]string) {
-	r.t.Helper()
-	l, err := r.host.Listen(r.t.Context(), at)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go serveFilter(c, verdicts)
-		}
-	}()
-}
-
 // TestContentFilter: a message that a filter behind the queue throws away as spam is an offence of its source, though Postfix has
 // accepted it, and no credit; who sends what the filter keeps, and a little that it does not, is let be.
 func TestContentFilter(t *testing.T) {
 	r := newRig(t, lab.Options{Main: map[string]string{"content_filter": "smtp:[127.0.0.1]:10024"}}, "")
-	listenFilter(r, "127.0.0.1:10024", map[string]string{"buy-this": "spam", "an-exe": "BANNED: .exe"})
+	r.serveAt("127.0.0.1:10024", func(c net.Conn) { serveFilter(c, map[string]string{"buy-this": "spam", "an-exe": "BANNED: .exe"}) })
 	r.start()
 	src := lab.Sources(lab.Attack4, 3)
 	spammer, list, banned := src[0], src[1], src[2]
@@ -120,7 +102,7 @@ func TestContentFilter(t *testing.T) {
 // there. The guesses count as if Postfix had refused them; who writes to those who are there may err now and then.
 func TestAcceptedAndBounced(t *testing.T) {
 	r := newRig(t, lab.Options{Main: map[string]string{"virtual_mailbox_maps": "static:all", "virtual_transport": "smtp:[127.0.0.1]:2525"}}, "")
-	listenFilter(r, "127.0.0.1:2525", nil)
+	r.serveAt("127.0.0.1:2525", func(c net.Conn) { serveFilter(c, nil) })
 	r.start()
 	src := lab.Sources(lab.Attack4, 2)
 	guesser, list := src[0], src[1]

@@ -82,23 +82,12 @@ func TestSendmailMilter(t *testing.T) {
 	d := daemon{name: "sendmail", kind: lab.KindSendmail, log: syslogLog, o: lab.Options{Syslog: "iso",
 		Extra: "INPUT_MAIL_FILTER(`lab', `S=inet:8893@127.0.0.1, F=T, T=C:10s;S:10s;R:10s;E:10s')dnl\n"}}
 	r := d.rig(t)
-	l, err := r.host.Listen(t.Context(), "127.0.0.1:8893")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go serveMilter(c, map[string]string{
-				"buy-this": "550 5.7.1 Blocked by SpamAssassin", "later-please": "451 4.7.1 Greylisting in action",
-				"user1@": "550 5.1.1 <user1@example.org>... User unknown", "virus": "",
-			})
-		}
-	}()
+	r.serveAt("127.0.0.1:8893", func(c net.Conn) {
+		serveMilter(c, map[string]string{
+			"buy-this": "550 5.7.1 Blocked by SpamAssassin", "later-please": "451 4.7.1 Greylisting in action",
+			"user1@": "550 5.1.1 <user1@example.org>... User unknown", "virus": "",
+		})
+	})
 	src := lab.Sources(lab.Attack4, 5)
 	send := func(i int, lines ...string) string {
 		t.Helper()

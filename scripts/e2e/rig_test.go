@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -304,6 +305,25 @@ func (r *rig) why(a netip.Addr) control.Why {
 }
 
 func (r *rig) status() control.Status { r.t.Helper(); return ask[control.Status](r, "status") }
+
+// serveAt listens on the mail host until the test ends, each connection in a goroutine of its own.
+func (r *rig) serveAt(addr string, serve func(net.Conn)) {
+	r.t.Helper()
+	l, err := r.host.Listen(r.t.Context(), addr)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go serve(c)
+		}
+	}()
+}
 
 func (r *rig) eventually(what string, ok func() bool) {
 	r.t.Helper()
