@@ -210,6 +210,7 @@ func serve(ctx context.Context, cfg *config.Config, reload func() (*config.Confi
 	stop()
 	all.Wait()
 	<-committed
+	d.senders.Stop()
 	if cerr := d.commit(); cerr != nil {
 		err = errors.Join(err, cerr)
 	}

@@ -211,6 +211,13 @@ type saved struct {
 	Ranges []netip.Prefix `json:"ranges"`
 }
 
+// Stop says that the next Save is the last one: it does not wait for more.
+func (s *Set) Stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dirty = s.dirty || s.newly
+}
+
 // Save returns what is to be kept over a restart, if it has changed since the last call.
 func (s *Set) Save() ([]byte, bool) {
 	s.mu.Lock()

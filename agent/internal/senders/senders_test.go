@@ -128,6 +128,30 @@ func TestRefresh(t *testing.T) {
 	})
 }
 
+// TestStopSaves: what was proved a moment before the end is known at the next start.
+func TestStopSaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := Options{Senders: list(t, "domain:yahoo.test"), Resolver: newZone(t, ""), Log: slog.New(slog.DiscardHandler)}
+		a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+		s := New(o)
+		s.Learn(a, &resolve.Names{State: resolve.StateVerified, Verified: []string{"m1.yahoo.test"}})
+		if _, ok := s.Save(); !ok {
+			t.Fatal("the first is not saved")
+		}
+		s.Learn(b, &resolve.Names{State: resolve.StateVerified, Verified: []string{"m2.yahoo.test"}})
+		if _, ok := s.Save(); ok {
+			t.Fatal("the second is saved at once: the test shows nothing")
+		}
+		s.Stop()
+		o.Saved, _ = s.Save()
+		for _, a := range []netip.Addr{a, b} {
+			if _, ok := New(o).Covers(a); !ok {
+				t.Errorf("%s is not known after a restart", a)
+			}
+		}
+	})
+}
+
 // TestRhythm counts what Run asks: each record once a day, a failing one again after minutes.
 func TestRhythm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
